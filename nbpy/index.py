@@ -1,0 +1,7 @@
+# %% [markdown]
+# # verdiff
+# > test
+
+# %%
+#| hide
+1 + 1
