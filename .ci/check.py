@@ -1,0 +1,282 @@
+"""Every check that a change must pass, in the order of what fails fastest.
+
+usage: check.py [STEP ...] | --list | --write-readme        (default: all steps)
+"""
+import difflib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+ENV = dict(
+    os.environ, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}", PYTHONPATH=str(ROOT),
+    OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", PYTHONWARNINGS="ignore",
+)
+os.environ.update(HF_HUB_OFFLINE="1")
+
+
+class Failed(Exception):
+    """A check that did not pass; its text says why."""
+
+
+def run(*command, cwd=ROOT, env=ENV, **kw):
+    done = subprocess.run([str(c) for c in command], cwd=cwd, env=env, **kw)
+    if done.returncode:
+        tail = (done.stderr or "")[-2000:] if kw.get("capture_output") else ""
+        raise Failed(f"`{' '.join(map(str, command))}` ended with {done.returncode}\n{tail}")
+    return done
+
+
+def source(cell):
+    return cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+
+
+# ---------------------------------------------------------------- the steps
+
+
+def style():
+    """ruff over the texts, the exported code, the tests and the scripts"""
+    run(BIN / "ruff", "check", "-q", "nbpy", "verdiff", "tests", "bench", ".ci")
+
+
+def pairs():
+    """each notebook is clean, paired with its text in nbpy/, and carries outputs without an error"""
+    import jupytext
+
+    run(sys.executable, ".ci/tidy.py", "--check", *NOTEBOOKS)
+    texts = {p.stem for p in (ROOT / "nbpy").glob("*.py")}
+    if texts != (names := {p.stem for p in NOTEBOOKS}):
+        raise Failed(f"without a partner in nbs/ or nbpy/: {sorted(texts ^ names)}")
+    for path in NOTEBOOKS:
+        nb = json.loads(path.read_text(encoding="utf-8"))
+        text = jupytext.read(ROOT / "nbpy" / f"{path.stem}.py")
+        ours = [(c["cell_type"], source(c).rstrip()) for c in nb["cells"]]
+        theirs = [(c["cell_type"], source(c).rstrip()) for c in text.cells]
+        if ours != theirs:
+            at = next((i for i, ab in enumerate(zip(ours, theirs, strict=False)) if ab[0] != ab[1]), "the end")
+            raise Failed(f"{path.name} and its text differ at cell {at}; run .ci/nb {path.stem}")
+        outputs = [o for c in nb["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
+        if not outputs:
+            raise Failed(f"{path.name} holds no outputs: it was not executed")
+        if any(o["output_type"] == "error" for o in outputs):
+            raise Failed(f"{path.name} holds an error output")
+
+
+def exports():
+    """verdiff/ is what nbdev exports from nbs/"""
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp)
+        for name in ("pyproject.toml", "README.md", "settings.ini"):
+            shutil.copy(ROOT / name, tmp)
+        (tmp / "nbs").mkdir()
+        for path in NOTEBOOKS:
+            shutil.copy(path, tmp / "nbs")
+        (tmp / "verdiff").mkdir()
+        shutil.copy(ROOT / "verdiff" / "__init__.py", tmp / "verdiff")
+        run(BIN / "nbdev-export", cwd=tmp, env=ENV | {"PYTHONPATH": str(tmp)})
+        for path in sorted({p.name for d in (tmp, ROOT) for p in (d / "verdiff").glob("*.py")}):
+            ours, wanted = (d / "verdiff" / path for d in (ROOT, tmp))
+            if not (ours.exists() and wanted.exists()):
+                raise Failed(f"verdiff/{path}: exists on one side only; run nbdev-export")
+            texts = (f.read_text(encoding="utf-8").splitlines() for f in (wanted, ours))
+            if diff := list(difflib.unified_diff(*texts, lineterm="")):
+                why = f"verdiff/{path} is not what nbs/ exports; run nbdev-export"
+                raise Failed("\n".join([why, *diff[:20]]))
+
+
+def pytest():
+    """the tests"""
+    run(BIN / "pytest", "-n", "2")
+
+
+def notebooks():
+    """every notebook runs from a fresh kernel without an error"""
+    run(BIN / "nbdev-test", "nbs", "--n-workers", "2", "--timing", "--pause", "1")
+
+
+def docs():
+    """every page goes through nbdev's processing and to HTML, and every formula parses"""
+    from nbconvert import HTMLExporter
+
+    pages, formulas = processed(), []
+    for path in pages:
+        nb = page(path)
+        html, _ = HTMLExporter(template_name="classic").from_notebook_node(nb)
+        if len(html) < 2000:
+            raise Failed(f"{path.name} gives an empty page")
+        for cell in nb.cells:
+            shown = [o.get("data", {}).get("text/markdown", "") for o in cell.get("outputs", [])]
+            texts = [cell.source] if cell.cell_type == "markdown" else map("".join, shown)
+            formulas += [dict(page=path.name, **f) for t in texts for f in find_formulas(t)]
+    if len(pages) != len(NOTEBOOKS) or not formulas:
+        raise Failed(f"{len(pages)} pages from {len(NOTEBOOKS)} notebooks, {len(formulas)} formulas")
+    listed = set(re.findall(r"[\w/]+\.ipynb", (ROOT / "_quarto.yml").read_text()))
+    if missing := {p.name for p in NOTEBOOKS} ^ listed:
+        raise Failed(f"_quarto.yml's sidebar and nbs/ differ: {sorted(missing)}")
+    check_formulas(formulas)
+    print(f"  {len(pages)} pages, {len(formulas)} formulas")
+
+
+def readme():
+    """README.md is what index.ipynb gives"""
+    text, pictures = render_readme()
+    path = ROOT / "README.md"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        raise Failed("README.md is not what nbs/index.ipynb gives; run `make readme`")
+    for name, data in pictures.items():
+        if not (ROOT / name).exists() or (ROOT / name).read_bytes() != data:
+            raise Failed(f"{name} is not the picture in nbs/index.ipynb; run `make readme`")
+
+
+def wheel():
+    """the wheel, in an empty environment without the tools: imports, --help, a two-step training run"""
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp)
+        clean = {k: v for k, v in ENV.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        pip = (tmp / "venv/bin/python", "-m", "pip", "install", "-q", "-c", ROOT / ".ci/constraints.txt")
+        run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp, ROOT)
+        shutil.rmtree(ROOT / "build", ignore_errors=True)
+        run(sys.executable, "-m", "venv", tmp / "venv", env=clean)
+        run(*pip, "torch", env=clean)
+        run(*pip, next(tmp.glob("verdiff-*.whl")), env=clean)
+        modules = sorted(p.stem for p in (ROOT / "verdiff").glob("*.py") if not p.stem.startswith("_"))
+        code = "import importlib, verdiff; print(verdiff.__file__)\n"
+        code += f"for m in {modules!r}: importlib.import_module('verdiff.' + m)"
+        done = run(tmp / "venv/bin/python", "-c", code, cwd=tmp, env=clean, capture_output=True, text=True)
+        if "site-packages" not in done.stdout:
+            raise Failed(f"imported from {done.stdout.strip()}, not from the wheel")
+        verdiff = tmp / "venv/bin/verdiff"
+        run(verdiff, "--help", cwd=tmp, env=clean, capture_output=True, text=True)
+        run(verdiff, "train", "--data", "phantom", "--profile", "smoke", "--set", "max_steps=2",
+            "--out", tmp / "run", cwd=tmp, env=clean, capture_output=True, text=True)
+        if not list((tmp / "run").rglob("*.safetensors")):
+            raise Failed("the two-step run left no weights")
+
+
+# ---------------------------------------------------------------- what they use
+
+
+def processed():
+    """Run nbdev's documentation processing on all notebooks; the processed notebooks."""
+    from nbdev.quarto import refresh_quarto_yml
+    from nbdev.serve import proc_nbs
+
+    os.chdir(ROOT)
+    refresh_quarto_yml()
+    cache = proc_nbs(n_workers=0, force=True)
+    return sorted(Path(cache).glob("*.ipynb"))
+
+
+def page(path):
+    """A processed notebook as a reader sees it: directives obeyed and gone, unknown keys dropped."""
+    import nbformat
+    import yaml
+
+    raw = json.loads(Path(path).read_text(encoding="utf-8"))
+    known = {"cell_type", "id", "metadata", "source"}
+    cells = []
+    for cell in raw["cells"]:
+        text = cell["source"] = source(cell)
+        if cell["cell_type"] == "raw" and text.startswith("---"):  # nbdev turns the H1 into front matter
+            front = yaml.safe_load(text.strip().strip("-"))
+            title, subtitle = front["title"], front.get("description", "")
+            cell |= dict(cell_type="markdown", source=f"# {title}\n\n> {subtitle}")
+        if "AUTOGENERATED" in text:
+            continue
+        echo = not re.search(r"^#\|\s*echo:\s*false|^show_doc\(", text, re.M)
+        if cell["cell_type"] == "code":
+            text = "\n".join(line for line in text.splitlines() if not line.startswith("#|")).strip()
+            cell["source"] = text if echo else ""
+            cell.setdefault("execution_count", None)
+        more = {"execution_count", "outputs"} if cell["cell_type"] == "code" else set()
+        cells.append({k: v for k, v in cell.items() if k in known | more})
+    raw["cells"] = [c for c in cells if source(c) or c.get("outputs")]
+    return nbformat.from_dict(raw)
+
+
+def find_formulas(text):
+    """The LaTeX of a Markdown text, code left out."""
+    text = re.sub(r"```.*?```|~~~.*?~~~", "", text, flags=re.S)
+    text = re.sub(r"`[^`\n]*`", "", text)
+    found = [dict(tex=m, display=True) for m in re.findall(r"\$\$(.+?)\$\$", text, flags=re.S)]
+    text = re.sub(r"\$\$.+?\$\$", "", text, flags=re.S)
+    inline = re.findall(r"(?<![\\$])\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\d)", text)
+    return found + [dict(tex=m, display=False) for m in inline]
+
+
+def check_formulas(formulas):
+    """Parse each with KaTeX, as the site does."""
+    if not shutil.which("npm"):
+        raise Failed("npm is needed to check the formulas with KaTeX; install Node.js")
+    home = ROOT / ".venv" / "katex"
+    if not (home / "node_modules" / "katex").exists():
+        home.mkdir(parents=True, exist_ok=True)
+        npm = ("npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", home)
+        run(*npm, "katex@0.16", capture_output=True, text=True)
+    script = """
+      const katex = require('katex'); const bad = [];
+      for (const f of JSON.parse(require('fs').readFileSync(0, 'utf8')))
+        try { katex.renderToString(f.tex, {displayMode: f.display, throwOnError: true, strict: 'ignore'}) }
+        catch (e) { bad.push(f.page + ': ' + e.message) }
+      if (bad.length) { console.error(bad.join('\\n')); process.exit(1) }"""
+    run("node", "-e", script, cwd=home, input=json.dumps(formulas), capture_output=True, text=True)
+
+
+def render_readme():
+    """README.md's text and its pictures {path: bytes}, from the processed index."""
+    from nbconvert import MarkdownExporter
+
+    nb = page(next(p for p in processed() if p.name == "index.ipynb"))
+    text, resources = MarkdownExporter().from_notebook_node(nb)
+    folder = "nbs/README_files"
+    pictures = {f"{folder}/{name}": data for name, data in resources.get("outputs", {}).items()}
+    for name in resources.get("outputs", {}):
+        text = text.replace(f"({name})", f"({folder}/{name})")
+    text = re.sub(r"\]\((\w+)\.(ipynb|html)\)", r"](nbs/\1.ipynb)", text)
+    head = "<!-- made from nbs/index.ipynb by `make readme`: edit that notebook -->\n\n"
+    return head + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures
+
+
+def write_readme():
+    text, pictures = render_readme()
+    shutil.rmtree(ROOT / "nbs/README_files", ignore_errors=True)
+    for name, data in pictures.items():
+        (ROOT / name).parent.mkdir(exist_ok=True)
+        (ROOT / name).write_bytes(data)
+    (ROOT / "README.md").write_text(text, encoding="utf-8")
+
+
+STEPS = [style, pairs, exports, readme, docs, pytest, notebooks, wheel]
+
+
+def main():
+    words = sys.argv[1:]
+    if words == ["--write-readme"]:
+        return write_readme()
+    if words == ["--list"]:
+        return print(*(f"{s.__name__:10s} {s.__doc__}" for s in STEPS), sep="\n")
+    begin, failed = time.time(), []
+    for step in [s for s in STEPS if not words or s.__name__ in words]:
+        print(f"== {step.__name__}: {step.__doc__}", flush=True)
+        start = time.time()
+        try:
+            step()
+            print(f"   passed in {time.time() - start:.0f} s", flush=True)
+        except Failed as why:
+            failed.append(step.__name__)
+            print(f"   FAILED in {time.time() - start:.0f} s: {why}", flush=True)
+    verdict = "FAILED: " + ", ".join(failed) if failed else "all passed"
+    print(f"== {verdict} ({time.time() - begin:.0f} s)")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
