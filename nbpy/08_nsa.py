@@ -1,0 +1,718 @@
+# %% [markdown]
+# # 08 · The noise semantic adapter
+# > A gate that looks 29 pixels far and chooses, pixel by pixel, how finely to look
+#
+# A vertebra is recognised by its neighbours: what lies in a column of equal blocks is spine, the
+# same block alone is a marker or a screw. Section 2.4 of the paper adds a module to the encoder of
+# the diffusion U-Net that looks along the column and then turns features up or down. Here you
+# build it from five small convolutions, **measure** how far it sees, find its twin in the
+# literature, and watch its gate over a spine while $t$ falls from 999 to 0.
+#
+# *Time: half a minute on a laptop; no GPU needed.*
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/08_nsa.ipynb)
+
+# %%
+#| default_exp nsa
+
+# %%
+#| eval: false
+# !pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"  # only on Colab
+
+# %%
+#| export
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# %%
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import HTML
+from ipywidgets import IntSlider, interact
+from matplotlib.animation import FuncAnimation
+
+from verdiff.data import PhantomSet, XRaySet, find_xray, pack
+from verdiff.forward import ShiftedDiffusion, linear_schedule
+from verdiff.unet import UNet
+
+# %% [markdown]
+# ## A puzzle that needs a long look
+#
+# Before any equation, a puzzle. Each picture holds five bright blocks in a column, like vertebrae,
+# and a few blocks of the very same shape elsewhere. Mark the column, leave out the strays.
+
+# %%
+def put_block(image, row, col):
+    image[..., row - 2:row + 3, col - 2:col + 3] = 1
+
+def puzzle(rng, size=48):
+    image, mask = np.zeros((2, 1, size, size), np.float32)
+    col, top = rng.integers(4, size - 4), rng.integers(3, 9)
+    for k in range(5):
+        put_block(image, top + 9 * k, col), put_block(mask, top + 9 * k, col)
+    for row, c in rng.integers(3, size - 3, (30, 2)):
+        around = image[0, max(row - 14, 0):row + 15, max(c - 9, 0):c + 10]
+        if around.sum() == 0:
+            put_block(image, row, c)
+    return image + 0.1 * rng.standard_normal(image.shape).astype(np.float32), mask
+
+# %%
+rng = np.random.default_rng(0)
+images, masks = (torch.from_numpy(np.stack(a)) for a in zip(*[puzzle(rng) for _ in range(320)]))
+fig, axes = plt.subplots(2, 6, figsize=(9, 3.2))
+for i in range(6):
+    axes[0, i].imshow(images[i, 0], cmap="gray"), axes[1, i].imshow(masks[i, 0], cmap="magma")
+for ax, name in zip(axes[:, 0], ["image", "wanted"]):
+    ax.set_ylabel(name)
+for ax in axes.flat:
+    ax.set_xticks([]), ax.set_yticks([])
+
+# %% [markdown]
+# ### The naive attempt: two more 3×3 convolutions
+#
+# A network of a stem, a middle part and a 1×1 head. The middle part is what we exchange; its
+# output is added to its input, as an encoder does.
+
+# %%
+class Puzzler(nn.Module):
+    def __init__(self, middle, channels=8):
+        super().__init__()
+        self.stem, self.middle = nn.Conv2d(1, channels, 3, padding=1), middle
+        self.head = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x):
+        h = F.silu(self.stem(x))
+        return self.head(h + self.middle(h))
+
+# %%
+def solve(middle, steps=150):
+    "Train on 256 puzzles, return the Dice on 64 others, the answers and the size of `middle`."
+    torch.manual_seed(0)
+    net = Puzzler(middle)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(steps):
+        i = torch.randint(0, 256, (8,))
+        loss = F.binary_cross_entropy_with_logits(net(images[i]), masks[i], pos_weight=torch.tensor(3.0))
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+    with torch.no_grad():
+        answer = (net(images[256:]) > 0).float()
+    truth = masks[256:]
+    dice = (2 * (answer * truth).sum() / (answer.sum() + truth.sum())).item()
+    return dice, answer, sum(p.numel() for p in middle.parameters())
+
+# %%
+torch.manual_seed(0)
+naive = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1))
+naive_dice, naive_answer, naive_size = solve(naive)
+print(f"two 3x3 convolutions, {naive_size} parameters: Dice {naive_dice:.3f}")
+
+# %% [markdown]
+# It finds the blocks and marks every one of them. It cannot do better: stem and middle together
+# see 7 pixels, the next block of the column starts 7 pixels from a block's centre. Keep this
+# number in mind; the adapter will get the same puzzle with fewer parameters.
+#
+# ## 1 · Fine: 3×3 or 5×5?
+#
+# The adapter starts with a depth-wise convolution (each channel by its own kernel). Of which size?
+# The paper: "depends on the number of mask pixels around the center pixel", 3×3 "within the
+# vertebrae, including vertebrae boundaries", 5×5 for "large area background". So first count:
+
+# %%
+#| export
+def mask_density(
+    prior: Tensor,  # f(b) in [-1, 1], (B, 1, H, W)
+    window: int = 5,  # side of the square window in pixels, odd
+    binary: bool = False,  # count pixels of the mask (prior > 0) instead of adding probabilities
+) -> Tensor:  # share of mask in the window, (B, 1, H, W) in [0, 1]
+    "How much mask lies around each pixel; a window that sticks out counts what is inside."
+    prob = (prior > 0).to(prior.dtype) if binary else (prior + 1) / 2
+    return F.avg_pool2d(prob, window, stride=1, padding=window // 2, count_include_pad=False)
+
+# %% [markdown]
+# In training one could count pixels of the true mask. **When sampling there is none**, and a module
+# fed with truth in training and with something else afterwards learns to lean on the truth. The
+# prior $f(b)$ is there both times, so we count in the prior. Then the choice, with weight $w$ for
+# 3×3 and $1-w$ for 5×5, where $n$ is the density:
+#
+# $$ w_\text{hard} = [\,n > \tau\,], \qquad w_\text{soft} = \sigma\big(k\,(n-\tau)\big) $$
+#
+# "Including boundaries" fixes $\tau$: a pixel that touches a straight edge from outside has
+# $n = 2/5$, one further out $n = 1/5$. With $\tau = 1/4$ the first is boundary, the second is background.
+
+# %%
+#| export
+def kernel_choice(
+    prior: Tensor,  # f(b) in [-1, 1], (B, 1, H, W)
+    choice: str = "soft",  # "hard": 0 or 1, as the paper words it; "soft": a sigmoid in between
+    threshold: float = 0.25,  # tau, the density above which the 3x3 kernel is taken
+    window: int = 5,  # side of the window in which mask pixels are counted
+    sharpness: float = 10.0,  # k, the slope of the sigmoid of "soft"
+) -> Tensor:  # w, the weight of the 3x3 kernel, (B, 1, H, W) in [0, 1]; 1 - w goes to the 5x5
+    "Section 2.4: many mask pixels around the centre pixel, 3x3; few, 5x5."
+    if choice == "hard":
+        return (mask_density(prior, window, binary=True) > threshold).to(prior.dtype)
+    return torch.sigmoid(sharpness * (mask_density(prior, window) - threshold))
+
+# %%
+edge = torch.full((1, 1, 9, 12), -1.0)
+edge[..., 6:] = 1  # mask right of column 6
+print("density", mask_density(edge)[0, 0, 4].numpy().round(2))
+print("hard w ", kernel_choice(edge, "hard")[0, 0, 4].int().tolist())
+print("soft w ", kernel_choice(edge)[0, 0, 4].numpy().round(2))
+assert kernel_choice(edge, "hard")[0, 0, 4].tolist() == [0] * 5 + [1] * 7
+
+# %% [markdown]
+# Now on a spine: phantoms from [01_data](01_data.ipynb), small ones. A prior is never sharp, so a
+# blurred mask stands in for $f(b)$.
+
+# %%
+phantoms = pack(PhantomSet(size=(96, 32), n_training=64, n_test=8), progress=False)
+spines = (phantoms.masks > 0).float() * 2 - 1  # x_0 in [-1, 1]
+
+def blur(mask, window):
+    return F.avg_pool2d(mask, window, 1, window // 2, count_include_pad=False)
+
+priors = blur(spines, 5)  # a soft f(b)
+
+# %%
+def show(ax, image, title, **kwargs):
+    ax.imshow(image, **kwargs), ax.set_title(title, fontsize=9), ax.axis("off")
+
+one = priors[:1]
+panels = [("image", phantoms.images[0, 0], "gray"), ("prior f(b)", one[0, 0], "magma"),
+          ("density n", mask_density(one)[0, 0], "magma"),
+          ("hard choice", kernel_choice(one, "hard")[0, 0], "magma"),
+          ("soft choice", kernel_choice(one)[0, 0], "magma")]
+fig, axes = plt.subplots(1, 5, figsize=(7, 4))
+for ax, (title, image, cmap) in zip(axes, panels):
+    show(ax, image, title, cmap=cmap)
+
+# %% [markdown]
+# ### Hard or soft?
+#
+# The hard choice is the paper's wording. Its catch: a comparison has no slope, so the loss cannot
+# tell the prior "a little more here would help". Measured, for a toy loss:
+
+# %%
+for choice in ("hard", "soft"):
+    p = one.clone().requires_grad_()
+    w = kernel_choice(p, choice)
+    slope = torch.autograd.grad(w.sum(), p)[0].abs().sum().item() if w.requires_grad else 0.0
+    print(f"{choice}: slope of the choice in the prior {slope:8.2f}")
+
+# %% [markdown]
+# This matters only when gradients may reach the prior at all (`detach_prior = false`, see
+# [09_model](09_model.ipynb)). The second point always holds: when the prior wavers around a threshold,
+# the hard choice jumps between two kernels, the soft one glides. We default to soft, `nsa_choice = hard`
+# is one key away.
+
+# %%
+wobble = one + 0.05 * torch.randn(one.shape, generator=torch.Generator().manual_seed(1))
+jump = {c: (kernel_choice(wobble, c) - kernel_choice(one, c)).abs().max().item() for c in ("hard", "soft")}
+print({c: round(j, 3) for c, j in jump.items()}, "largest change of w when the prior moves by about 0.05")
+assert jump["soft"] < 0.2 < jump["hard"]
+
+# %% [markdown]
+# ## 2 · Spatial: 7×7 with dilation 3
+#
+# A second depth-wise convolution on the result of the first, 7×7, its taps three pixels apart. It
+# costs 49 weights a channel and spans $6\cdot3+1 = 19$ pixels. But 49 taps in 361 pixels leave holes! Rather
+# than believe any drawing, ask the gradient: which input pixels move one output pixel?
+
+# %%
+def footprint(f, channels=4, size=33):
+    "Which input pixels have a gradient on the central output pixel, (size, size) bool."
+    torch.manual_seed(0)
+    x = torch.randn(1, channels, size, size, dtype=torch.float64, requires_grad=True)
+    f(x)[..., size // 2, size // 2].sum().backward()
+    return x.grad.abs().sum((0, 1)) > 0
+
+def reach(seen):
+    "Side of the square that holds the footprint."
+    rows = seen.any(1).nonzero()
+    return (rows.max() - rows.min() + 1).item()
+
+# %%
+def depthwise(kernel, padding, dilation=1, c=4):
+    return nn.Conv2d(c, c, kernel, padding=padding, dilation=dilation, groups=c).double()
+
+fine_3, fine_5, far_7 = depthwise(3, 1), depthwise(5, 2), depthwise(7, 9, 3)
+stages = {"fine 3×3": fine_3, "fine 5×5": fine_5, "7×7, dilation 3": far_7,
+          "3×3, then it": nn.Sequential(fine_3, far_7), "5×5, then it": nn.Sequential(fine_5, far_7)}
+seen = {name: footprint(f) for name, f in stages.items()}
+
+# %%
+fig, axes = plt.subplots(1, 5, figsize=(9, 2.2))
+for ax, (name, s) in zip(axes, seen.items()):
+    show(ax, s, f"{name}\n{reach(s)} wide, {int(s.sum())} pixels", cmap="gray")
+assert [reach(s) for s in seen.values()] == [3, 5, 19, 21, 23]
+assert seen["3×3, then it"].sum() == 21 ** 2  # no holes left
+
+# %% [markdown]
+# That is the design in one picture. Dilation 3 alone is a comb; a 3×3 *before* it fills the gaps exactly, and
+# two cheap kernels ($9+49$ weights) see all of a 21×21 square, for which a plain kernel needs 441. It
+# also says what would not work: dilation 4 behind a 3×3 would leave gaps (exercise 1).
+#
+# ## 3 · The gate
+#
+# Both results are halved to $C/2$ channels by 1×1 convolutions: $F$ (fine) and $S$ (spatial). How
+# strongly does each speak at a pixel? Take mean and maximum over all channels of both, and let a 7×7
+# convolution with a sigmoid decide:
+#
+# $$ T = \sigma\big(\mathrm{conv}_{7\times7}[\mathrm{mean}_c(F,S);\ \max\nolimits_c(F,S)]\big) \tag{15} $$
+
+# %%
+#| export
+def pool_channels(
+    features: Tensor,  # (B, C, H, W)
+) -> Tensor:  # mean and maximum over the channels, (B, 2, H, W)
+    "The two descriptors of a pixel from which the gate is computed."
+    return torch.cat([features.mean(1, keepdim=True), features.amax(1, keepdim=True)], 1)
+
+# %%
+assert pool_channels(torch.tensor([1.0, 2.0, 6.0]).reshape(1, 3, 1, 1)).flatten().tolist() == [3, 6]
+
+# %% [markdown]
+# ### Where the printed dimensions do not fit
+#
+# Eq. (15) prints $T = \mathrm{Sigmoid}\cdot f(F * S)$ with "$*$ the product" and $T$ of $C$ channels;
+# Eq. (16) multiplies it with $F$ and $S$ of $C/2$ channels, and the result with $X$ of $C$ channels. Take it literally:
+
+# %%
+C = 8
+F_, S_, T_ = torch.randn(1, C // 2, 6, 6), torch.randn(1, C // 2, 6, 6), torch.rand(1, C, 6, 6)
+try:
+    F_ * T_ + S_ * T_  # Eq. (16) as printed
+except RuntimeError as error:
+    print("Eq. (16) as printed:", error)
+
+# %% [markdown]
+# The text between the equations is clearer: halve, *concatenate*, mean and maximum, sigmoid, "expand the
+# channel dimension back". So our reading, with $T$ of **two** maps, one to open $F$, one to open $S$, each
+# shared by its $C/2$ channels, and a 1×1 convolution that brings $C/2$ back to $C$:
+#
+# $$ \bar V = \mathrm{conv}_{1\times1}(F\,T_F + S\,T_S), \qquad V = \bar V \cdot X \tag{16} $$
+#
+# | | paper | ours | why |
+# |---|---|---|---|
+# | $F, S$ | $C/2$ channels | $C/2$ | as printed |
+# | into the gate | product $F*S$ (Eq. 15), "concatenated" (text) | concatenated | a product has no mean-and-max "aggregation" of both |
+# | $T$ | $C$ channels | 2, one for each branch | $C$ cannot multiply $C/2$; two maps *select* a branch |
+# | back to $C$ | "trying to expand" | 1×1 convolution after the sum | $\bar V$ must multiply $X$ |
+# | the mask counted | not said for sampling | the prior $f(b)$ | the same in training and sampling |
+# | choice | a selection | soft (`hard` by key) | gradients and steadiness, measured above |
+# | place | "conditional model", then "encoder of the diffusion model" | encoder of the diffusion U-Net, every level below full resolution | Figure 3 and the conclusion; cost, measured below |
+#
+# The whole adapter, with the symbols of the paper as names:
+
+# %%
+#| export
+class AdapterMaps(NamedTuple):
+    "What `NoiseSemanticAdapter.maps` computed on its way, for pictures and tests."
+
+    choice: Tensor  # w, weight of the 3x3 kernel, (B, 1, H, W) in [0, 1]
+    fine: Tensor  # F, (B, C/2, H, W)
+    spatial: Tensor  # S, (B, C/2, H, W)
+    gate: Tensor  # T, (B, 2, H, W) in (0, 1): channel 0 opens F, channel 1 opens S
+    v_bar: Tensor  # V-bar, (B, C, H, W)
+    output: Tensor  # V = V-bar * X, (B, C, H, W)
+
+# %%
+#| export
+class NoiseSemanticAdapter(nn.Module):
+    """Eq. (15)-(16): V = V_bar * X, V_bar = expand(F * T_F + S * T_S).
+
+    x (B, C, H, W) and prior (B, 1, H, W) in [-1, 1] give V (B, C, H, W). Without a prior the two
+    fine kernels are averaged. Raises ValueError when the prior has another height or width than x.
+    """
+
+    def __init__(
+        self,
+        channels: int,  # C, at least 2
+        choice: str = "soft",  # "soft" or "hard", see `kernel_choice`
+        threshold: float = 0.25,  # mask density above which 3x3 is taken
+        window: int = 5,  # window of the density
+        sharpness: float = 10.0,  # slope of the soft choice
+    ):
+        super().__init__()
+        if choice not in ("soft", "hard"):
+            raise ValueError(f"choice must be 'soft' or 'hard', not {choice!r}")
+        if channels < 2:
+            raise ValueError(f"the adapter halves its channels and needs 2 or more, not {channels}")
+        self.choice, self.threshold = choice, threshold
+        self.window, self.sharpness = window, sharpness
+        half = channels // 2
+        self.fine_3 = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.fine_5 = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.spatial_7 = nn.Conv2d(channels, channels, 7, padding=9, dilation=3, groups=channels)
+        self.halve_f = nn.Conv2d(channels, half, 1)
+        self.halve_s = nn.Conv2d(channels, half, 1)
+        self.mix = nn.Conv2d(2, 2, 7, padding=3)
+        self.expand = nn.Conv2d(half, channels, 1)
+
+    def weight(self, x: Tensor, prior: Tensor | None) -> Tensor:
+        "w, the share of the 3x3 kernel at each pixel, (B, 1, H, W)."
+        if prior is None:
+            return x.new_full((x.shape[0], 1, *x.shape[-2:]), 0.5)
+        if prior.shape[1:] != (1, *x.shape[-2:]):
+            raise ValueError(f"the prior must be (B, 1, {x.shape[-2]}, {x.shape[-1]}) as the "
+                             f"features are, not {tuple(prior.shape)}")
+        w = kernel_choice(prior, self.choice, self.threshold, self.window, self.sharpness)
+        return w.to(x.dtype)
+
+    def maps(self, x: Tensor, prior: Tensor | None = None) -> AdapterMaps:
+        "The adapter with everything that it computes on the way."
+        w = self.weight(x, prior)
+        near = w * self.fine_3(x) + (1 - w) * self.fine_5(x)  # b c h w
+        fine, spatial = self.halve_f(near), self.halve_s(self.spatial_7(near))  # b c/2 h w
+        gate = torch.sigmoid(self.mix(pool_channels(torch.cat([fine, spatial], 1))))  # b 2 h w
+        v_bar = self.expand(fine * gate[:, :1] + spatial * gate[:, 1:])  # b c h w
+        return AdapterMaps(w, fine, spatial, gate, v_bar, v_bar * x)
+
+    def forward(
+        self,
+        x: Tensor,  # X, features, (B, C, H, W)
+        prior: Tensor | None = None,  # f(b) at the size of x, (B, 1, H, W) in [-1, 1]
+    ) -> Tensor:  # V, (B, C, H, W)
+        "V of Eq. (16); the encoder adds it to x."
+        return self.maps(x, prior).output
+
+# %%
+adapter = NoiseSemanticAdapter(16)
+m = adapter.maps(torch.randn(1, 16, 48, 16), F.avg_pool2d(one, 2))
+assert isinstance(m, AdapterMaps)
+for name, part in zip(m._fields, m):
+    print(f"{name:8s} {tuple(part.shape)}")
+assert m.output.shape == (1, 16, 48, 16)
+
+# %% [markdown]
+# How far does the whole thing see? The gate's 7×7 looks at $S$, which looks 11 pixels far through the 5×5:
+# $2 + 9 + 3 = 14$ on each side, 29 wide; through the 3×3, 27. Through `prior` it also sees 14 pixels of
+# the prior: 2 by the window, 9 and 3 as before. The gradient must agree:
+
+# %%
+whole = NoiseSemanticAdapter(4, choice="hard").double()
+inside, outside = torch.ones(1, 1, 33, 33).double(), -torch.ones(1, 1, 33, 33).double()
+sees_3 = footprint(lambda x: whole(x, inside))
+sees_5 = footprint(lambda x: whole(x, outside))
+soft = NoiseSemanticAdapter(4).double()
+x_fixed = torch.randn(1, 4, 33, 33, dtype=torch.float64)
+sees_prior = footprint(lambda p: soft(x_fixed, p.tanh()), channels=1)
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(6, 2.3))
+for ax, s, name in zip(axes, (sees_3, sees_5, sees_prior), ("inside mask", "background", "through the prior")):
+    show(ax, s, f"{name}: {reach(s)} wide", cmap="gray")
+assert (reach(sees_3), reach(sees_5), reach(sees_prior)) == (27, 29, 29)
+assert sees_3.sum() == 27 ** 2 and sees_5.sum() == 29 ** 2
+
+# %% [markdown]
+# ### The puzzle again
+
+# %%
+torch.manual_seed(0)
+nsa_dice, nsa_answer, nsa_size = solve(NoiseSemanticAdapter(8))
+print(f"two 3x3 convolutions {naive_size} parameters, Dice {naive_dice:.3f}")
+print(f"the adapter          {nsa_size} parameters, Dice {nsa_dice:.3f}")
+assert nsa_dice > 0.95 > naive_dice + 0.1
+
+# %%
+rows = {"image": images[256:], "3×3, 3×3": naive_answer, "adapter": nsa_answer, "wanted": masks[256:]}
+fig, axes = plt.subplots(4, 6, figsize=(7, 4.8))
+for line, (name, batch) in zip(axes, rows.items()):
+    line[0].set_ylabel(name)
+    for ax, item in zip(line, batch):
+        ax.imshow(item[0], cmap="gray" if name == "image" else "magma")
+        ax.set_xticks([]), ax.set_yticks([])
+
+# %% [markdown]
+# Same training, fewer parameters, and the strays are gone: what was missing was reach, not capacity. One
+# honest remark: a U-Net also gets reach by going down (see [06_unet](06_unet.ipynb)). The adapter gets it at
+# once and at the level's own resolution; whether that pays beside a deep U-Net is what Table 2 claims and
+# what an ablation has to answer, not this puzzle.
+#
+# ## 4 · Its twin: LSKNet
+#
+# Large selective kernels are known from LSKNet (Li et al., ICCV 2023), made for aerial images, where too a thing is
+# recognised by what surrounds it. Their block, written as they publish it:
+
+# %%
+class LSKBlock(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.conv0 = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
+        self.conv_spatial = nn.Conv2d(dim, dim, 7, padding=9, groups=dim, dilation=3)
+        self.conv1, self.conv2 = nn.Conv2d(dim, dim // 2, 1), nn.Conv2d(dim, dim // 2, 1)
+        self.conv_squeeze = nn.Conv2d(2, 2, 7, padding=3)
+        self.conv = nn.Conv2d(dim // 2, dim, 1)
+
+    def forward(self, x):
+        attn1 = self.conv0(x)
+        attn2 = self.conv2(self.conv_spatial(attn1))
+        attn1 = self.conv1(attn1)
+        attn = torch.cat([attn1, attn2], 1)
+        agg = torch.cat([attn.mean(1, keepdim=True), attn.amax(1, keepdim=True)], 1)
+        sig = self.conv_squeeze(agg).sigmoid()
+        return x * self.conv(attn1 * sig[:, :1] + attn2 * sig[:, 1:])
+
+# %% [markdown]
+# Give it our weights and let ours see only background, so that the 5×5 is always taken:
+
+# %%
+lsk, ours = LSKBlock(8), NoiseSemanticAdapter(8, choice="hard")
+names = {"conv0": "fine_5", "conv_spatial": "spatial_7", "conv1": "halve_f", "conv2": "halve_s",
+         "conv_squeeze": "mix", "conv": "expand"}
+for theirs, mine in names.items():
+    getattr(lsk, theirs).load_state_dict(getattr(ours, mine).state_dict())
+x = torch.randn(2, 8, 40, 20)
+torch.testing.assert_close(ours(x, -torch.ones(2, 1, 40, 20)), lsk(x))
+
+# %% [markdown]
+# Equal, number for number. So in our reading the adapter **is** LSKNet's block plus one idea: a second, finer
+# kernel that takes over where the mask is. It also shows that our repair of the dimensions is not exotic: it is the
+# arrangement of the block that the paper's text follows.
+#
+# ## 5 · The gate while $t$ falls
+#
+# What does a trained gate do? We train a small diffusion U-Net ([06_unet](06_unet.ipynb)), right here, for a few
+# seconds: phantoms at 96×32, an adapter at both levels below full resolution, the exact shifted process of
+# [04_forward](04_forward.ipynb), prediction of $x_0$. It is a toy; the gate of a fully trained model may look different.
+
+# %%
+process = ShiftedDiffusion(linear_schedule(1000))
+vague = blur(spines, 11)  # a prior that knows the column but not where one vertebra ends
+photos = phantoms.images.float() / 255
+
+torch.manual_seed(0)
+below_full = lambda c: NoiseSemanticAdapter(c) if c > 8 else None
+net = UNet(3, 1, channels=(8, 16, 32), time_dim=32, adapter=below_full)
+
+def predict(x_t, t, i):
+    return net(torch.cat([x_t, vague[i], photos[i]], 1), t, prior=vague[i])
+
+# %%
+optimizer, losses = torch.optim.AdamW(net.parameters(), 3e-3), []
+for step in range(200):
+    i, t = torch.randint(0, 60, (8,)), torch.randint(0, 1000, (8,))
+    x_t = process.q_sample(spines[i], t, vague[i], torch.randn_like(spines[i]))
+    loss = F.mse_loss(predict(x_t, t, i), spines[i])
+    optimizer.zero_grad(), loss.backward(), optimizer.step()
+    losses.append(loss.item())
+print(f"mean squared error of x_0: first ten steps {np.mean(losses[:10]):.2f}, last ten {np.mean(losses[-10:]):.2f}")
+
+# %% [markdown]
+# A hook catches what enters the adapter; `maps` tells the rest: both gates and what multiplies $X$ in the end, $\bar V$ (its mean over
+# the channels). The same noise at every $t$, on a phantom that was not trained on.
+
+# %%
+adapters = [module for module in net.modules() if isinstance(module, NoiseSemanticAdapter)]
+caught = {}
+adapters[0].register_forward_pre_hook(lambda module, args: caught.update(x=args[0], prior=args[1]))
+same_noise = torch.randn(1, 1, 96, 32, generator=torch.Generator().manual_seed(2))
+
+@torch.no_grad()
+def look(t, i=62):
+    "At timestep t: x_t, the two gates, the mean of V-bar and the predicted x_0, each (h, w)."
+    i, t = torch.tensor([i]), torch.tensor([t])
+    x_t = process.q_sample(spines[i], t, vague[i], same_noise)
+    x_0 = predict(x_t, t, i)
+    m = adapters[0].maps(**caught)
+    return x_t[0, 0], m.gate[0, 0], m.gate[0, 1], m.v_bar[0].mean(0), x_0[0, 0]
+
+# %%
+shown = [999, 700, 500, 300, 200, 100, 0]
+names = ["x_t", "gate, fine", "gate, spatial", "mean of V-bar", "predicted x_0"]
+looks = [torch.stack(maps) for maps in zip(*map(look, shown))]  # one of (t, h, w) for each name
+inner = (..., slice(8, -8), slice(4, -4))  # zero padding shows in the gate near the border
+ranges = [(-2, 2), *[(m[inner].min().item(), m[inner].max().item()) for m in looks[1:4]], (-1, 1)]
+
+def draw(axes, t, titles=True):
+    for ax, image, (a, b), name in zip(axes, look(t), ranges, names):
+        ax.clear(), show(ax, image, name if titles else "", cmap="magma", vmin=a, vmax=b)
+
+# %%
+fig, axes = plt.subplots(5, len(shown), figsize=(6.5, 10.5), gridspec_kw=dict(wspace=0.05, hspace=0.08))
+for k, (column, t) in enumerate(zip(axes.T, shown)):
+    draw(column, t, titles=False)
+    column[0].set_title(f"t = {t}", fontsize=9)
+for ax, name, (a, b) in zip(axes[:, 0], names, ranges):
+    ax.text(-0.15, 0.5, f"{name}\n{a:.2f} to {b:.2f}", rotation=90, va="center", ha="right",
+            transform=ax.transAxes, fontsize=8)
+
+# %% [markdown]
+# Mind the ranges at the left: the colours are stretched. What a map knows of the spine can be put in a number: its correlation
+# with the true mask away from the border, at every $t$, and how much it varies at all.
+
+# %%
+def knows(t, i):
+    "Correlation with the mask of both gates and of the mean of V-bar."
+    mask = F.avg_pool2d(spines[i:i + 1], 2)[inner].flatten()
+    return [torch.corrcoef(torch.stack([m[inner].flatten(), mask]))[0, 1].item() for m in look(t, i)[1:4]]
+
+ts = list(range(0, 1000, 111))
+corr = np.mean([[knows(t, i) for t in ts] for i in (60, 61, 62, 63)], 0)  # t map
+
+# %%
+plt.figure(figsize=(5, 2.6))
+for line, name in zip(corr.T, names[1:4]):
+    plt.plot(ts, line, label=name)
+plt.axhline(0, color="0.7", lw=1), plt.gca().invert_xaxis(), plt.legend(fontsize=8)
+plt.xlabel("t (noise falls to the right)"), plt.ylabel("correlation with mask");
+
+# %%
+over_image = [m[inner].std(dim=(1, 2)).mean().item() for m in looks[1:4]]
+over_t = [m[inner].std(dim=0).mean().item() for m in looks[1:4]]
+for name, a, b in zip(names[1:4], over_image, over_t):
+    print(f"{name:14s} standard deviation over the image {a:.4f}, over t {b:.4f}")
+
+# %% [markdown]
+# Compare the two columns with the size of a sigmoid's range, 1. If the gates hardly move, they have so far learned little more than a
+# constant: the reach is used through $S$ itself, and the selection is the last thing to be learned. A picture whose colours are stretched
+# to fill the scale would have hidden that, which is why the ranges stand beside the rows. To ask the same of a fully trained model, load it
+# with [09_model](09_model.ipynb) and hook its first adapter in the same way.
+#
+# The slider below runs with a kernel; on the rendered page, the animation under it does the same.
+
+# %%
+def at(t):
+    fig, axes = plt.subplots(1, 5, figsize=(6, 3.6))
+    draw(axes, t)
+    plt.show()
+
+interact(at, t=IntSlider(value=500, min=0, max=999, step=37, continuous_update=False));
+
+# %%
+fig, axes = plt.subplots(1, 5, figsize=(6, 3.6), dpi=60)
+anim = FuncAnimation(fig, lambda t: draw(axes, t), frames=range(999, -1, -74), interval=250)
+html = HTML(anim.to_jshtml())
+plt.close(fig)
+html
+
+# %% [markdown]
+# And on a real spine, when the X-ray set is at hand (numbers only: the radiographs stay out of the repository). The
+# network has seen nothing but phantoms.
+
+# %%
+XRAY = find_xray()
+if XRAY:
+    real = XRaySet(XRAY, "test", size=(96, 32))[0]
+    spines_real = real.mask[None] * 2 - 1
+    prior_real = blur(spines_real, 11)
+    for t in (999, 500, 0):
+        x_t = process.q_sample(spines_real, torch.tensor([t]), prior_real, same_noise)
+        with torch.no_grad():
+            net(torch.cat([x_t, prior_real, real.image[None]], 1), torch.tensor([t]), prior=prior_real)
+            gate = adapters[0].maps(**caught).gate[0]
+        inside = F.avg_pool2d(spines_real, 2)[0, 0] > 0
+        print(f"t = {t:3d}: gate inside the vertebrae {gate[:, inside].mean(1).numpy().round(3)}, "
+              f"outside {gate[:, ~inside].mean(1).numpy().round(3)}  (fine, spatial)")
+else:
+    print("needs the X-ray set; see 01_data")
+
+# %% [markdown]
+# ## 6 · What it costs, and where it sits
+#
+# Depth-wise convolutions do little arithmetic and still take time: on CPUs their dilated form is far slower than its few
+# multiplications suggest. Forward and backward of one adapter, batch 8, at the three levels of a 192×64 network:
+
+# %%
+def seconds(f, x, prior, repeat=2):
+    best = 1e9
+    for _ in range(repeat + 1):
+        start = time.perf_counter()
+        f(x, prior).sum().backward()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+costs = []
+for c, h, w in [(16, 192, 64), (32, 96, 32), (64, 48, 16)]:
+    p = torch.zeros(8, 1, h, w)
+    plain = torch.randn(8, c, h, w, requires_grad=True)
+    last = plain.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    module = NoiseSemanticAdapter(c)
+    costs.append((f"{h}×{w}, {c} ch", seconds(module, plain, p),
+                  seconds(module.to(memory_format=torch.channels_last), last, p)))
+
+# %%
+labels, plain_s, last_s = zip(*costs)
+where = np.arange(3)
+plt.figure(figsize=(5, 2.4))
+plt.bar(where - 0.2, np.array(plain_s) * 1000, 0.4, label="channels first")
+plt.bar(where + 0.2, np.array(last_s) * 1000, 0.4, label="channels last")
+plt.xticks(where, labels), plt.ylabel("ms, forward + backward"), plt.legend();
+
+# %% [markdown]
+# Two choices follow. **Channels last** for the whole model ([09_model](09_model.ipynb) sets it once), and **an adapter at every
+# level below full resolution**: the finest level costs about as much as all the others together, and there a reach of
+# 29 pixels is the shortest in millimetres. One level down the same kernels span 58 pixels of the image. (We also tried the
+# dilated kernel as nine interleaved dense ones: equal result, no steady gain, so the plain line stays.)
+#
+# ## Exercises
+#
+# **1. Predict.** Which dilations of the 7×7 behind a 3×3 see a square without holes? And behind a 5×5?
+#
+# <details><summary>Answer</summary>
+#
+# A fine kernel of side $k$ fills the gaps of a comb with distance $d$ exactly when $d \le k$: 1, 2, 3 behind a 3×3, up to 5 behind
+# a 5×5. LSKNet and the paper keep 3 for both.
+#
+# </details>
+
+# %%
+def solid(kernel, dilation):
+    chain = nn.Sequential(depthwise(kernel, kernel // 2), depthwise(7, 3 * dilation, dilation))
+    s = footprint(chain, size=49)
+    return bool(s.sum() == reach(s) ** 2)
+
+assert [d for d in range(1, 7) if solid(3, d)] == [1, 2, 3]
+assert [d for d in range(1, 7) if solid(5, d)] == [1, 2, 3, 4, 5]
+
+# %% [markdown]
+# **2. Change.** $V = \bar V\cdot X$ multiplies. Set `expand` to zero: what does the encoder's `x + V` become, and what if
+# in addition `expand.bias` is 1?
+#
+# <details><summary>Answer</summary>
+#
+# With zero weight and bias $\bar V = 0$, so $x + V = x$: the adapter is invisible. With bias 1, $\bar V = 1$ everywhere and $x + V = 2x$.
+#
+# </details>
+
+# %%
+test = NoiseSemanticAdapter(4)
+nn.init.zeros_(test.expand.weight), nn.init.zeros_(test.expand.bias)
+x = torch.randn(1, 4, 8, 8)
+assert torch.equal(x + test(x), x)
+nn.init.ones_(test.expand.bias)
+torch.testing.assert_close(x + test(x), 2 * x)
+
+# %% [markdown]
+# **3. Implement.** Write a third choice, "straight-through": the hard value going forward, the soft slope going back.
+#
+# <details><summary>Answer</summary>
+#
+# `soft + (hard - soft).detach()`: the value is `hard`, the gradient that of `soft`.
+#
+# </details>
+
+# %%
+def straight_through(prior):
+    soft = kernel_choice(prior, "soft")
+    return soft + (kernel_choice(prior, "hard") - soft).detach()
+
+p = one.clone().requires_grad_()
+torch.testing.assert_close(straight_through(p).detach(), kernel_choice(one, "hard"), atol=1e-6, rtol=0)
+assert torch.autograd.grad(straight_through(p).sum(), p)[0].abs().sum() > 0
+
+# %% [markdown]
+# ## What we have
+#
+# `NoiseSemanticAdapter(channels)(x, prior)`: keeps the shape, sees exactly 29×29 (27×27 where the mask is dense), equals
+# LSKNet's block on background, costs little below full resolution. [09_model](09_model.ipynb) puts it where Figure 3 has it.
+#
+# *References: Li et al., Large Selective Kernel Network for Remote Sensing Object Detection, ICCV 2023 (arXiv 2303.09030).
+# Zhang et al., Verdiff-Net, Bioengineering 2024, 11, 1031, Section 2.4.*

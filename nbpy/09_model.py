@@ -1,0 +1,823 @@
+# %% [markdown]
+# # 09 · Verdiff-Net
+# > Two U-Nets, one prior, one object: Figure 3, assembled and taken apart again
+#
+# The parts are ready: U-Nets ([06](06_unet.ipynb)), the fusion module ([07](07_msfm.ipynb)), the
+# adapter ([08](08_nsa.ipynb)), the shifted process ([04](04_forward.ipynb)). Here they become one
+# model that trains, saves and loads. You will see the figure of the paper **drawn from the module
+# tree itself**, measure through which doors the prior enters, whether gradients should leave by
+# them, and have the four rows of Table 2 one argument apart.
+#
+# *Time: half a minute on a laptop; no GPU needed.*
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/09_model.ipynb)
+
+# %%
+#| default_exp model
+
+# %%
+#| eval: false
+# !pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"  # only on Colab
+
+# %%
+#| export
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from verdiff.forward import ShiftedDiffusion, make_schedule
+from verdiff.msfm import MultiScaleFusion
+from verdiff.nsa import NoiseSemanticAdapter
+from verdiff.settings import VerdiffError, atomic_write
+from verdiff.unet import ConditionalUNet, UNet
+
+# %%
+import tempfile
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch.nn.functional as F
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from verdiff.data import PhantomSet, pack
+from verdiff.settings import load_settings
+
+# %% [markdown]
+# ## 1 · Everything that decides what the model computes
+#
+# Weights without their configuration are noise. One frozen dataclass holds every choice that changes the *function*
+# (widths, switches, the process, the meaning of the output); learning rates and the like are not in it.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class VerdiffConfig:
+    "Everything that decides what a `VerdiffNet` computes; it is saved beside the weights."
+
+    in_channels: int = 1  # channels of the image
+    channels: tuple[int, ...] = (16, 32, 64, 128)  # width of each level of both U-Nets
+    blocks: int = 1  # residual blocks a level
+    norm: str = "group"  # "group" or "batch"
+    msfm: bool = True  # multi-scale fusion module, or one 3x3 convolution of the image
+    nsa: bool = True  # noise semantic adapters in the diffusion encoder
+    shift: bool = True  # Eq. (3) with the prior in the mean, or plain DDPM
+    msfm_dim: int = 16  # d of Eq. (13)
+    nsa_choice: str = "soft"  # "soft" or "hard" choice between 3x3 and 5x5
+    timesteps: int = 1000  # T
+    schedule: str = "linear"  # "linear" or "cosine"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    prediction_type: str = "sample"  # "epsilon", "sample" or "v_prediction"
+    detach_prior: bool = True  # keep the diffusion loss out of the conditional U-Net
+    height: int = 192  # size that the model was trained at
+    width: int = 64
+    fit: str = "letterbox"  # how images are brought to that size
+
+    @classmethod
+    def from_settings(cls, settings: Any) -> "VerdiffConfig":
+        "The part of `Settings` (or any object with these attributes) that describes the model."
+        names = [f.name for f in fields(cls) if hasattr(settings, f.name)]
+        return cls(**{name: getattr(settings, name) for name in names})
+
+    @classmethod
+    def from_dict(
+        cls,
+        values: dict[str, Any],  # as `to_dict` or JSON gives them
+        where: str = "config",  # file to name in errors
+        complete: bool = False,  # also refuse a missing key
+    ) -> "VerdiffConfig":
+        "Strict: an unknown key, a value of another type (or a missing key) raises VerdiffError."
+        known = {f.name: f.default for f in fields(cls)}
+        for key, value in values.items():
+            if key not in known:
+                near = get_close_matches(key, known, 1)
+                hint = f"; did you mean {near[0]!r}" if near else ""
+                raise VerdiffError(f"{where}: unknown key {key!r}{hint}; "
+                                   f"allowed are {', '.join(known)}")
+            _check_type(key, value, known[key], where)
+        if complete and (missing := [k for k in known if k not in values]):
+            raise VerdiffError(f"{where}: the key {missing[0]!r} is missing; "
+                               "save the model again with this version of verdiff")
+        return cls(**{k: tuple(v) if k == "channels" else v for k, v in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        "Plain values, ready for JSON."
+        return {**asdict(self), "channels": list(self.channels)}
+
+
+def _check_type(key: str, value: Any, default: Any, where: str) -> None:
+    "One sentence when `value` cannot stand where `default` stands."
+    if isinstance(default, tuple):
+        fits = (isinstance(value, (list, tuple)) and len(value) > 0
+                and all(type(v) is int and v > 0 for v in value))
+        wanted = "a list of positive integers"
+    elif isinstance(default, float):
+        fits, wanted = type(value) in (int, float), "a number"
+    else:
+        fits, wanted = type(value) is type(default), f"a value of type {type(default).__name__}"
+    if not fits:
+        raise VerdiffError(f"{where}: {key!r} must be {wanted}, not {value!r}")
+
+# %%
+config = VerdiffConfig.from_settings(load_settings("demo"))
+print(config)
+assert VerdiffConfig.from_dict(config.to_dict()) == config
+
+# %% [markdown]
+# Strictness is kindness here: a misspelt key that is silently ignored costs a night of training.
+
+# %%
+def complaint(f):
+    "The sentence with which f refuses."
+    try:
+        f()
+    except VerdiffError as error:
+        return str(error)
+
+print(complaint(lambda: VerdiffConfig.from_dict({"chanels": [8, 16]})))
+print(complaint(lambda: VerdiffConfig.from_dict({"channels": "8,16"})))
+
+# %% [markdown]
+# ## 2 · What the image contributes, once
+#
+# The diffusion U-Net runs once a step; the image does not change between steps. So what the image contributes
+# gets an object of its own: the picture $b$, the fused features $X$ (Eq. 14), the logits of the conditional U-Net and the prior
+#
+# $$ f(b) = 2\,\sigma(\text{logits}) - 1 \in [-1, 1], $$
+#
+# on the scale of the mask $x_0$, as Eq. (3) needs it.
+
+# %%
+#| export
+class Conditioning(NamedTuple):
+    "What the image contributes, computed once per image and used at every step."
+
+    image: Tensor  # b, (B, C, H, W) in [0, 1]
+    features: Tensor  # X of Eq. (14), (B, channels[0], H, W)
+    logits: Tensor  # of the conditional U-Net, (B, 1, H, W)
+    prior: Tensor  # f(b) = 2 sigmoid(logits) - 1, (B, 1, H, W) in [-1, 1]
+
+    def repeat(self, n: int) -> "Conditioning":
+        "Each image n times in a row (0 0 0 1 1 1 ...), for an ensemble."
+        return Conditioning(*(part.repeat_interleave(n, 0) for part in self))
+
+    def select(self, index: slice | Tensor | Sequence[int]) -> "Conditioning":
+        "The images at `index` (a slice, a list, a tensor), as a batch."
+        return Conditioning(*(part[index] for part in self))
+
+    def detach(self) -> "Conditioning":
+        "The same values, cut from the graph."
+        return Conditioning(*(part.detach() for part in self))
+
+# %% [markdown]
+# ## 3 · The model
+#
+# $$ X = \mathrm{MSFM}(b), \qquad f(b) = \mathrm{cond}(X), \qquad \text{output} = \Phi_\theta\big([x_t,\; f(b),\; X],\; t,\; f(b)\big) $$
+#
+# The first $f(b)$ is an input channel, the second drives the adapters. The rule for their place comes first:
+
+# %%
+#| export
+def adapter_below_full(
+    choice: str = "soft",  # "soft" or "hard", see `verdiff.nsa.kernel_choice`
+) -> Callable[[int], nn.Module | None]:  # called by the encoder once a level, finest first
+    "A `NoiseSemanticAdapter` for every level but the first (full resolution)."
+    level = itertools.count()
+    return lambda channels: NoiseSemanticAdapter(channels, choice) if next(level) else None
+
+# %%
+give = adapter_below_full()
+print([type(give(c)).__name__ for c in (16, 32, 64)])
+
+# %%
+#| export
+class VerdiffNet(nn.Module, PyTorchModelHubMixin, library_name="verdiff",
+                 tags=["image-segmentation", "diffusion", "spine"]):
+    """Figure 3: image -> prior f(b); (x_t, t, X, f(b)) -> prediction.
+
+    `VerdiffNet(channels=(8, 16), msfm=False)` or `VerdiffNet(VerdiffConfig(...))`. Images are
+    (B, 1, H, W) in [0, 1], x_t is (B, 1, H, W), t is int64 (B,); every height and width works.
+    """
+
+    def __init__(
+        self,
+        config: VerdiffConfig | None = None,  # or the single values as keywords
+        **kwargs: Any,  # fields of `VerdiffConfig`; they override those of `config`
+    ):
+        super().__init__()
+        start = config.to_dict() if config is not None else {}
+        self.config = cfg = VerdiffConfig.from_dict({**start, **kwargs})
+        first = cfg.channels[0]
+        if cfg.msfm:
+            self.features = MultiScaleFusion(cfg.in_channels, first, cfg.msfm_dim, norm=cfg.norm)
+        else:
+            self.features = nn.Conv2d(cfg.in_channels, first, 3, padding=1)
+        self.conditional = ConditionalUNet(first, cfg.channels, cfg.blocks, cfg.norm)
+        self.diffusion = UNet(
+            1 + first + 1, 1, cfg.channels, cfg.blocks, time_dim=4 * first, norm=cfg.norm,
+            adapter=adapter_below_full(cfg.nsa_choice) if cfg.nsa else None, zero_output=True)
+        self.to(memory_format=torch.channels_last)
+
+    def condition(self, image: Tensor) -> Conditioning:
+        "X = MSFM(b), the logits of the conditional U-Net and f(b); image (B, C, H, W) in [0, 1]."
+        if image.ndim != 4 or image.shape[1] != self.config.in_channels:
+            raise ValueError(f"image must be (B, {self.config.in_channels}, H, W), "
+                             f"not {tuple(image.shape)}")
+        features = self.features(image)
+        logits = self.conditional(features)
+        prior = 2 * torch.sigmoid(logits) - 1
+        if self.config.detach_prior:
+            prior = prior.detach()
+        return Conditioning(image, features, logits, prior)
+
+    def denoise(
+        self,
+        x_t: Tensor,  # noisy mask, (B, 1, H, W)
+        t: Tensor,  # timesteps, int64 (B,)
+        conditioning: Conditioning,  # of the same B images
+    ) -> Tensor:  # epsilon, x_0 or v, as config.prediction_type says, (B, 1, H, W)
+        "Phi(x_t, t, f(b)): one evaluation of the diffusion U-Net."
+        if x_t.shape != conditioning.prior.shape:
+            raise ValueError(f"x_t is {tuple(x_t.shape)} but the conditioning is for "
+                             f"{tuple(conditioning.prior.shape)}")
+        x = torch.cat([x_t, conditioning.prior, conditioning.features], 1)  # b 1+1+c h w
+        return self.diffusion(x, t, prior=conditioning.prior)
+
+    def forward(self, image: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Conditioning]:
+        "Both networks at once: the prediction and the conditioning."
+        conditioning = self.condition(image)
+        return self.denoise(x_t, t, conditioning), conditioning
+
+    def process(self) -> ShiftedDiffusion:
+        "The diffusion process that this model was configured for; `shift` comes from the config."
+        cfg = self.config
+        betas = make_schedule(cfg.schedule, cfg.timesteps, cfg.beta_start, cfg.beta_end)
+        return ShiftedDiffusion(betas, shift=cfg.shift)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        "(height, width) that the model was trained at."
+        return self.config.height, self.config.width
+
+    @property
+    def device(self) -> torch.device:
+        "Where the weights are."
+        return next(self.parameters()).device
+
+    def num_parameters(self) -> int:
+        "How many numbers are learned."
+        return sum(p.numel() for p in self.parameters())
+
+    def save_pretrained(self, save_directory: str | Path, **hub: Any) -> str | None:
+        "Write config.json and model.safetensors, each atomically; `push_to_hub=True` uploads them."
+        return _save(self, Path(save_directory), **hub)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **hub: Any) -> "VerdiffNet":
+        "A model from a folder or from the Hub, in eval mode; VerdiffError names what is wrong."
+        return _load(cls, pretrained_model_name_or_path, **hub)
+
+# %% [markdown]
+# `_save` and `_load` come in section 8. Both networks at once, on any size:
+
+# %%
+torch.manual_seed(0)
+model = VerdiffNet(channels=(8, 16, 32))
+image, x_t, t = torch.rand(2, 1, 75, 51), torch.randn(2, 1, 75, 51), torch.tensor([10, 900])
+output, c = model(image, x_t, t)
+assert isinstance(c, Conditioning) and output.shape == c.prior.shape == (2, 1, 75, 51)
+print({name: tuple(part.shape) for name, part in c._asdict().items()})
+
+# %% [markdown]
+# ### The naive way to use it
+#
+# `forward` does everything, so why not call it at every sampling step, for every member of an ensemble? It works. Count the seconds
+# for 10 steps and 5 members at 192×64, against `condition` once, `repeat`, and ten times `denoise`:
+
+# %%
+@torch.no_grad()
+def naive(model, image, x, steps=10):
+    for k in range(steps):
+        model(image.repeat(5, 1, 1, 1), x, torch.full((5,), k))
+
+@torch.no_grad()
+def once(model, image, x, steps=10):
+    c = model.condition(image).repeat(5)
+    for k in range(steps):
+        model.denoise(x, torch.full((5,), k), c)
+
+# %%
+def clock(f, *args):
+    f(*args, 1)  # warm up
+    start = time.perf_counter()
+    f(*args)
+    return time.perf_counter() - start
+
+image, x = torch.rand(1, 1, 192, 64), torch.randn(5, 1, 192, 64)
+times = [clock(f, model, image, x) for f in (naive, once)]
+plt.figure(figsize=(5, 1.3))
+plt.barh(["everything every step", "condition once"], times, color=["0.6", "tab:purple"])
+plt.gca().invert_yaxis(), plt.xlabel("seconds, 10 steps × 5 members");
+
+# %%
+ratio = times[0] / times[1]
+print(f"{ratio:.1f} times faster, the same result")
+assert ratio > 1.2
+
+# %% [markdown]
+# ## 4 · Figure 3, drawn from the module tree
+#
+# The figure below is not a sketch. The model of the `gpu` profile is built on PyTorch's **meta** device, where tensors have a
+# shape and no numbers; hooks write down what every block gives for a 752×256 radiograph; matplotlib draws that list. If the
+# code changes, the figure changes.
+
+# %%
+def trace(model, height, width):
+    "(name, class, output shape) of each block in the order of the computation, nothing computed."
+    seen, kinds = [], ("MultiScaleFusion", "ResBlock", "NoiseSemanticAdapter", "ConditionalUNet", "UNet")
+    for name, module in model.named_modules():
+        if type(module).__name__ in kinds:
+            note = lambda m, args, out, name=name: seen.append((name, type(m).__name__, tuple(out.shape[1:])))
+            module.register_forward_hook(note)
+    b, t = torch.zeros(1, 1, height, width, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+    model(b, b, t)
+    return seen
+
+# %%
+with torch.device("meta"):
+    big = VerdiffNet(VerdiffConfig.from_settings(load_settings("gpu")))
+blocks = trace(big, 752, 256)
+print(f"{len(blocks)} blocks, {big.num_parameters():,} parameters; the first three:", *blocks[:3], sep="\n  ")
+
+# %%
+def u_shape(blocks, prefix):
+    "Residual blocks of one U-Net, grouped: [(shape, count)] going down and going up."
+    shapes = [s for name, kind, s in blocks if kind == "ResBlock" and name.startswith(prefix + ".")]
+    lowest = min(s[1] for s in shapes)
+    last = max(i for i, s in enumerate(shapes) if s[1] == lowest)
+    group = lambda part: [(s, part.count(s)) for s in dict.fromkeys(part)]
+    return group(shapes[:last + 1]), group(shapes[last + 1:])
+
+down, up = u_shape(blocks, "diffusion")
+for shape, count in down + up:
+    print(f"{count} ResBlock  {shape[0]:3d} × {shape[1]} × {shape[2]}")
+
+# %%
+def box(ax, x, y, text, color, w=2.3, h=0.62):
+    ax.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, boxstyle="round,pad=0.03", fc=color, ec="0.3", lw=0.8))
+    ax.text(x, y, text, ha="center", va="center", fontsize=7.5)
+
+def arrow(ax, a, b, style="-", color="0.3", rad=0.0):
+    ax.add_patch(FancyArrowPatch(a, b, arrowstyle="-|>", mutation_scale=8, lw=0.9, ls=style, color=color,
+                                 connectionstyle=f"arc3,rad={rad}", shrinkA=2, shrinkB=2))
+
+# %%
+def draw_u(ax, x, down, up, color):
+    "One U-Net with its encoder at x and its decoder at x + 3."
+    for part, column in ((down, x), (up[::-1], x + 3)):
+        for level, (shape, count) in enumerate(part):
+            box(ax, column, -level, f"{count} ResBlock{'s' * (count > 1)}\n{shape[0]} × {shape[1]} × {shape[2]}", color)
+    for level in range(len(down) - 1):
+        arrow(ax, (x, -level - 0.33), (x, -level - 0.67))
+        arrow(ax, (x + 1.17, -level), (x + 1.83, -level), "--")  # skip connection
+        if level < len(up) - 1:
+            arrow(ax, (x + 3, -level - 0.67), (x + 3, -level - 0.33))
+    arrow(ax, (x + 1.17, 1 - len(down)), (x + 3, 0.67 - len(up)), rad=0.25)
+
+# %%
+def draw_figure_3(blocks):
+    fig, ax = plt.subplots(figsize=(11, 5.6))
+    adapters = [s for _, kind, s in blocks if kind == "NoiseSemanticAdapter"]
+    for x, prefix, color in ((0, "conditional", "#dbe9f6"), (8.2, "diffusion", "#fde3cf")):
+        draw_u(ax, x, *u_shape(blocks, prefix), color)
+    down = u_shape(blocks, "diffusion")[0]
+    sizes = [s[1:] for s, _ in down]
+    for shape in adapters:
+        level = sizes.index(shape[1:])
+        box(ax, 6.4, -level, f"NSA\n{shape[0]} ch", "#e3d5f1", w=0.7)
+        arrow(ax, (6.78, -level), (7.03, -level))
+    return fig, ax, adapters
+
+# %%
+fig, ax, adapters = draw_figure_3(blocks)
+first = blocks[0][2]
+box(ax, 0, 2.2, "image b\n1 × 752 × 256", "#eeeeee")
+box(ax, 0, 1.1, f"MSFM → X\n{first[0]} × {first[1]} × {first[2]}", "#d5ecd4")
+box(ax, 3, 1.1, "prior f(b)\n1 × 752 × 256", "#f6d5dc")
+box(ax, 8.2, 2.2, "x_t\n1 × 752 × 256", "#eeeeee")
+box(ax, 8.2, 1.1, f"[x_t, f(b), X]\n{2 + first[0]} × 752 × 256", "#eeeeee")
+box(ax, 11.2, 1.1, "ε, x_0 or v\n1 × 752 × 256", "#eeeeee")
+arrow(ax, (0, 1.85), (0, 1.45)), arrow(ax, (0, 0.75), (0, 0.33)), arrow(ax, (3, 0.33), (3, 0.75))
+arrow(ax, (8.2, 1.85), (8.2, 1.45)), arrow(ax, (8.2, 0.75), (8.2, 0.33)), arrow(ax, (11.2, 0.33), (11.2, 0.75))
+arrow(ax, (4.17, 1.1), (7.03, 1.1), color="#b03050"), ax.text(4.4, 1.17, "door 2: a channel", fontsize=7.5, color="#b03050")
+arrow(ax, (3.6, 1.45), (7.03, 2.2), color="#b03050", rad=-0.1)
+ax.text(3.9, 2.1, "door 1: Eq. (3)", fontsize=7.5, color="#b03050")
+arrow(ax, (0.9, 1.45), (7.2, 1.42), color="#3a7d3a", rad=-0.42), ax.text(4.0, 3.0, "features X", fontsize=7.5, color="#3a7d3a")
+for level in range(1, 1 + len(adapters)):
+    arrow(ax, (4.17, 1.0), (6.03, -level + 0.1), color="#b03050", rad=-0.1)
+ax.text(4.72, -1.75, "door 3:\npooled f(b)\nto each NSA", fontsize=7.5, color="#b03050", ha="center")
+ax.text(1.5, -4.75, "conditional U-Net", ha="center"), ax.text(9.7, -4.75, "diffusion U-Net (sees t in every block)", ha="center")
+ax.set(xlim=(-1.4, 12.6), ylim=(-5, 3.2)), ax.axis("off");
+
+# %%
+assert blocks[0][1:] == ("MultiScaleFusion", (32, 752, 256))
+assert [s for _, kind, s in blocks if kind == "NoiseSemanticAdapter"] == [
+    (64, 376, 128), (128, 188, 64), (192, 94, 32), (256, 47, 16)]
+
+# %% [markdown]
+# Compared with the paper's figure:
+#
+# | | paper | ours | why |
+# |---|---|---|---|
+# | MSFM | "introduced into the conditional U-Net", its output fused with $x_t$ | before it, one $X$ for both U-Nets | Section 2.3's order: $b$ passes it "before" the conditional U-Net |
+# | fusion with $x_t$ | "fused", not said how | channels side by side into the first 3×3 convolution | that convolution *is* the learned mixture; a second one at full size would cost the most of all |
+# | $f(b)$ in $\Phi(x_t,t,f(b))$ | not said how | an input channel, and the adapters | both are cheap; section 5 measures them |
+# | NSA | "U-Net of the conditional model", then "encoder of the diffusion model" | diffusion encoder, below full resolution | conclusion and Figure 3; cost, see [08](08_nsa.ipynb) |
+# | widths, depth | not said | `settings.ini` | ours to choose |
+# | gradient of the diffusion loss into $f(b)$ | not said | detached (`detach_prior`) | section 6 |
+# | last layer | not said | starts at zero | section 7 |
+#
+# ## 5 · Three doors for the prior
+#
+# $f(b)$ reaches the output through (1) $x_t$ itself, by the forward process of Eq. (3), (2) its channel, (3) the adapters. How much does each carry?
+# That is a question to a *trained* network. A short training, with the losses of [10_training](10_training.ipynb) written out plainly,
+# on phantoms of 64×32. It is brief on purpose: what you see are tendencies of a small model.
+
+# %%
+phantoms = pack(PhantomSet(size=(64, 32), n_training=72), progress=False)
+photos = phantoms.images.float() / 255
+masks = (phantoms.masks > 0).float()
+
+def dice(prob, mask):
+    p = (prob > 0.5).float()
+    return (2 * (p * mask).sum() / (p.sum() + mask.sum())).item()
+
+# %%
+def losses(model, process, i):
+    "MSE of the diffusion output (Eq. 8, on x_0) and BCE of the prior, for the phantoms i."
+    x_0, t = 2 * masks[i] - 1, torch.randint(0, process.timesteps, (len(i),))
+    c = model.condition(photos[i])
+    x_t = process.q_sample(x_0, t, c.prior, torch.randn_like(x_0))
+    return F.mse_loss(model.denoise(x_t, t, c), x_0), F.binary_cross_entropy_with_logits(c.logits, masks[i])
+
+def held_out(model):
+    "Dice of the prior on eight phantoms that training does not see."
+    with torch.no_grad():
+        return dice(model.condition(photos[64:]).logits.sigmoid(), masks[64:])
+
+# %%
+def fit(seed=0, steps=90, **switches):
+    "A small model after a short training, with [mse, bce] of each step and the held-out Dice of its prior."
+    torch.manual_seed(seed)
+    model = VerdiffNet(channels=(8, 16, 32), height=64, width=32, **switches)
+    process, optimizer = model.process(), torch.optim.AdamW(model.parameters(), 4e-3)
+    curve, prior_dice = [], []
+    for k in range(steps):
+        mse, bce = losses(model, process, torch.randint(0, 64, (8,)))
+        optimizer.zero_grad(), (mse + bce).backward(), optimizer.step()
+        curve.append([mse.item(), bce.item()])
+        if k % 10 == 9:
+            prior_dice.append(held_out(model))
+    return model, np.array(curve), prior_dice
+
+# %%
+detached = [fit(seed) for seed in (0, 1)]
+model, curve, prior_dice = detached[0]
+print(f"after 90 steps: mse {curve[-10:, 0].mean():.3f}, bce {curve[-10:, 1].mean():.3f}, "
+      f"held-out Dice of the prior {prior_dice[-1]:.3f}")
+
+# %% [markdown]
+# Now the doors. Three separate copies of the prior, one at each; the gradient of the output says how strongly each is felt.
+
+# %%
+def doors(model, t, n=8):
+    "Mean absolute gradient of the summed output on the prior at each of its three doors."
+    c, process = model.condition(photos[:n]).detach(), model.process()
+    one, two, three = (c.prior.clone().requires_grad_() for _ in range(3))
+    t = torch.full((n,), t)
+    x_t = process.q_sample(2 * masks[:n] - 1, t, one, torch.randn(c.prior.shape, generator=torch.Generator().manual_seed(0)))
+    output = model.diffusion(torch.cat([x_t, two, c.features], 1), t, prior=three)
+    return [g.abs().mean().item() for g in torch.autograd.grad(output.sum(), (one, two, three))]
+
+# %%
+ts = [0, 50, 100, 200, 300, 500, 700, 999]
+felt = np.array([doors(model, t) for t in ts])
+plt.figure(figsize=(5.5, 2.8))
+for line, name in zip(felt.T, ("1: inside x_t, Eq. (3)", "2: input channel", "3: adapters")):
+    plt.plot(ts, line, marker="o", ms=3, label=name)
+plt.yscale("log"), plt.xlabel("t"), plt.ylabel("mean |gradient|"), plt.legend(fontsize=8)
+plt.title("how strongly the output feels f(b)", fontsize=10);
+
+# %%
+assert felt[0, 0] < felt[-1, 0]  # door 1 opens with s_t
+assert (felt[:, 1:] > 0).all()
+
+# %% [markdown]
+# Door 1 closes as $t\to0$ by construction: its strength is $s_t=\sqrt{1-\bar\alpha_t}$ times what the network makes of $x_t$.
+# Without door 2 the network would have to tell prior from noise inside $x_t$, where they come as a sum.
+#
+# ## 6 · Detached or joint?
+#
+# Algorithm 1 descends one total loss, which suggests *joint*: the diffusion loss also pulls at the conditional U-Net, through all three
+# doors. Detached, the prior learns from its own loss only. First, does the switch do what it says?
+
+# %%
+def pull(model):
+    "Norm of the gradient of the diffusion loss alone on each part."
+    model.zero_grad()
+    torch.manual_seed(0)
+    losses(model, model.process(), torch.arange(8))[0].backward()
+    norm = lambda part: sum(float(p.grad.square().sum()) for p in part.parameters() if p.grad is not None) ** 0.5
+    return {name: round(norm(part), 4) for name, part in model.named_children()}
+
+joint = [fit(seed, detach_prior=False) for seed in (0, 1)]
+print("detached", pull(detached[0][0]))
+print("joint   ", pull(joint[0][0]))
+assert pull(detached[0][0])["conditional"] == 0 < pull(joint[0][0])["conditional"]
+
+# %% [markdown]
+# `features` (MSFM) feels the diffusion loss either way: $X$ is meant to serve both. And what does it do to learning?
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(8, 2.6))
+smooth = lambda y: np.convolve(y, np.ones(10) / 10, "valid")
+for runs, color, name in ((detached, "tab:blue", "detached"), (joint, "tab:orange", "joint")):
+    for k, (_, curve, prior_dice) in enumerate(runs):
+        axes[0].plot(smooth(curve[:, 0]), color=color, label=name if k == 0 else None)
+        axes[1].plot(range(10, 91, 10), prior_dice, color=color)
+axes[0].set(title="diffusion loss (mean of 10)", xlabel="step"), axes[0].legend()
+axes[1].set(title="held-out Dice of the prior", xlabel="step");
+
+# %%
+for name, runs in (("detached", detached), ("joint", joint)):
+    print(f"{name}: prior Dice {[round(r[2][-1], 3) for r in runs]}, "
+          f"last diffusion loss {[round(r[1][-20:, 0].mean().item(), 3) for r in runs]}")
+
+# %% [markdown]
+# Two seeds and 90 steps decide nothing about quality; the ablation asks that with more seeds. What decides our default is meaning: detached, $f(b)$ is
+# a segmentation trained as one, a baseline of its own, and the *input* $x_t$, which contains $s_t f(b)$, is not bent to the
+# diffusion U-Net's convenience: a joint $f$ is free to carry a message to it rather than to segment. `detach_prior = false` is the paper's literal Algorithm 1, and the `paper` profile has it.
+#
+# ## 7 · A last layer that starts at zero
+#
+# An untrained output is whatever the random weights make of the input, so the first loss depends on the seed, the width and the depth. With
+# a zero last convolution the network says nothing at first, and the loss starts at $E[x_0^2] = 1$ exactly.
+
+# %%
+torch.manual_seed(0)
+fresh = VerdiffNet(channels=(8, 16, 32))
+start = losses(fresh, fresh.process(), torch.arange(32))[0].item()
+print(f"first diffusion loss, zero output: {start:.4f}")
+assert abs(start - 1) < 1e-6
+
+# %%
+def wake(model):
+    "Undo the zero: random numbers of unit gain in every all-zero kernel of the diffusion U-Net."
+    for p in model.diffusion.parameters():
+        if p.ndim == 4 and not p.any():
+            nn.init.normal_(p, std=p[0].numel() ** -0.5)
+
+starts = []
+for seed in range(5):
+    torch.manual_seed(seed)
+    loud = VerdiffNet(channels=(8, 16, 32))
+    wake(loud)
+    starts.append(losses(loud, loud.process(), torch.arange(32))[0].item())
+print("first diffusion loss, random output, five seeds:", [round(s, 2) for s in starts])
+assert np.std(starts) > 0.01
+
+# %% [markdown]
+# Do not expect miracles: a random start is not much worse on average, only arbitrary. What the zero buys is that runs begin alike and that a first
+# loss other than 1 (for $x_0$ or $\epsilon$) reveals a mistake. The price: behind a zero layer no gradient flows, so in the very first step only that layer moves. One step later all is awake.
+
+# %%
+print("step 0:", pull(fresh))
+optimizer = torch.optim.SGD(fresh.parameters(), 0.1)
+losses(fresh, fresh.process(), torch.arange(8))[0].backward(), optimizer.step()
+print("step 1:", pull(fresh))
+
+# %% [markdown]
+# ## 8 · Table 2's rows, one argument apart
+#
+# The naive row, the paper's point of departure, is "coarse concatenation": one 3×3 convolution of the image beside $x_t$, no adapter.
+
+# %%
+table = {"neither": dict(msfm=False, nsa=False), "MSFM": dict(msfm=True, nsa=False),
+         "NSA": dict(msfm=False, nsa=True), "both (Verdiff-Net)": dict(msfm=True, nsa=True)}
+rows = {name: VerdiffNet(config, **switches) for name, switches in table.items()}
+for name, m in rows.items():
+    parts = {k: sum(p.numel() for p in part.parameters()) for k, part in m.named_children()}
+    print(f"{name:20s} {m.num_parameters():8,d} parameters = {parts}")
+
+# %% [markdown]
+# Plain DDPM, for whoever wants it, is `VerdiffNet(msfm=False, nsa=False, shift=False)`. A count that is printed by the model itself
+# proves little, so here is the adapters' share by hand: for $C$ channels $C(10+26+50)$ depth-wise, $C^2 + C$ to halve twice,
+# $198$ for the gate, $C^2/2 + C$ to expand.
+
+# %%
+def adapter_size(c):
+    return 86 * c + (c * c + c) + 198 + (c * c // 2 + c)
+
+by_hand = sum(adapter_size(c) for c in config.channels[1:])
+assert rows["NSA"].num_parameters() - rows["neither"].num_parameters() == by_hand
+assert rows["both (Verdiff-Net)"].num_parameters() - rows["MSFM"].num_parameters() == by_hand
+print(f"adapters at {config.channels[1:]}: {by_hand:,} parameters")
+
+# %% [markdown]
+# ## 9 · Saving, loading, refusing
+#
+# Two files: `config.json`, which one can read, and `model.safetensors`, which holds numbers and cannot hold code (a pickle can). Each is
+# written under another name and renamed, so that a full disk leaves the old file whole.
+
+# %%
+#| export
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+def _save(model: VerdiffNet, folder: Path, repo_id: str | None = None, push_to_hub: bool = False,
+          **hub: Any) -> str | None:
+    "The two files of a saved model."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VerdiffError(f"could not save the model to {folder}: {error.strerror}") from error
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with atomic_write(folder / WEIGHTS_FILE) as path:
+        save_file(weights, path, metadata={"format": "pt"})
+    with atomic_write(folder / CONFIG_FILE) as path:
+        Path(path).write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if not push_to_hub:
+        return None
+    hub = {k: v for k, v in hub.items() if k not in ("config", "model_card_kwargs")}
+    return model.push_to_hub(repo_id or folder.name, **hub)
+
+# %% [markdown]
+# Loading builds from the first file, fills from the second, and refuses whatever does not fit. `_fetch` finds a file in a folder or on the Hugging Face Hub:
+
+# %%
+#| export
+def _fetch(source: str | Path, name: str, **hub: Any) -> Path:
+    "The path of one file of a model: in the folder `source`, or downloaded from the Hub."
+    if Path(source).is_dir():
+        path = Path(source) / name
+        if not path.is_file():
+            raise VerdiffError(f"{source} holds no {name}; a model folder, as `verdiff train` "
+                               f"writes it, has {CONFIG_FILE} and {WEIGHTS_FILE}")
+        return path
+    if Path(source).exists():
+        raise VerdiffError(f"{source} is a file; give the folder that holds {CONFIG_FILE}")
+    try:
+        return Path(hf_hub_download(str(source), name, **hub))
+    except Exception as error:  # bad id, no network, no such repository
+        raise VerdiffError(f"{source} is neither a model folder here nor a model that could be "
+                           f"downloaded ({type(error).__name__})") from error
+
+
+def read_config(path: Path) -> VerdiffConfig:
+    "config.json as a `VerdiffConfig`; VerdiffError names the file and the key."
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VerdiffError(f"{path} is not JSON ({error}); save the model again") from error
+    if not isinstance(values, dict):
+        raise VerdiffError(f"{path} holds no table of keys and values; save the model again")
+    return VerdiffConfig.from_dict(values, where=str(path), complete=True)
+
+
+def weights_difference(model: nn.Module, weights: dict[str, Tensor]) -> str | None:
+    "The first way in which `weights` do not belong to `model`, in words; None when they do."
+    own = model.state_dict()
+    for key, value in own.items():
+        if key not in weights:
+            return f"it has no {key!r}"
+        if weights[key].shape != value.shape:
+            return f"{key!r} is {tuple(weights[key].shape)} and should be {tuple(value.shape)}"
+    extra = [key for key in weights if key not in own]
+    return f"it has a {extra[0]!r} that the model does not know" if extra else None
+
+# %%
+#| export
+def _load(cls: type[VerdiffNet], source: str | Path, **hub: Any) -> VerdiffNet:
+    "Build from config.json, fill from model.safetensors, refuse what does not fit."
+    model = cls(read_config(_fetch(source, CONFIG_FILE, **hub)))
+    path = _fetch(source, WEIGHTS_FILE, **hub)
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise VerdiffError(f"{path} is damaged or cut off ({error}); "
+                           "copy or save the model again") from error
+    if difference := weights_difference(model, weights):
+        raise VerdiffError(f"{path} does not belong to the {CONFIG_FILE} beside it: {difference}")
+    model.load_state_dict(weights)
+    return model.eval()
+
+# %%
+folder = Path(tempfile.mkdtemp()) / "model"
+model.save_pretrained(folder)
+again = VerdiffNet.from_pretrained(folder)
+assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+assert again.config == model.config == read_config(folder / CONFIG_FILE)
+print(*[f"{p.name}: {p.stat().st_size:,} bytes" for p in sorted(folder.iterdir())], sep="\n")
+
+# %% [markdown]
+# What it says when something is wrong, on purpose four times:
+
+# %%
+def refusal(name, change):
+    "Damage one file of the saved model, hear what loading says, and put the file back."
+    path = folder / name
+    good = path.read_bytes()
+    path.write_bytes(change(good))
+    sentence = complaint(lambda: VerdiffNet.from_pretrained(folder))
+    path.write_bytes(good)
+    return sentence.replace(str(folder), "model")
+
+print(refusal(CONFIG_FILE, lambda b: b.replace(b'"blocks"', b'"bloks"')).split("; allowed")[0])
+print(refusal(CONFIG_FILE, lambda b: b.replace(b"8,\n", b"12,\n", 1)))
+print(refusal(CONFIG_FILE, lambda b: b.replace(b'"nsa": true', b'"nsa": false')))
+print(refusal(WEIGHTS_FILE, lambda b: b[:len(b) // 2]))
+
+# %%
+assert weights_difference(model, dict(model.state_dict())) is None
+print(weights_difference(rows["neither"], rows["NSA"].state_dict()))
+
+# %% [markdown]
+# `torch.export` turns the diffusion U-Net into one graph without Python, so nothing in it depends on values. (`torch.compile(model.diffusion)`
+# works for the same reason; it needs a C++ compiler and half a minute on a CPU, so it is not run here.)
+
+# %%
+model.eval()
+c = model.condition(photos[:2]).detach()
+args = torch.cat([torch.randn(2, 1, 64, 32), c.prior, c.features], 1), torch.tensor([3, 400])
+program = torch.export.export(model.diffusion, args, {"prior": c.prior})
+torch.testing.assert_close(program.module()(*args, prior=c.prior), model.diffusion(*args, prior=c.prior))
+print(len(list(program.graph.nodes)), "nodes")
+
+# %% [markdown]
+# ## Exercises
+#
+# **1. Predict.** `shift=False` and `shift=True` make models of equal size. Which line of a training loop notices the switch?
+#
+# <details><summary>Answer</summary>
+#
+# Only `process.q_sample`: `model.process()` returns a process that ignores the prior. The weights are the same in number and shape, and
+# the prior still enters by doors 2 and 3.
+#
+# </details>
+
+# %%
+plain = VerdiffNet(channels=(8, 16), shift=False).process()
+x_0, noise = torch.ones(1, 1, 4, 4), torch.randn(1, 1, 4, 4)
+t = torch.tensor([500])
+assert torch.equal(plain.q_sample(x_0, t, -x_0, noise), plain.q_sample(x_0, t, x_0, noise))
+
+# %% [markdown]
+# **2. Change.** An ensemble of 4 for 3 images: get the conditioning of image 1's members back out of the repeated one.
+#
+# <details><summary>Answer</summary>
+#
+# `repeat` keeps members of an image together, so image 1 owns rows 4 to 7: `c.repeat(4).select(slice(4, 8))`.
+#
+# </details>
+
+# %%
+c = model.condition(photos[:3])
+members = c.repeat(4).select(slice(4, 8))
+assert all(torch.equal(p, c.prior[1]) for p in members.prior)
+
+# %% [markdown]
+# **3. Implement.** Freeze the conditional half (features and conditional U-Net) and check that training moves only the diffusion U-Net.
+#
+# <details><summary>Answer</summary>
+#
+# `requires_grad_(False)` on the two children; an optimiser over the remaining parameters.
+#
+# </details>
+
+# %%
+def freeze_condition(model):
+    model.features.requires_grad_(False), model.conditional.requires_grad_(False)
+    return [p for p in model.parameters() if p.requires_grad]
+
+before = {k: v.clone() for k, v in model.state_dict().items()}
+optimizer = torch.optim.SGD(freeze_condition(model), 0.1)
+losses(model, model.process(), torch.arange(4))[0].backward(), optimizer.step()
+moved = {k.split(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+assert moved == {"diffusion"}
+
+# %% [markdown]
+# ## What we have
+#
+# One class, `VerdiffNet`, with `condition`, `denoise`, `process`, `save_pretrained` and `from_pretrained`, and its `VerdiffConfig`. Training
+# ([10](10_training.ipynb)) and sampling ([11](11_sampling.ipynb)) need to know nothing else about it.

@@ -1,0 +1,1296 @@
+# %% [markdown]
+# # 12 · One radiograph in, a mask out
+# > Any file, at its own size, with a probability and a doubt for every pixel, and the command line
+#
+# Everything before this page worked on tensors of one size. Nobody owns such tensors: people own files, of all sizes
+# and depths, some of them broken. Here you build the last metre. You read 8- and 16-bit files, send them through
+# the network's canvas and back, look at what the ensemble is unsure of, and end with the command `verdiff`, which
+# does the same for a folder of a thousand.
+#
+# *Time: half a minute on a laptop, the training of a very small network included; no GPU needed.*
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/12_segment.ipynb)
+
+# %%
+#| default_exp inference
+
+# %%
+#| eval: false
+# !pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"  # only on Colab
+
+# %%
+#| export
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+import verdiff
+from verdiff.settings import Settings, VerdiffError, atomic_write, load_settings
+
+if TYPE_CHECKING:  # torch takes seconds to import: `verdiff --help` does without it
+    import torch
+    from matplotlib.figure import Figure
+
+    from verdiff.data import Packed
+    from verdiff.metrics import Summary
+    from verdiff.model import VerdiffNet
+    from verdiff.sampling import SegmentationSamples
+
+# %%
+import tempfile
+
+import matplotlib.pyplot as plt
+import tifffile
+import torch
+from matplotlib.patches import Rectangle
+
+from verdiff.data import draw_phantom, find_xray, fit_image, landmarks_to_mask, unfit
+from verdiff.metrics import dice
+
+# %% [markdown]
+# One idea about form before we start: the module that this notebook becomes is what runs when somebody types
+# `verdiff --help`, and nobody likes to wait two seconds for a help text. So it imports torch *inside* the functions
+# that need it, and under `TYPE_CHECKING` for the type hints only.
+#
+# ## Whatever the file holds
+#
+# The public X-ray set is 8-bit JPEG. A hospital exports something else: detectors count in 12 or 14 bits, stored
+# in 16-bit TIFF or PNG files. Let us make such a file from a phantom: grey values up to 4,095, and one bright lead
+# marker ("R" for the right side, here a square), as most radiographs have.
+
+# %%
+folder = Path(tempfile.mkdtemp())
+phantom = draw_phantom(seed=3, image_size=(576, 192))
+deep = phantom.image.astype(np.uint16) * 9 + 400
+deep[40:60, 15:35] = 60_000
+tifffile.imwrite(folder / "deep.tif", deep)
+deep.dtype, deep.max()
+
+# %% [markdown]
+# The naive way to 8 bits: 16 bits have 65,536 values, 8 bits have 256, so divide by 256. Or a little less naively:
+# stretch minimum and maximum to black and white.
+
+# %%
+naive = (deep / 256).astype(np.uint8)
+stretched = (255.0 * (deep - deep.min()) / np.ptp(deep)).astype(np.uint8)
+
+
+def show(pictures, titles, width=1.7, **kwargs):
+    "A row of grey pictures."
+    fig, axes = plt.subplots(1, len(pictures), figsize=(width * len(pictures), 4), layout="constrained")
+    for axis, picture, title in zip(axes, pictures, titles, strict=True):
+        axis.imshow(picture, **({"cmap": "gray", "vmin": 0, "vmax": 255} | kwargs))
+        axis.set_title(title, fontsize=9)
+        axis.set_axis_off()
+    return axes
+
+
+_ = show([phantom.image, naive, stretched], ["8 bits", "16 bits / 256", "min to max"])
+
+# %% [markdown]
+# Both are black but for the marker: the detector uses a small part of the 16 bits, and one square of lead is brighter
+# than all bone. A network that learned on well-exposed images sees nothing in them. The cure is what a reading room
+# calls a *window*: put the 0.5th percentile at black and the 99.5th at white, and let what lies outside saturate.
+
+# %%
+#| export
+def to_uint8(
+    pixels: np.ndarray,  # grey values of any kind, (H, W)
+    window: tuple[float, float] = (0.5, 99.5),  # percentiles that become black and white
+) -> np.ndarray:  # uint8, (H, W)
+    """Grey values as the networks know them, 0 to 255.
+
+    uint8 passes unchanged, bool and floats in [0, 1] are scaled, everything else (12 or 16 bits,
+    signed, any float) is windowed between two percentiles. NaN and infinity: VerdiffError.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels
+    pixels = pixels.astype(np.float64)
+    if not np.isfinite(pixels).all():
+        raise VerdiffError("the image holds NaN or infinite values; replace them before segmenting")
+    unit = pixels.min() >= 0 and pixels.max() <= 1
+    low, high = (0.0, 1.0) if unit else np.percentile(pixels, window)
+    if high <= low:  # nearly constant: fall back on the whole range
+        low, high = pixels.min(), max(pixels.max(), pixels.min() + 1)
+    return np.rint(255 * np.clip((pixels - low) / (high - low), 0, 1)).astype(np.uint8)
+
+# %%
+windowed = to_uint8(deep)
+_ = show([phantom.image, stretched, windowed], ["8 bits", "min to max", "window"])
+levels = [len(np.unique(x)) for x in (naive, stretched, windowed)]
+print("grey levels that are left:", levels)
+assert levels[2] > 100 > max(levels[:2])
+
+# %% [markdown]
+# Reading itself is Pillow's work, with tifffile for the scientific TIFFs that Pillow does not know (16 bits per
+# colour, for instance). Two details that cost people afternoons: a photograph's EXIF orientation is obeyed, and a TIFF
+# which says "white is zero" is inverted.
+
+# %%
+#| export
+def image_from_array(
+    pixels: np.ndarray,  # (H, W), (1, H, W), (H, W, 1), (H, W, 3) or (H, W, 4)
+) -> Image.Image:  # mode "L"
+    "A grey image from an array; colours become grey, what is no picture is refused."
+    pixels = np.asarray(pixels)
+    if pixels.ndim not in (2, 3) or 0 in pixels.shape or pixels.dtype.kind not in "biuf":
+        raise VerdiffError(f"an array of shape {pixels.shape} and type {pixels.dtype} is no image; "
+                           "give (height, width) or (height, width, 3)")
+    if pixels.ndim == 3 and pixels.shape[0] == 1:
+        pixels = pixels[0]
+    elif pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    elif pixels.ndim == 3 and pixels.shape[2] in (3, 4):
+        if pixels.dtype == np.uint8:
+            return Image.fromarray(np.ascontiguousarray(pixels[..., :3])).convert("L")
+        pixels = pixels[..., :3] @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R 601
+    elif pixels.ndim == 3:
+        raise VerdiffError(f"an array of shape {pixels.shape} is no single image; split it up")
+    return Image.fromarray(np.ascontiguousarray(to_uint8(pixels)))
+
+# %%
+image_from_array(np.zeros((40, 30, 3))).size, image_from_array(np.ones((1, 40, 30), bool)).getextrema()
+
+# %%
+#| export
+BITS, PHOTOMETRIC = 258, 262  # tags of TIFF
+
+
+def read_with_pillow(
+    path: Path,  # PNG, JPEG, TIFF or what else Pillow knows
+) -> Image.Image:  # mode "L"
+    "One image file as 8-bit grey; deeper files are windowed. Errors are Pillow's."
+    with Image.open(path) as file:
+        tags = getattr(file, "tag_v2", {})
+        bits, white_is_zero = np.max(tags.get(BITS, 8)), tags.get(PHOTOMETRIC) == 0
+        image = ImageOps.exif_transpose(file)
+        if image.mode[0] in "IF":  # 16 or 32 bits
+            pixels = np.asarray(image)
+            return image_from_array(pixels.max() - pixels if white_is_zero else pixels)
+        return image.convert("L") if bits <= 8 else read_tiff(path)  # Pillow cuts colours to 8 bits
+
+# %%
+#| export
+def read_file(
+    path: Path,  # PNG, JPEG, TIFF or what else Pillow and tifffile know
+) -> Image.Image:  # mode "L"
+    "One image file as 8-bit grey; VerdiffError names what is no image."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow; what matters is an error
+            return read_with_pillow(path)
+    except FileNotFoundError:
+        raise VerdiffError(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        return read_tiff(path)
+    except VerdiffError as error:
+        raise VerdiffError(f"{path}: {error}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise VerdiffError(f"{path}: cannot be read as an image ({why}); is it complete?") from None
+
+# %%
+#| export
+def read_tiff(
+    path: Path,  # a TIFF that Pillow does not know, for example 16 bits per colour
+) -> Image.Image:  # mode "L"
+    "The first page of a scientific TIFF, by tifffile."
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            return image_from_array(file.pages[0].asarray())
+    except Exception as error:
+        why = f" ({error})" if path.suffix.lower() in (".tif", ".tiff") else ""
+        raise VerdiffError(
+            f"{path}: not an image that can be read{why}; give a PNG, JPEG or TIFF file") from None
+
+# %%
+#| export
+def read_image(
+    source: Any,  # a path, a PIL image, a numpy array or a tensor
+) -> Image.Image:  # mode "L", at the image's own size
+    "Whatever a radiograph comes as, as 8-bit grey."
+    if isinstance(source, (str, Path)):
+        return read_file(Path(source))
+    if isinstance(source, Image.Image) and source.mode[0] not in "IF":
+        return source.convert("L")
+    return image_from_array(np.asarray(source))
+
+# %%
+Image.fromarray(phantom.image).save(folder / "plain.png")
+shallow, same = read_image(folder / "plain.png"), read_image(folder / "deep.tif")
+assert np.array_equal(shallow, phantom.image) and np.array_equal(same, windowed)
+
+# %% [markdown]
+# A file that is no image gets a sentence, not a traceback:
+
+# %%
+(folder / "letter.png").write_text("Dear colleague, …")
+try:
+    read_image(folder / "letter.png")
+except VerdiffError as error:
+    print(str(error).replace(str(folder), "scans"))
+
+# %% [markdown]
+# ## Into the canvas and back
+#
+# The network knows one height and width, say $h \times w$; the radiograph has $H \times W$. `fit_image` (01_data) scales
+# both sides by the same factor, centres the result and fills the rest with black: a *letterbox*. A pixel at column $X$ of
+# the radiograph lands at
+#
+# $$x = s\,X + \ell, \qquad s = \min\left(\tfrac{h}{H}, \tfrac{w}{W}\right), \qquad \ell = \tfrac{w - sW}{2},$$
+#
+# and the rows likewise. To make the bars visible, take a wide radiograph for a narrow canvas.
+
+# %%
+wide = draw_phantom(seed=5, image_size=(480, 260))
+truth = landmarks_to_mask(wide.landmarks, *wide.image.shape)
+canvas, placement = fit_image(Image.fromarray(wide.image), (192, 64), "letterbox")
+placement
+
+# %% [markdown]
+# Coming back, the tempting line is `mask.resize(original size)`. Follow the true mask through it, so that no network can
+# be blamed.
+
+# %%
+truth_canvas = fit_image(Image.fromarray(truth * 255), (192, 64), "letterbox")[0]
+naive_back = np.asarray(truth_canvas.resize(truth.shape[::-1], Image.Resampling.BILINEAR)) > 127
+exact_back = unfit(np.asarray(truth_canvas, np.float32) / 255, placement) > 0.5
+
+# %%
+def as_batch(x): return torch.tensor(np.array(x)).bool()[None, None]  # 1 1 H W
+
+
+def mask_dice(a, b): return dice(as_batch(a), as_batch(b)).item()
+
+
+axes = show([canvas, truth_canvas, wide.image, wide.image],
+            ["canvas", "its mask", "resized straight back", "bars cut off first"], width=2)
+for axis, back in zip(axes[2:], (naive_back, exact_back), strict=True):
+    axis.contour(back, [0.5], colors="darkorange", linewidths=1.2)
+print(f"Dice with the true mask: {mask_dice(naive_back, truth):.3f} and {mask_dice(exact_back, truth):.3f}")
+
+# %% [markdown]
+# Resized straight back, the spine is squashed by the bars: a perfect network would score badly. Cutting the bars off
+# first (`unfit` does) leaves only what the canvas's resolution costs. That remainder is worth remembering: it is the
+# best Dice that *any* network of this canvas can reach.
+
+# %%
+assert mask_dice(exact_back, truth) > 0.9 > mask_dice(naive_back, truth)
+
+# %% [markdown]
+# ## The segmenter
+#
+# With both ends in place the middle is short. A result is four arrays at the radiograph's own size. For samples $x_0^{(1)}, \dots,
+# x_0^{(E)}$ brought to $[0, 1]$,
+#
+# $$\bar p = \frac{1}{E} \sum_e x_0^{(e)}, \qquad u = \sqrt{\frac{1}{E} \sum_e \left(x_0^{(e)} - \bar p\right)^2}, \qquad \text{mask} = [\bar p > \tfrac12].$$
+#
+# A spread of numbers between 0 and 1 cannot exceed one half, and reaches it where half of the samples say bone and half
+# say background.
+
+# %%
+#| export
+@dataclass
+class Segmentation:
+    "What one radiograph gives, all at its own height and width."
+
+    mask: np.ndarray  # {0, 1} uint8, (H, W): probability above one half
+    probability: np.ndarray  # mean of the ensemble, float32 in [0, 1], (H, W)
+    uncertainty: np.ndarray  # standard deviation of the ensemble, float32 in [0, 0.5], (H, W)
+    prior: np.ndarray  # the conditional U-Net's probability alone, float32 in [0, 1], (H, W)
+
+# %% [markdown]
+# Which model? A folder that `verdiff train` wrote, a whole run's folder, a name on the Hugging Face Hub; and where a
+# model travels inside the package, that one by default.
+
+# %%
+#| export
+def bundled_model() -> Path | None:
+    "The folder of the model that travels inside the package, None where there is none."
+    folder = Path(verdiff.__file__).resolve().parent / "weights"
+    found = sorted(p.parent for p in [*folder.glob("config.json"), *folder.glob("*/config.json")])
+    return found[0] if found else None
+
+# %%
+#| export
+def find_model(
+    model: str | Path | None,  # folder of a model or a run, Hub id; None: the bundled one
+) -> str:  # what `VerdiffNet.from_pretrained` takes
+    "The model that a user means; VerdiffError where there is none."
+    if model is None and (model := bundled_model()) is None:
+        raise VerdiffError("no model travels with this installation; give one with --model, "
+                           "for example runs/demo after `verdiff demo`")
+    path = Path(model).parent if Path(model).is_file() else Path(model)
+    for folder in (path, path / "model"):
+        if (folder / "config.json").exists():
+            return str(folder)
+    hub_id = str(model).count("/") == 1 and not path.parent.exists()
+    if not hub_id:
+        raise VerdiffError(f"{model}: no model there; expected a folder with config.json and "
+                           "model.safetensors, as `verdiff train` writes it")
+    return str(model)
+
+# %%
+#| export
+def pick_device(
+    name: str | None = None,  # "cpu", "cuda", "cuda:1", "mps"; None: the first GPU, else the CPU
+) -> torch.device:
+    "The device to run on; VerdiffError where it does not exist."
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise VerdiffError(f"the device {name!r} does not exist here; try --device cpu") from None
+    return device
+
+# %%
+try:
+    find_model("runs/not_there_yet")
+except VerdiffError as error:
+    print(error)
+
+# %%
+#| export
+class Segmenter:
+    "A trained network that takes radiographs of any size."
+
+    def __init__(
+        self,
+        model: VerdiffNet,  # trained
+        device: str | None = None,  # None: the first GPU, else the CPU
+    ):
+        self.device = pick_device(device)
+        self.model = model.to(self.device).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,  # a model or run folder, a Hub id; None: the bundled model
+        device: str | None = None,  # None: the first GPU, else the CPU
+    ) -> Segmenter:
+        "Load a model that `save_pretrained` or `verdiff train` wrote."
+        from verdiff.model import VerdiffNet
+
+        return cls(VerdiffNet.from_pretrained(find_model(model)), device)
+
+    def predict(
+        self,
+        image: Any,  # a path, a PIL image, a numpy array or a tensor, of any size
+        steps: int = 10,  # steps of the sampler
+        ensemble: int = 5,  # samples whose mean and spread are given
+        seed: int = 0,  # the same seed, the same mask
+    ) -> Segmentation:  # at the image's own size
+        "Fit to the network's canvas, sample, undo the fit: pixels match those of the original."
+        import torch
+
+        from verdiff.data import fit_image, unfit
+        from verdiff.sampling import sample
+
+        canvas, placement = fit_image(read_image(image), self.model.size, self.model.config.fit)
+        b = torch.from_numpy(np.array(canvas, dtype=np.float32) / 255)[None, None]  # 1 1 h w
+        got = sample(self.model, b.to(self.device), steps=steps, ensemble=ensemble, seed=seed)
+
+        def back(x: torch.Tensor) -> np.ndarray:  # 1 1 h w -> H W
+            return unfit(x[0, 0].float().cpu().numpy(), placement).astype(np.float32)
+
+        probability = back(got.mean)
+        return Segmentation((probability > 0.5).astype(np.uint8), probability,
+                            back(got.std), back(got.prior_prob))
+
+# %% [markdown]
+# To see it work we need a trained network. A very small one, some seconds of training on phantoms; the page on training
+# (10) explains every word of it, and `make demo` trains a better one.
+
+# %%
+from verdiff.data import PhantomSet, grouped_split, pack
+from verdiff.training import train
+
+settings = load_settings("demo", ["height=96", "width=32", "channels=8,16,32", "max_steps=250", "batch_size=8",
+                                  "validate_every=1000", "checkpoint_every=1000", "rotation=5"])
+phantoms = pack(PhantomSet(split="training", size=settings.size, n_training=64), progress=False)
+model = train(settings, phantoms, None, folder / "run", progress=False)
+segmenter = Segmenter(model)
+
+# %%
+result = segmenter.predict(wide.image, steps=10, ensemble=5, seed=0)
+assert result.mask.shape == wide.image.shape == (480, 260)
+print(f"Dice at the radiograph's own size: {mask_dice(result.mask, truth):.3f}")
+
+# %%
+axes = show([wide.image, result.prior, result.probability, result.uncertainty, truth],
+            ["radiograph", "prior f(b)", "mean of 5", "uncertainty", "truth"])
+for axis, (name, top) in zip(axes[1:], [("magma", 1), ("magma", 1), ("viridis", 0.5), ("magma", 1)], strict=True):
+    axis.images[0].set(cmap=name, clim=(0, top))
+
+# %% [markdown]
+# The same seed gives the same mask, and the 16-bit file gives nearly the mask of its 8-bit twin.
+
+# %%
+again = segmenter.predict(wide.image, seed=0)
+assert np.array_equal(again.probability, result.probability)
+twins = [segmenter.predict(folder / name).mask for name in ("plain.png", "deep.tif")]
+print(f"Dice between the masks of the 8-bit and the 16-bit file: {mask_dice(*twins):.3f}")
+assert mask_dice(*twins) > 0.8
+
+# %% [markdown]
+# For people, a mask is best seen on the radiograph:
+
+# %%
+#| export
+def overlay(
+    image: Any,  # the radiograph, as `read_image` takes it
+    segmentation: Segmentation,  # of that radiograph
+    colour: tuple[int, int, int] = (255, 140, 0),  # of the mask
+    alpha: float = 0.3,  # how much the mask covers
+) -> Image.Image:  # mode "RGB", same size
+    "The mask laid over the radiograph: a light tint and a firm outline."
+    from scipy.ndimage import binary_erosion
+
+    pixels = np.array(read_image(image).convert("RGB"), dtype=np.float32)
+    mask = segmentation.mask.astype(bool)
+    if mask.shape != pixels.shape[:2]:
+        raise ValueError(f"a mask of {mask.shape} does not lie over an image of {pixels.shape[:2]}")
+    line = mask & ~binary_erosion(mask, iterations=max(1, round(max(mask.shape) / 500)))
+    for where, share in ((mask & ~line, alpha), (line, 0.9)):
+        pixels[where] = (1 - share) * pixels[where] + share * np.array(colour, np.float32)
+    return Image.fromarray(np.rint(pixels).astype(np.uint8))
+
+# %%
+overlay(wide.image, result)
+
+# %% [markdown]
+# ## Reading the uncertainty
+#
+# What is the spread good for? If it is honest, the pixels it marks are those which are wrong more often. Sort all pixels of a
+# few held-out phantoms into bins of uncertainty and count the errors in each.
+
+# %%
+held_out = [draw_phantom(seed=900 + i, image_size=(576, 192)) for i in range(8)]
+results = [segmenter.predict(p.image, seed=i) for i, p in enumerate(held_out)]
+truths = [landmarks_to_mask(p.landmarks, *p.image.shape) for p in held_out]
+u = np.concatenate([r.uncertainty.ravel() for r in results])
+wrong = np.concatenate([(r.mask != m).ravel() for r, m in zip(results, truths, strict=True)])
+
+# %%
+edges = np.quantile(u, [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0])
+bins = np.digitize(u, edges[:-1])
+rate = np.array([wrong[bins == k].mean() for k in range(bins.max() + 1)])
+fig, axis = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
+axis.bar(range(len(rate)), rate, color="#443983")
+axis.set_xticks(range(len(rate)), ["lowest half", *[f"< {e:.2g}" for e in edges[1:]]], rotation=30, fontsize=8)
+axis.set(xlabel="uncertainty of the pixel", ylabel="share of wrong pixels")
+assert rate[-1] > 5 * rate[0]
+
+# %% [markdown]
+# The more the samples disagree, the more often their mean is wrong: the uncertainty can tell a reader where to look twice.
+# Now where it can *not*: it knows only what the network can imagine. Where every sample makes the same mistake the spread
+# is small and the mask is wrong all the same. Count the errors in the lower half of all uncertainties:
+
+# %%
+quiet = wrong & (u < np.median(u))
+print(f"{quiet.sum() / wrong.sum():.1%} of all errors lie where the ensemble is most at ease; "
+      f"{(wrong & (u >= edges[-2])).sum() / wrong.sum():.0%} in the most uncertain 2 % of the pixels")
+
+# %% [markdown]
+# And a picture that is not a spine at all gets a mask too, if one asks. A spread says how far the samples differ, not whether the
+# question made sense.
+
+# %%
+stripes = (127 + 100 * np.sin(np.arange(400)[:, None] / 8) * np.ones((1, 140))).astype(np.uint8)
+nonsense = segmenter.predict(stripes)
+_ = show([stripes, np.asarray(overlay(stripes, nonsense))], ["no spine", "a mask, nevertheless"])
+
+# %% [markdown]
+# ## Is it any good? The table
+#
+# One image says nothing about a method. `evaluate` scores the prior alone and the diffusion at several numbers of steps, as a
+# single sample and as an ensemble's mean, on the same images at the same size, and gives mean, standard deviation and a 95 %
+# bootstrap interval. The radiographs of the public set which occur in both splits (01_data found them) get their due: every row
+# is there twice, with and without them.
+
+# %%
+#| export
+@dataclass
+class Scores:
+    "Dice and IoU of one way to segment, image by image."
+
+    method: str  # "prior" or "diffusion"
+    steps: int  # steps of the sampler, 0 for the prior
+    samples: int  # how many samples were averaged, 0 for the prior
+    dice: np.ndarray  # (N,)
+    iou: np.ndarray  # (N,)
+    seconds: float  # per image
+
+    @property
+    def label(self) -> str:
+        "In words, for tables."
+        if self.method == "prior":
+            return "prior alone"
+        of = "1 sample" if self.samples == 1 else f"mean of {self.samples}"
+        return f"diffusion, {self.steps} step{'s' * (self.steps > 1)}, {of}"
+
+# %%
+#| export
+@dataclass
+class Row:
+    "One line of the table."
+
+    images: str  # which test images: "all" or "without duplicates"
+    scores: Scores  # where the numbers come from
+    dice: Summary  # mean, sd, interval, n
+    iou: Summary  # the same of IoU
+
+    def to_dict(self) -> dict[str, Any]:
+        "One flat record for JSON and CSV."
+        how = self.scores
+        flat: dict[str, Any] = {"images": self.images, "n": self.dice.n, "method": how.method,
+                                "steps": how.steps, "samples": how.samples}
+        for name, s in (("dice", self.dice), ("iou", self.iou)):
+            flat |= {name: s.mean, f"{name}_sd": s.sd, f"{name}_low": s.lo, f"{name}_high": s.hi}
+        return flat | {"seconds_per_image": how.seconds}
+
+# %%
+#| export
+@dataclass
+class Evaluation:
+    "Scores of the prior and of the diffusion on the same images."
+
+    names: list[str]  # of the N images
+    scores: list[Scores]  # one a way to segment
+    size: tuple[int, int]  # (height, width) at which everything was scored
+
+    def rows(self) -> list[Row]:
+        "On all images and, where some have a twin in the training set, without those."
+        from verdiff.data import clean_test_indices
+        from verdiff.metrics import summary
+
+        subsets = {"all": list(range(len(self.names)))}
+        clean = list(clean_test_indices(self.names))
+        if 0 < len(clean) < len(self.names):
+            subsets["without duplicates"] = clean
+        return [Row(name, s, summary(s.dice[index]), summary(s.iou[index]))
+                for name, index in subsets.items() for s in self.scores]
+
+    def __str__(self) -> str:
+        lines = [f"{'':34s} {'Dice':36s} {'IoU':36s} s/image"]
+        seen = None
+        for row in self.rows():
+            if row.images != seen:
+                seen = row.images
+                lines.append(f"{row.dice.n} images, {seen}")
+            lines.append(f"  {row.scores.label:32s} {str(row.dice):36s} {str(row.iou):36s} "
+                         f"{row.scores.seconds:.2f}")
+        return "\n".join(lines)
+
+    def save(
+        self,
+        folder: Path,  # where to
+        **about: Any,  # what else the JSON should say: model, data, seed, ...
+    ) -> list[Path]:  # evaluation.json, evaluation.csv and scores.csv
+        "The table as JSON and CSV, and the scores of every image as CSV."
+        rows = [row.to_dict() for row in self.rows()]
+        per_image = [{"name": name, "method": s.method, "steps": s.steps, "samples": s.samples,
+                      "dice": float(s.dice[i]), "iou": float(s.iou[i])}
+                     for s in self.scores for i, name in enumerate(self.names)]
+        about = {"verdiff": verdiff.__version__, **about, "size": list(self.size), "rows": rows}
+        paths = [Path(folder) / n for n in ("evaluation.json", "evaluation.csv", "scores.csv")]
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        write_json(paths[0], about)
+        write_csv(paths[1], rows)
+        write_csv(paths[2], per_image)
+        return paths
+
+# %%
+#| export
+def write_json(path: Path, content: Any) -> None:
+    "Write JSON, whole or not at all."
+    with atomic_write(path) as temporary:
+        Path(temporary).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+# %%
+#| export
+def write_csv(path: Path, records: list[dict[str, Any]]) -> None:
+    "Write records as CSV with a header, whole or not at all."
+    with atomic_write(path) as temporary:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(records)
+
+# %% [markdown]
+# The scoring itself is one loop over batches. Note the two sizes: the network gets the image averaged down to its canvas, the
+# probability is enlarged bilinearly, and Dice is counted at the size of the data, so networks of different canvas can
+# share a table.
+
+# %%
+#| export
+def evaluate(
+    model: VerdiffNet,  # trained
+    data: Packed,  # images and masks at the size at which to score
+    steps: Sequence[int] = (1, 5, 10),  # numbers of steps to try
+    ensemble: int = 5,  # samples an image; a single one is scored as well
+    seed: int = 0,  # of the sampler's noise
+    batch_size: int = 8,  # images at once
+    progress: bool = True,  # show a bar
+) -> Evaluation:
+    "Prior alone, and diffusion at each number of steps, as one sample and as the ensemble's mean."
+    import torch
+    import torch.nn.functional as F
+    from tqdm import tqdm
+
+    from verdiff.metrics import dice, iou
+    from verdiff.sampling import sample
+
+    device = next(model.parameters()).device
+    size = tuple(data.images.shape[-2:])
+    found: dict[tuple[str, int, int], list[np.ndarray]] = {}
+    seconds: Counter[tuple[str, int, int]] = Counter()
+    bar = tqdm(total=len(data) * len(steps), desc="evaluate", unit="image",
+               disable=None if progress else True)
+
+    def score(key: tuple[str, int, int], prob: torch.Tensor, took: float) -> None:
+        large = F.interpolate(prob.float(), size=size, mode="bilinear", align_corners=False) > 0.5
+        both = torch.stack([dice(large, mask), iou(large, mask)])  # 2 b
+        found.setdefault(key, []).append(both.double().cpu().numpy())
+        seconds[key] += took / len(data)
+
+    model.eval()
+    for first in range(0, len(data), batch_size):
+        part = slice(first, first + batch_size)
+        mask = data.masks[part].to(device) > 0
+        image = data.images[part].to(device).float() / 255
+        image = F.interpolate(image, model.size, mode="area")  # b 1 H W -> b 1 h w
+        for k in steps:
+            start = time.perf_counter()
+            got = sample(model, image, steps=k, ensemble=ensemble, seed=seed)
+            took = time.perf_counter() - start
+            if k == steps[0]:
+                score(("prior", 0, 0), got.prior_prob, 0.0)
+            score(("diffusion", k, 1), got.samples[0], took / ensemble)
+            if ensemble > 1:
+                score(("diffusion", k, ensemble), got.mean, took)
+            bar.update(len(image))
+    bar.close()
+    scores = [Scores(*key, *np.concatenate(parts, 1), seconds[key]) for key, parts in found.items()]
+    return Evaluation(list(data.names), scores, size)
+
+# %%
+test = pack(PhantomSet(split="test", size=(192, 64), n_test=24), progress=False)
+evaluation = evaluate(model, test, steps=(1, 5), ensemble=3, progress=False)
+print(evaluation)
+
+# %% [markdown]
+# Read the intervals before the means: where they overlap, 24 images do not decide. The table also keeps us honest about the
+# central question of a method like this: does the diffusion add to the prior, or only to the bill?
+
+# %%
+files = evaluation.save(folder / "report", data="phantom")
+assert json.loads(files[0].read_text())["rows"][0]["method"] == "prior"
+print(*files[1].read_text().splitlines()[:3], sep="\n")
+
+# %% [markdown]
+# And the picture of a result, row by row, which `verdiff demo` leaves in `runs/demo/`:
+
+# %%
+#| export
+def draw_samples(
+    images: torch.Tensor,  # (B, 1, h, w) in [0, 1]
+    samples: SegmentationSamples,  # of these images
+    masks: torch.Tensor | None = None,  # true masks, (B, 1, H, W)
+    shown: int = 3,  # how many single samples to show
+) -> Figure:
+    "One row an image: the image, the prior, some samples, their mean, their spread, the truth."
+    from matplotlib.figure import Figure
+
+    unit = {"cmap": "magma", "vmin": 0, "vmax": 1}
+    columns: list[tuple[str, Any, dict[str, Any]]] = [
+        ("image", images, {"cmap": "gray"}), ("prior", samples.prior_prob, unit),
+        *((f"sample {i + 1}", s, unit) for i, s in enumerate(samples.samples[:shown])),
+        ("mean", samples.mean, unit),
+        ("uncertainty", samples.std, {"cmap": "viridis", "vmin": 0, "vmax": 0.5})]
+    if masks is not None:
+        columns.append(("truth", masks, unit))
+    rows, (h, w) = len(images), images.shape[-2:]
+    figure = Figure((1.1 * len(columns), 1.1 * rows * h / w + 0.3), layout="constrained")
+    axes = figure.subplots(rows, len(columns), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for column, (title, pictures, look) in zip(axes.T, columns, strict=True):
+        column[0].set_title(title, fontsize=8)
+        for axis, picture in zip(column, pictures, strict=True):
+            axis.imshow(picture[0].float().cpu().numpy(), **look)
+    return figure
+
+# %%
+#| export
+def save_figure(
+    figure: Figure,  # of matplotlib
+    path: Path,  # of the PNG
+    dpi: int = 110,  # dots per inch
+) -> None:
+    "Write a figure as PNG, whole or not at all."
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=dpi)
+
+# %%
+from verdiff.sampling import sample
+
+first = phantoms.images[:2].float() / 255
+figure = draw_samples(first, sample(model, first, steps=5, ensemble=3, seed=0), phantoms.masks[:2])
+save_figure(figure, folder / "result.png", dpi=60)
+Image.open(folder / "result.png")
+
+# %% [markdown]
+# ## Files
+#
+# Four PNGs a radiograph. The mask is 0 or 255. Probability and uncertainty have 16 bits, so that nothing is lost in a viewer-friendly
+# format; the overlay is for eyes. `atomic_write` (00_settings) writes each under another name first: a
+# full disk or a pulled plug leaves no half picture.
+
+# %%
+#| export
+KINDS = ("mask", "probability", "uncertainty", "overlay")
+
+
+def save_segmentation(
+    segmentation: Segmentation,  # what to save
+    image: Any,  # the radiograph, for the overlay
+    folder: Path,  # where to; made if missing
+    stem: str,  # start of the four file names
+) -> list[Path]:  # the four files
+    """Write STEM_mask.png (0 or 255), STEM_probability.png (16 bits, value / 65535),
+    STEM_uncertainty.png (16 bits, value / 131070: white is 0.5) and STEM_overlay.png."""
+    def deep(x: np.ndarray) -> Image.Image:
+        return Image.fromarray(np.rint(65535 * np.clip(x, 0, 1)).astype(np.uint16))
+
+    pictures = (Image.fromarray(segmentation.mask * np.uint8(255)), deep(segmentation.probability),
+                deep(2 * segmentation.uncertainty), overlay(image, segmentation))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{stem}_{kind}.png" for kind in KINDS]
+    for path, picture in zip(paths, pictures, strict=True):
+        with atomic_write(path) as temporary:
+            picture.save(temporary, format="PNG")
+    return paths
+
+# %%
+written = save_segmentation(result, wide.image, folder / "out", "wide")
+probability = np.asarray(Image.open(written[1])) / 65535
+assert np.abs(probability - result.probability).max() < 1e-5
+[p.name for p in written]
+
+# %% [markdown]
+# A folder is read with its subfolders, and its results keep that shape. Results that lie in the output folder already are not read
+# again, even where somebody writes them beside the images.
+
+# %%
+#| export
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+
+def is_output(
+    path: Path,  # of an image
+    out: Path,  # output folder
+) -> bool:
+    "Whether an earlier run wrote this file into the output folder."
+    ends = tuple(f"_{kind}.png" for kind in KINDS)
+    return path.name.endswith(ends) and out.resolve() in path.resolve().parents
+
+# %%
+#| export
+def list_images(
+    sources: Sequence[str | Path],  # files and folders
+    out: str | Path,  # output folder, for what must not be read again
+) -> list[tuple[Path, Path]]:  # (file, name of its results below the output folder)
+    "Every image of files and folders, in order; two of one name keep their suffix as well."
+    found: list[tuple[Path, Path]] = []
+    for source in map(Path, sources):
+        if not source.is_dir():
+            found.append((source, Path(source.stem)))
+            continue
+        inside = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        inside = [p for p in inside if not is_output(p, Path(out))]
+        if not inside:
+            raise VerdiffError(f"{source}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
+        found += [(p, p.relative_to(source).with_suffix("")) for p in inside]
+    times = Counter(stem for _, stem in found)
+    return [(p, stem if times[stem] == 1 else stem.with_name(p.name)) for p, stem in found]
+
+# %%
+[(p.name, str(stem)) for p, stem in list_images([folder / "deep.tif", folder / "plain.png"], "out")]
+
+# %% [markdown]
+# ## The command line
+#
+# Five commands: `demo`, `data`, `train`, `segment`, `evaluate`. Each is a function from parsed words to an exit code, and a
+# function that says which words it takes. A command line should be a pleasure, which mostly means: help texts with an example,
+# the same command again continues what was interrupted, and an error is one sentence that says what to do.
+
+# %%
+#| export
+def steps_list(text: str) -> list[int]:
+    "Turn 1,5,10 into numbers, for argparse."
+    steps = [positive(word) for word in text.split(",")]
+    return list(dict.fromkeys(steps))
+
+# %%
+#| export
+def positive(text: str) -> int:
+    "A whole number from 1 on, for argparse."
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+# %%
+#| export
+def size_pair(text: str) -> tuple[int, int]:
+    "Turn 768x256 into (height, width), for argparse."
+    height, width = map(positive, text.lower().split("x"))
+    return height, width
+
+# %%
+assert steps_list("1,5,10") == [1, 5, 10] and size_pair("768x256") == (768, 256)
+
+# %% [markdown]
+# **segment**, the one that people come for. It streams: one radiograph in memory at a time, whatever the folder holds. A bad
+# file is named and the rest goes on; the exit code says at the end that something was wrong. (A disk that is full is another matter: then every
+# later file would fail, and we stop.)
+
+# %%
+#| export
+def run_segment(args: argparse.Namespace) -> int:
+    "The command `verdiff segment`."
+    from tqdm import tqdm
+
+    out = Path(args.out)
+    images = list_images(args.images, out)
+    segmenter = Segmenter.from_pretrained(args.model, args.device)
+    bad = 0
+    hide = True if args.quiet else None  # None: shown on a terminal only
+    for path, stem in tqdm(images, desc="segment", unit="image", disable=hide):
+        try:
+            image = read_image(path)
+        except VerdiffError as error:
+            bad += 1
+            tqdm.write(f"verdiff: error: {error}", file=sys.stderr)
+            continue
+        result = segmenter.predict(image, args.steps, args.ensemble, args.seed)
+        save_segmentation(result, image, out / stem.parent, stem.name)
+    print(f"{len(images) - bad} of {len(images)} images segmented, results in {out}"
+          + (f"; {bad} could not be read" if bad else ""))
+    return 2 if bad else 0
+
+# %%
+#| export
+def sampling_options(parser: argparse.ArgumentParser) -> None:
+    "What segment and evaluate share."
+    add = parser.add_argument
+    add("--model", metavar="PATH", help="model or run folder, or Hub id (default: bundled)")
+    add("--ensemble", type=positive, default=5, metavar="N", help="samples an image (default: 5)")
+    add("--seed", type=int, default=0, help="of the noise (default: 0)")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
+
+# %%
+#| export
+def segment_options(parser: argparse.ArgumentParser) -> None:
+    "Words of `verdiff segment`."
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, TIFF of 8 or 16 bits, or folders")
+    add("-o", "--out", required=True, metavar="DIR", help="where the results go")
+    add("--steps", type=positive, default=10, metavar="N", help="of the sampler (default: 10)")
+    sampling_options(parser)
+    add("-q", "--quiet", action="store_true", help="no bar")
+
+# %% [markdown]
+# **train** and **evaluate** share the question what `--data` means: a zip or folder of the published layout, a folder of
+# somebody's own pairs, or the word `phantom`.
+
+# %%
+#| export
+def open_data(
+    data: str,  # a zip, a folder, or the word "phantom"
+    split: str,  # "training", "test" or "all"
+    size: tuple[int, int],  # (height, width)
+    fit: str,  # "letterbox" or "squash"
+    **phantoms: int,  # n_training, n_test, seed of phantoms
+) -> Any:  # a dataset of verdiff.data
+    "The dataset that `--data` names."
+    from verdiff.data import PhantomSet, open_dataset
+
+    if data == "phantom":
+        return PhantomSet(split=split, size=size, fit=fit, **phantoms)
+    return open_dataset(data, split=split, size=size, fit=fit)
+
+# %%
+#| export
+def training_data(
+    data: str,  # a zip, a folder, or the word "phantom"
+    settings: Settings,  # size, fit, val_fraction, seed
+    cache: Path | None = None,  # file that keeps the decoded images
+    **phantoms: int,  # n_training, n_test, seed of phantoms
+) -> tuple[Packed, Packed]:  # training and validation part
+    "The training split, decoded, and divided by study into a training and a validation part."
+    from verdiff.data import grouped_split, pack
+
+    packed = pack(open_data(data, "training", settings.size, settings.fit, **phantoms), cache=cache)
+    train_index, val_index = grouped_split(packed.names, settings.val_fraction, settings.seed)
+    return packed.subset(train_index), packed.subset(val_index)
+
+# %%
+part, rest = training_data("phantom", settings, n_training=64)
+assert len(part) + len(rest) == 64 and not set(part.names) & set(rest.names)
+
+# %%
+#| export
+def run_train(args: argparse.Namespace) -> int:
+    "The command `verdiff train`."
+    settings = load_settings(args.profile, args.set)
+    out = Path(args.out or f"runs/{args.profile}")
+    from verdiff.training import train
+
+    out.mkdir(parents=True, exist_ok=True)
+    train_data, val_data = training_data(args.data, settings, out / "images.npz")
+    print(f"{len(train_data)} images to train on, {len(val_data)} to validate on; profile "
+          f"{args.profile}, {settings.height}x{settings.width}, {settings.max_steps} steps")
+    train(settings, train_data, val_data, out, resume=not args.fresh)
+    print(f"the model is in {out / 'model'}; next:\n"
+          f"  verdiff evaluate --data {args.data} --model {out}\n"
+          f"  verdiff segment IMAGE -o DIR --model {out}")
+    return 0
+
+# %%
+#| export
+def settings_options(parser: argparse.ArgumentParser, profile: str) -> None:
+    "What train and demo share."
+    add = parser.add_argument
+    add("--profile", default=profile, help=f"section of settings.ini (default: {profile})")
+    add("--set", action="append", default=[], metavar="KEY=VALUE",
+        help="change a key; may be repeated")
+
+# %%
+#| export
+def train_options(parser: argparse.ArgumentParser) -> None:
+    "Words of `verdiff train`."
+    add = parser.add_argument
+    add("--data", required=True, metavar="PATH",
+        help="zip or folder of the published layout, folder of images/ and masks/, or phantom")
+    settings_options(parser, "laptop")
+    add("--out", metavar="DIR", help="default: runs/PROFILE")
+    add("--fresh", action="store_true", help="start over instead of resuming")
+
+# %%
+#| export
+def run_evaluate(args: argparse.Namespace) -> int:
+    "The command `verdiff evaluate`."
+    from verdiff.data import pack
+
+    segmenter = Segmenter.from_pretrained(args.model, args.device)
+    model = segmenter.model
+    factor = max(1, round(768 / model.size[0]))
+    size = args.size or (model.size[0] * factor, model.size[1] * factor)
+    data = pack(open_data(args.data, args.split, size, model.config.fit))
+    if args.limit:
+        data = data.subset(list(range(min(args.limit, len(data)))))
+    result = evaluate(model, data, args.steps, args.ensemble, args.seed)
+    print(f"scored at {size[0]}x{size[1]}; mean ± sd [95 % interval]\n{result}")
+    if args.out:
+        written = result.save(
+            Path(args.out), model=str(args.model or "bundled"), data=Path(args.data).name,
+            split=args.split, seed=args.seed, device=str(segmenter.device))
+        print("written:", *written)
+    return 0
+
+# %%
+#| export
+def evaluate_options(parser: argparse.ArgumentParser) -> None:
+    "Words of `verdiff evaluate`."
+    add = parser.add_argument
+    add("--data", required=True, metavar="PATH", help="as for train")
+    add("--split", default="test", choices=("training", "test", "all"), help="default: test")
+    add("--steps", type=steps_list, default=[1, 5, 10], metavar="LIST", help="default: 1,5,10")
+    add("--limit", type=positive, metavar="N", help="only the first N images")
+    add("--size", type=size_pair, metavar="HxW",
+        help="score at this size (default: the network's, enlarged to about 768 rows)")
+    add("-o", "--out", metavar="DIR", help="write evaluation.json, evaluation.csv and scores.csv")
+    sampling_options(parser)
+
+# %% [markdown]
+# **data** fetches the public set or draws phantoms in its layout; **demo** does everything once, on phantoms.
+
+# %%
+#| export
+def run_data(args: argparse.Namespace) -> int:
+    "The command `verdiff data`."
+    from verdiff.data import download_xray, write_phantoms
+
+    out = Path(args.out or f"data/{args.what}")
+    if args.what == "xray":
+        download_xray(out)
+    else:
+        write_phantoms(out, args.training, args.test, args.seed)
+    print(f"ready: verdiff train --data {out} --profile laptop")
+    return 0
+
+# %%
+#| export
+def phantom_options(parser: argparse.ArgumentParser, training: int, test: int) -> None:
+    "How many phantoms."
+    add = parser.add_argument
+    add("--training", type=positive, default=training, metavar="N",
+        help=f"phantoms to train on (default: {training})")
+    add("--test", type=positive, default=test, metavar="N",
+        help=f"phantoms to test on (default: {test})")
+
+# %%
+#| export
+def data_options(parser: argparse.ArgumentParser) -> None:
+    "Words of `verdiff data`."
+    parser.add_argument("what", choices=("xray", "phantom"))
+    parser.add_argument("--out", metavar="DIR", help="default: data/xray or data/phantom")
+    phantom_options(parser, 64, 24)
+    parser.add_argument("--seed", type=int, default=0, help="of the phantoms (default: 0)")
+
+# %%
+#| export
+def run_demo(args: argparse.Namespace) -> int:
+    "The command `verdiff demo`."
+    import torch.nn.functional as F
+
+    from verdiff.data import pack
+    from verdiff.sampling import sample
+    from verdiff.training import train
+
+    start = time.perf_counter()
+    settings, out = load_settings(args.profile, args.set), Path(args.out)
+    counts = {"n_training": args.training, "n_test": args.test}
+    train_data, val_data = training_data("phantom", settings, **counts)
+    test = pack(open_data("phantom", "test", settings.eval_size, settings.fit, **counts))
+    model = Segmenter(train(settings, train_data, val_data, out)).model
+
+    steps = sorted({1, settings.sample_steps})
+    result = evaluate(model, test, steps, settings.ensemble, settings.seed)
+    some = test.subset(list(range(min(3, len(test)))))
+    image = F.interpolate(some.images.float() / 255, model.size, mode="area").to(model.device)
+    got = sample(model, image, steps=settings.sample_steps, ensemble=settings.ensemble,
+                 seed=settings.seed)
+    save_figure(draw_samples(image, got, some.masks), out / "result.png")
+    seconds = round(time.perf_counter() - start, 1)
+    about = {"data": "phantom", "seed": settings.seed, "seconds": seconds}
+    result.save(out, **about)
+    write_json(out / "metrics.json", about | {"rows": [row.to_dict() for row in result.rows()]})
+    print(f"{len(test)} held-out phantoms, {seconds:.0f} s; mean ± sd [95 % interval]\n{result}")
+    print(f"picture: {out / 'result.png'}; numbers: {out / 'metrics.json'}")
+    return 0
+
+# %%
+#| export
+def demo_options(parser: argparse.ArgumentParser) -> None:
+    "Words of `verdiff demo`."
+    settings_options(parser, "demo")
+    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="default: runs/demo")
+    phantom_options(parser, 96, 24)
+
+# %% [markdown]
+# All together. Every `VerdiffError` of the package arrives here and becomes a sentence on stderr and exit code 2.
+
+# %%
+#| export
+COMMANDS = (
+    ("demo", run_demo, demo_options, "train on phantom spines, segment unseen ones, draw results",
+     "verdiff demo"),
+    ("data", run_data, data_options, "fetch the public X-ray set, or draw phantoms in its layout",
+     "verdiff data phantom --out data/phantom"),
+    ("train", run_train, train_options, "train a network; the same command again resumes",
+     "verdiff train --data phantom --profile laptop --set max_steps=500"),
+    ("segment", run_segment, segment_options, "write mask, probability, uncertainty and overlay",
+     "verdiff segment scan.png more_scans/ -o results --model runs/demo"),
+    ("evaluate", run_evaluate, evaluate_options,
+     "Dice and IoU of prior and diffusion, with intervals",
+     "verdiff evaluate --data phantom --model runs/demo --steps 1,5,10 -o results"),
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    "The whole command line."
+    parser = argparse.ArgumentParser(
+        prog="verdiff", description="Segment vertebrae in spine radiographs with a diffusion "
+        "model. For research and teaching, not for diagnosis.",
+        epilog="verdiff COMMAND --help shows the words that a command takes.")
+    parser.add_argument("--version", action="version", version=f"verdiff {verdiff.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, run, options, about, example in COMMANDS:
+        sub = commands.add_parser(
+            name, help=about, description=f"{about[0].upper()}{about[1:]}.",
+            epilog=f"example: {example}")
+        options(sub)
+        sub.set_defaults(run=run)
+    return parser
+
+# %%
+#| export
+def main(
+    argv: Sequence[str] | None = None,  # words of the command line; None: those of the process
+) -> int:  # 0: well; 2: an error that a sentence explains; 130: interrupted
+    "The command `verdiff`."
+    args = make_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except VerdiffError as error:
+        print(f"verdiff: error: {error}", file=sys.stderr)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"verdiff: error: {where}{error.strerror or error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        again = "; the same command again goes on" if args.command in ("train", "demo") else ""
+        print(f"verdiff: interrupted{again}", file=sys.stderr)
+        return 130
+    return 2
+
+# %%
+#| export
+#| eval: false
+if __name__ == "__main__":
+    sys.exit(main())
+
+# %% [markdown]
+# In a terminal one types `verdiff segment …`; here we call the same `main` with the same words. A folder with three radiographs,
+# one of them 16-bit, and the letter from above. First the trained model goes where it can be found:
+
+# %%
+model.save_pretrained(folder / "model")
+scans = folder / "scans"
+scans.mkdir()
+for name in ("plain.png", "deep.tif", "letter.png"):
+    (folder / name).rename(scans / name)
+Image.fromarray(wide.image).save(scans / "wide.jpg", quality=95)
+
+# %%
+import os
+from contextlib import redirect_stderr
+
+here = os.getcwd()
+os.chdir(folder)
+with redirect_stderr(sys.stdout):
+    code = main("segment scans -o results --model model --steps 5 --ensemble 3".split())
+assert code == 2  # one file was bad ...
+assert len(list(Path("results").glob("*.png"))) == 3 * len(KINDS)  # ... the others are done
+
+# %%
+shown = [Image.open(folder / f"results/{name}_overlay.png") for name in ("plain", "deep", "wide")]
+_ = show([np.asarray(x) for x in shown], ["plain.png", "deep.tif", "wide.jpg"])
+
+# %% [markdown]
+# The same way, what a typing error gets. One sentence, with the nearest right word, and exit code 2:
+
+# %%
+with redirect_stderr(sys.stdout):
+    assert main("train --data phantom --profile latpop".split()) == 2
+    assert main("train --data phantom --set chanels=8".split()) == 2
+    assert main("train --data nowhere.zip --profile smoke".split()) == 2
+
+# %%
+os.chdir(here)
+print(make_parser().format_help())
+
+# %% [markdown]
+# ## A real radiograph
+#
+# The phantoms' network has never seen a patient. With a bundled model (or one of your own, trained by
+# `verdiff train --data scoliosis-xray-single-view.zip`) and the public set, the same two lines segment a real one. Its images may be used for
+# research but not be copied into this page, so it prints a number; add `overlay(real.read_image(0), patient)` to see it.
+
+# %%
+XRAY = find_xray()
+if XRAY and bundled_model():
+    from verdiff.data import XRaySet
+
+    real = XRaySet(XRAY, split="test", size=(192, 64))
+    patient = Segmenter.from_pretrained().predict(real.read_image(0))
+    print(f"{real.names[0]}: Dice {mask_dice(patient.mask, real.original_mask(0)):.3f}")
+else:
+    print("this cell needs the X-ray set (see 01_data) and a bundled model")
+
+# %% [markdown]
+# ## The paper, ours, why
+#
+# | | paper | ours | why |
+# |---|---|---|---|
+# | size of the images | resized to one size for each set (250×750 for X-ray) | letterboxed on the way in, undone on the way out | Section 2.4 itself warns that resizing harms the shape; a mask must fit the file that it belongs to |
+# | number of samples | not given | 5, `--ensemble` | the spread needs some; the cost grows with each |
+# | steps | Algorithm 2 runs all T | 10 by DDIM, `--steps` | 11_sampling measures what fewer steps cost |
+# | mask from samples | not stated | mean above one half | the vote (11_sampling) differs in few pixels, the mean is also a probability |
+# | what is scored | mean Dice, mean IoU | mean ± sd, 95 % interval, with and without duplicated radiographs, at one size for all methods | Table 1's rows cannot all come from the same averaging (03_metrics) |
+# | uncertainty | not reported | standard deviation of the samples | sampling gives it for free |
+# | depth of files | not stated | 8 bits unchanged, deeper ones windowed | detectors count to 4,095, and markers are brighter than bone |
+#
+# ## Exercises
+#
+# **1. Predict.** What uncertainty does an ensemble of one sample give? Say it before you run the cell.
+
+# %%
+alone = segmenter.predict(wide.image, steps=5, ensemble=1)
+answer = alone.uncertainty.max()
+assert answer == 0
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# Zero everywhere: one number does not differ from its own mean. A certain-looking map may only mean that nobody asked twice.
+#
+# </details>
+#
+# **2. Change.** Masks at thresholds 0.3, 0.5 and 0.7: which contains which, and does Dice care much? Predict, then run.
+
+# %%
+low, middle, high = (result.probability > threshold for threshold in (0.3, 0.5, 0.7))
+print([round(mask_dice(m, truth), 3) for m in (low, middle, high)])
+assert (high <= middle).all() and (middle <= low).all() and low.sum() > high.sum()
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# A higher threshold keeps a subset. Dice changes little where the probability is steep at the border, as it is for a network that is sure
+# of itself; it changes much where the network hesitates. The threshold is a decision that belongs to the user: who must not miss bone takes a lower one.
+#
+# </details>
+#
+# **3. Implement.** Write `to_canvas(points, placement)`, which takes points $(X, Y)$ of the radiograph to the canvas by the formula above, and check it by
+# drawing the landmarks' mask directly on the canvas.
+
+# %%
+def to_canvas(points, placement):
+    "(N, 2) points x, y of the radiograph, on the canvas."
+    scale = np.array([placement.scale_x, placement.scale_y])
+    return points * scale + np.array([placement.left, placement.top])
+
+
+drawn = landmarks_to_mask(to_canvas(wide.landmarks, placement), 192, 64)
+print(f"{mask_dice(drawn, np.asarray(truth_canvas) > 127):.3f}")
+assert mask_dice(drawn, np.asarray(truth_canvas) > 127) > 0.85
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# The cell above is one. The two masks differ at the border only: one was drawn at full size and averaged down, the other drawn small.
+#
+# </details>
+#
+# **Where to go on.** [13_paper_checked](13_paper_checked.ipynb) runs through the paper, equation by equation. Or take your own
+# radiographs: `verdiff train --data my_folder`, with `images/` and `masks/` in it, is all that it needs.

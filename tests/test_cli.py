@@ -1,0 +1,458 @@
+"""The command `verdiff`: what it does, and a sentence with exit code 2 for all that is bad."""
+import errno
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from verdiff.data import write_phantoms
+
+from verdiff.inference import KINDS, main
+
+SMOKE = "--profile smoke".split()
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "phantom"
+    write_phantoms(root, n_training=8, n_test=3, seed=0, image_size=(192, 64))
+    return root
+
+
+@pytest.fixture(scope="session")
+def archive(phantoms):
+    path = phantoms.parent / "phantom.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for item in sorted(phantoms.rglob("*")):
+            file.write(item, item.relative_to(phantoms))
+    return path
+
+
+@pytest.fixture(scope="session")
+def run(phantoms, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "smoke"
+    assert main(["train", "--data", str(phantoms), *SMOKE, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def mine(run, tmp_path):
+    "A copy of the run that a test may spoil."
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+@pytest.fixture
+def data(phantoms, tmp_path):
+    "A copy of the data that a test may spoil."
+    return Path(shutil.copytree(phantoms, tmp_path / "data"))
+
+
+@pytest.fixture
+def fails(capsys):
+    "Run the command; it must end with 2 and one sentence that holds the given words."
+    def check(*argv, words=()):
+        capsys.readouterr()
+        assert main([str(a) for a in argv]) == 2
+        err = capsys.readouterr().err
+        lines = [line for line in err.splitlines() if line.startswith("verdiff: error: ")]
+        assert len(lines) == 1 and "Traceback" not in err, err
+        for word in words:
+            assert str(word) in lines[0], (word, lines[0])
+        return lines[0]
+    return check
+
+
+def files(folder):
+    "What lies in a folder: names and contents."
+    return {p: p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
+def one(data, pattern):
+    return sorted(Path(data).rglob(pattern))[0]
+
+
+# ---------------------------------------------------------------- what works
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert end.value.code == 0
+    assert all(word in out for word in "demo data train segment evaluate diagnosis".split())
+
+
+@pytest.mark.parametrize("command", ["demo", "data", "train", "segment", "evaluate"])
+def test_help_of_each_command_has_an_example(capsys, command):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0 and f"example: verdiff {command}" in capsys.readouterr().out
+
+
+def test_version_as_a_process():
+    done = subprocess.run([sys.executable, "-m", "verdiff.inference", "--version"],
+                          capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0 and done.stdout.startswith("verdiff ")
+
+
+def test_training_leaves_a_model_and_says_what_next(run, phantoms, capsys):
+    assert (run / "model" / "model.safetensors").exists()
+    assert json.loads((run / "model" / "config.json").read_text())["height"] == 64
+    before = files(run / "model")
+    assert main(["train", "--data", str(phantoms), *SMOKE, "--out", str(run)]) == 0  # done already
+    assert files(run / "model") == before
+    assert f"--model {run}" in capsys.readouterr().out
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(run, phantoms, tmp_path, monkeypatch):
+    command = ["train", "--data", str(phantoms), *SMOKE, "--out", str(tmp_path / "run")]
+    import verdiff.training as training
+    loss, calls = training.training_loss, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(*args, **kwargs)
+
+    monkeypatch.setattr(training, "training_loss", interrupted)
+    assert main(command) == 130
+    monkeypatch.setattr(training, "training_loss", loss)
+    assert main(command) == 0
+    ours, wanted = (p / "model" / "model.safetensors" for p in (tmp_path / "run", run))
+    assert ours.read_bytes() == wanted.read_bytes()
+
+
+def test_a_zip_and_the_word_phantom_are_data_too(archive, tmp_path):
+    for i, data in enumerate((archive, "phantom")):
+        assert main(["train", "--data", str(data), *SMOKE, "--set", "max_steps=1",
+                     "--out", str(tmp_path / str(i))]) == 0
+        assert (tmp_path / str(i) / "model" / "config.json").exists()
+
+
+def test_own_pairs_are_data_too(tmp_path):
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (tmp_path / "own" / part).mkdir(parents=True)
+    for i in range(12):
+        for part in ("images", "masks"):
+            pixels = rng.integers(0, 2, (80, 40), dtype=np.uint8) * 255
+            Image.fromarray(pixels).save(tmp_path / "own" / part / f"{i}.png")
+    assert main(["train", "--data", str(tmp_path / "own"), *SMOKE, "--set", "max_steps=1",
+                 "--out", str(tmp_path / "run")]) == 0
+
+
+def test_set_changes_the_run(phantoms, tmp_path):
+    assert main(["train", "--data", str(phantoms), *SMOKE, "--set", "channels=8", "--set",
+                 "max_steps=1", "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["channels"] == [8]
+
+
+def test_segment_files_and_folders(run, phantoms, tmp_path, capsys):
+    image = one(phantoms, "*.jpg")
+    Image.open(image).save(tmp_path / "own.png")
+    folder = sorted(phantoms.rglob("test"))[0]
+    out = tmp_path / "results"
+    command = ["segment", str(tmp_path / "own.png"), str(folder), "-o", str(out),
+               "--model", str(run), "--steps", "2", "--ensemble", "2"]
+    assert main(command) == 0
+    stems = {"own"} | {p.stem for p in folder.rglob("*.jpg")}
+    assert {p.name for p in out.rglob("*.png")} == {f"{s}_{k}.png" for s in stems for k in KINDS}
+    assert Image.open(out / "own_mask.png").size == Image.open(image).size
+    assert "4 of 4 images segmented" in capsys.readouterr().out
+    before = files(out)
+    assert main([*command, "-q"]) == 0 and files(out) == before
+
+
+def test_evaluate_prints_and_writes_the_table(run, phantoms, tmp_path, capsys):
+    assert main(["evaluate", "--data", str(phantoms), "--model", str(run), "--steps", "1,2",
+                 "--ensemble", "2", "--size", "128x64", "-o", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "prior alone" in out and "diffusion, 2 steps, mean of 2" in out and "3 images" in out
+    rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    assert len(rows) == 5 and all(0 <= r["dice"] <= 1 and r["n"] == 3 for r in rows)
+    assert (tmp_path / "scores.csv").read_text().count("\n") == 16
+    assert main(["evaluate", "--data", str(phantoms), "--model", str(run), "--steps", "1",
+                 "--ensemble", "1", "--limit", "2", "--size", "64x32"]) == 0
+    assert "2 images" in capsys.readouterr().out
+
+
+def test_data_phantom_then_train(tmp_path, capsys):
+    out = tmp_path / "phantoms"
+    assert main(["data", "phantom", "--out", str(out), "--training", "6", "--test", "2"]) == 0
+    assert len(list(out.rglob("*.jpg"))) == 8 and f"--data {out}" in capsys.readouterr().out
+
+
+def test_demo(tmp_path, capsys):
+    out = tmp_path / "demo"
+    assert main(["demo", "--profile", "smoke", "--training", "8", "--test", "3",
+                 "--out", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["rows"][0]["method"] == "prior" and metrics["rows"][0]["n"] == 3
+    assert Image.open(out / "result.png").size[0] > 300
+    assert "prior alone" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- data that is bad
+
+
+def test_a_missing_zip(fails, tmp_path):
+    out = tmp_path / "run"
+    fails("train", "--data", tmp_path / "no.zip", *SMOKE, "--out", out, words=["no.zip"])
+    assert not list(out.rglob("*.pt")) and not (out / "model").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_truncated_zip(fails, archive, run, tmp_path, share):
+    path = tmp_path / "cut.zip"
+    path.write_bytes(archive.read_bytes()[: int(share * archive.stat().st_size)])
+    fails("train", "--data", path, *SMOKE, "--out", tmp_path / "run", words=["cut.zip"])
+    fails("evaluate", "--data", path, "--model", run, words=["cut.zip"])
+
+
+def test_an_image_that_is_none(fails, data, tmp_path):
+    image = one(data, "*.jpg")
+    image.write_bytes(b"Dear colleague")
+    split = "training" if "training" in str(image) else "test"
+    assert split == "test" or fails(
+        "train", "--data", data, *SMOKE, "--out", tmp_path / "run", words=[image.name])
+    for image in data.rglob("*.jpg"):
+        image.write_bytes(image.read_bytes()[:400])
+    fails("train", "--data", data, *SMOKE, "--out", tmp_path / "run", words=[".jpg"])
+
+
+def test_a_mask_of_another_size(fails, tmp_path):
+    for part, shape in (("images", (80, 40)), ("masks", (80, 41))):
+        folder = tmp_path / "own" / part
+        folder.mkdir(parents=True)
+        for i in range(12):
+            Image.fromarray(np.zeros(shape, np.uint8)).save(folder / f"{i}.png")
+    fails("train", "--data", tmp_path / "own", *SMOKE, "--out", tmp_path / "run",
+          words=["80", "40", "41", ".png"])
+
+
+@pytest.mark.parametrize("name", ["landmarks.csv", "angles.csv"])
+def test_a_missing_row(fails, data, tmp_path, name):
+    for path in data.rglob(name):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    fails("train", "--data", data, *SMOKE, "--out", tmp_path / "run", words=[name, "7", "8"])
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "word", "7.5"])
+def test_a_landmark_that_is_no_coordinate(fails, data, tmp_path, bad):
+    for path in data.rglob("landmarks.csv"):
+        lines = path.read_text().splitlines()
+        numbers = lines[2].split(",")
+        numbers[5] = bad
+        lines[2] = ",".join(numbers)
+        path.write_text("\n".join(lines) + "\n")
+    fails("train", "--data", data, *SMOKE, "--out", tmp_path / "run", words=["landmarks.csv"])
+
+
+def test_an_empty_folder(fails, run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    fails("train", "--data", tmp_path / "empty", *SMOKE, "--out", tmp_path / "run", words=["empty"])
+    fails("evaluate", "--data", tmp_path / "empty", "--model", run, words=["empty"])
+    fails("segment", tmp_path / "empty", "-o", tmp_path / "out", "--model", run, words=["no image"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_bad_image_does_not_stop_the_others(fails, run, phantoms, tmp_path, capsys):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for i, image in enumerate(sorted(phantoms.rglob("*.jpg"))[:3]):
+        shutil.copy(image, folder / f"{i}.jpg")
+    (folder / "1.jpg").write_bytes(b"no image")
+    error = fails("segment", folder, "-o", tmp_path / "out", "--model", run, "--steps", "1",
+                  "--ensemble", "1", words=["1.jpg"])
+    assert "0.jpg" not in error
+    assert {p.name[0] for p in (tmp_path / "out").iterdir()} == {"0", "2"}
+
+
+def test_a_missing_image_is_named_too(fails, run, tmp_path):
+    fails("segment", tmp_path / "no.png", "-o", tmp_path / "out", "--model", run, words=["no.png"])
+
+
+# ---------------------------------------------------------------- models that are bad
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_a_model_cut_in_half(fails, mine, phantoms, tmp_path, share):
+    path = mine / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    image = one(phantoms, "*.jpg")
+    fails("segment", image, "-o", tmp_path / "out", "--model", mine, words=["model.safetensors"])
+    fails("evaluate", "--data", phantoms, "--model", mine, words=["model.safetensors"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_another_architecture(fails, mine, phantoms):
+    path = mine / "model" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"channels": [8, 24]}))
+    fails("evaluate", "--data", phantoms, "--model", mine, words=["model.safetensors", "24"])
+    path.write_text(json.dumps(config | {"wings": 2}))
+    fails("evaluate", "--data", phantoms, "--model", mine, words=["config.json", "wings"])
+    path.write_text(path.read_text()[:30])
+    fails("evaluate", "--data", phantoms, "--model", mine, words=["config.json"])
+
+
+def test_a_model_that_is_not_there(fails, phantoms, tmp_path):
+    fails("evaluate", "--data", phantoms, "--model", tmp_path / "nothing", words=["nothing"])
+    fails("evaluate", "--data", phantoms, "--model", tmp_path, words=[tmp_path.name])
+
+
+@pytest.fixture
+def unfinished(phantoms, tmp_path, monkeypatch):
+    "A run that was interrupted after its checkpoint of step 2, and the command that goes on."
+    import verdiff.training as training
+    out, loss, calls = tmp_path / "unfinished", training.training_loss, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(*args, **kwargs)
+
+    monkeypatch.setattr(training, "training_loss", interrupted)
+    command = ["train", "--data", str(phantoms), *SMOKE, "--out", str(out)]
+    assert main(command) == 130
+    monkeypatch.setattr(training, "training_loss", loss)
+    assert sorted(out.glob("checkpoint-*.pt"))
+    return out, command
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_checkpoints_cut_in_half(fails, unfinished, share):
+    out, command = unfinished
+    for path in out.glob("checkpoint-*.pt"):
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    fails(*command, words=["checkpoint-"])
+
+
+def test_the_newest_checkpoint_cut_in_half(unfinished, run, capsys):
+    out, command = unfinished
+    paths = sorted(out.glob("checkpoint-*.pt"))
+    assert len(paths) >= 2
+    paths[-1].write_bytes(paths[-1].read_bytes()[:1000])
+    assert main(command) == 0  # the one before it serves
+    said = capsys.readouterr()
+    assert paths[-1].name in said.out + said.err
+    assert (out / "model/model.safetensors").read_bytes() == (
+        run / "model/model.safetensors").read_bytes()
+
+
+def test_a_checkpoint_of_another_architecture(fails, unfinished):
+    out, command = unfinished
+    before = files(out)
+    fails(*command, "--set", "channels=8,24", words=["channels"])
+    assert files(out) == before
+
+
+# ---------------------------------------------------------------- settings that are bad
+
+
+def test_unknown_profile_and_key_name_the_nearest(fails, phantoms, tmp_path):
+    command = ["train", "--data", phantoms, "--out", tmp_path / "run"]
+    fails(*command, "--profile", "latpop", words=["latpop", "laptop"])
+    fails(*command, *SMOKE, "--set", "chanels=8", words=["chanels", "channels"])
+    fails(*command, *SMOKE, "--set", "max_steps", words=["max_steps"])
+    fails(*command, *SMOKE, "--set", "max_steps=many", words=["max_steps", "many"])
+    fails(*command, *SMOKE, "--set", "batch_size=0", words=["batch_size"])
+    fails("demo", "--profile", "dema", "--out", tmp_path / "run", words=["dema", "demo"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("argv", [[], ["fly"], ["train"], ["segment", "a.png"],
+                                  ["evaluate", "--data", "phantom", "--steps", "0"]])
+def test_words_that_do_not_exist(argv, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2 and "verdiff" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- a disk that is full
+
+
+def full_disk(monkeypatch):
+    def fsync(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_full_disk_while_training(fails, unfinished, monkeypatch):
+    out, command = unfinished
+    before = files(out)
+    full_disk(monkeypatch)
+    fails(*command, words=["No space left on device"])
+    after = files(out)
+    assert {p: after[p] for p in before if p.suffix in (".pt", ".safetensors")} == {
+        p: b for p, b in before.items() if p.suffix in (".pt", ".safetensors")}
+    assert {p.name for p in after if "checkpoint" in p.name} == {
+        p.name for p in before if "checkpoint" in p.name}
+    monkeypatch.undo()
+    assert main(command) == 0
+
+
+def test_full_disk_while_segmenting(fails, run, phantoms, tmp_path, monkeypatch):
+    image, out = one(phantoms, "*.jpg"), tmp_path / "out"
+    command = ["segment", image, "-o", out, "--model", run, "--steps", "1", "--ensemble", "1"]
+    assert main([str(word) for word in command]) == 0
+    before = files(out)
+    full_disk(monkeypatch)
+    fails(*command, "--seed", "1", words=["No space left on device", "_mask.png"])
+    assert files(out) == before
+
+
+def test_full_disk_while_writing_a_report(fails, run, phantoms, tmp_path, monkeypatch):
+    full_disk(monkeypatch)
+    fails("evaluate", "--data", phantoms, "--model", run, "--steps", "1", "--ensemble", "1",
+          "--size", "64x32", "-o", tmp_path / "out", words=["evaluation.json", "No space left"])
+    assert not files(tmp_path / "out")
+
+
+def test_a_write_that_stops_in_the_middle(fails, unfinished):
+    "Not simulated: the operating system refuses to let a file grow beyond 20 kB."
+    out, command = unfinished
+    before = {p: b for p, b in files(out).items() if p.suffix == ".pt"}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        fails(*command, words=["could not save", "checkpoint-"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {p: b for p, b in files(out).items() if "checkpoint" in p.name} == before
+
+
+def test_an_output_folder_that_is_a_file(fails, run, phantoms, tmp_path):
+    (tmp_path / "out").write_text("")
+    fails("segment", one(phantoms, "*.jpg"), "-o", tmp_path / "out", "--model", run, "--steps", "1",
+          "--ensemble", "1", words=["out"])
+    fails("train", "--data", phantoms, *SMOKE, "--out", tmp_path / "out", words=["out"])
+
+
+# ---------------------------------------------------------------- interruptions and devices
+
+
+def test_interrupted(run, phantoms, tmp_path, monkeypatch, capsys):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+    monkeypatch.setattr("verdiff.sampling.sample", stop)
+    image = str(one(phantoms, "*.jpg"))
+    assert main(["segment", image, "-o", str(tmp_path), "--model", str(run)]) == 130
+    err = capsys.readouterr().err
+    assert "verdiff: interrupted" in err and "Traceback" not in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_does_not_exist(fails, run, phantoms, tmp_path):
+    fails("segment", one(phantoms, "*.jpg"), "-o", tmp_path, "--model", run, "--device", "cuda",
+          words=["cuda", "--device cpu"])

@@ -1,0 +1,412 @@
+"""verdiff.inference: files in, masks out at the file's own size, scores in a table."""
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image, TiffImagePlugin
+from verdiff.data import CROSS_SPLIT_DUPLICATES, Packed
+from verdiff.sampling import SegmentationSamples, sample
+from verdiff.settings import VerdiffError
+
+from verdiff import inference
+from verdiff.inference import (
+    KINDS,
+    Evaluation,
+    Scores,
+    Segmentation,
+    Segmenter,
+    bundled_model,
+    draw_samples,
+    evaluate,
+    find_model,
+    image_from_array,
+    list_images,
+    overlay,
+    pick_device,
+    read_image,
+    save_figure,
+    save_segmentation,
+    size_pair,
+    steps_list,
+    to_uint8,
+)
+from verdiff.model import VerdiffNet
+
+GREY = np.arange(48 * 32, dtype=np.uint16).reshape(48, 32)  # 0 ... 1535, each once
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return VerdiffNet(channels=(8, 16), height=48, width=32, timesteps=20).eval()
+
+
+def oracle(model, image, steps=10, ensemble=5, seed=0, **more):
+    "Stands in for sampling: bright is bone, every sample the same."
+    bone = (image > 0.5).float()
+    parts = dict(prior_prob=bone, samples=bone.expand(ensemble, *bone.shape), mean=bone, vote=bone,
+                 std=torch.zeros_like(bone))
+    return SegmentationSamples(**parts)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_8_bits_pass_unchanged():
+    pixels = (GREY % 256).astype(np.uint8)
+    assert to_uint8(pixels) is pixels
+    assert np.array_equal(read_image(pixels), pixels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32, np.float64])
+def test_deep_images_are_windowed(dtype):
+    pixels = (GREY + 100).astype(dtype)
+    pixels[0, 0] = 30_000  # a lead marker
+    grey = to_uint8(pixels)
+    assert grey.dtype == np.uint8 and grey.min() == 0 and grey.max() == 255
+    assert 100 < np.median(grey) < 156
+
+
+@given(hnp.arrays(np.float64, (6, 5), elements=st.floats(-1e6, 1e6)))
+@settings(max_examples=50, deadline=None)
+def test_a_window_keeps_the_order_of_grey_values(pixels):
+    grey = to_uint8(pixels).astype(int).ravel()
+    order = np.argsort(pixels.ravel(), kind="stable")
+    assert (np.diff(grey[order]) >= 0).all()
+
+
+def test_floats_between_0_and_1_are_scaled_and_bool_is_black_and_white():
+    assert to_uint8(np.array([[0.0, 0.5, 1.0]])).tolist() == [[0, 128, 255]]
+    assert to_uint8(np.array([[False, True]])).tolist() == [[0, 255]]
+
+
+@pytest.mark.parametrize("value", [0, 7, 60_000])
+def test_a_constant_image_is_no_error(value):
+    grey = to_uint8(np.full((4, 4), value, np.uint16))
+    assert (grey == grey[0, 0]).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_not_finite_is_refused(bad):
+    with pytest.raises(VerdiffError, match="NaN or infinite"):
+        to_uint8(np.array([[0.0, bad]]))
+
+
+def test_arrays_of_every_layout():
+    grey = np.arange(20, dtype=np.uint8).reshape(5, 4)
+    for pixels in (grey, grey[None], grey[..., None], np.stack([grey] * 3, -1), torch.tensor(grey),
+                   np.stack([grey, grey, grey, np.full_like(grey, 255)], -1)):
+        assert np.array_equal(image_from_array(pixels), grey)
+    wide = np.stack([grey.astype(np.uint16) * 100] * 3, -1)
+    assert image_from_array(wide).size == (4, 5)
+
+
+@pytest.mark.parametrize("bad", [np.zeros(4), np.zeros((0, 3)), np.zeros((2, 3, 4, 5)),
+                                 np.zeros((7, 5, 5)), np.array([["a"]]), np.zeros((2, 2), complex)])
+def test_what_is_no_image_is_refused(bad):
+    with pytest.raises(VerdiffError, match="no image|no single image"):
+        image_from_array(bad)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_files_of_8_bits_without_loss(tmp_path, suffix):
+    pixels = (GREY % 251).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}")
+    assert np.array_equal(read_image(tmp_path / f"a.{suffix}"), pixels)
+    assert np.array_equal(read_image(str(tmp_path / f"a.{suffix}")), pixels)
+
+
+def test_files_of_16_and_32_bits_agree(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "b.tif", GREY)
+    tifffile.imwrite(tmp_path / "c.tif", GREY.astype(">u2"), byteorder=">")
+    tifffile.imwrite(tmp_path / "d.tif", GREY.astype(np.float32))
+    Image.fromarray(GREY).save(tmp_path / "e.tif", compression="tiff_lzw")
+    tifffile.imwrite(tmp_path / "f.tif", GREY, compression="zlib")
+    tifffile.imwrite(tmp_path / "g.tif", np.stack([GREY, GREY // 2]))  # two pages: the first counts
+    for path in sorted(tmp_path.iterdir()):
+        assert np.array_equal(read_image(path), to_uint8(GREY)), path.name
+    assert np.array_equal(read_image(Image.open(tmp_path / "a.png")), to_uint8(GREY))
+
+
+def test_16_bits_per_colour_go_through_tifffile(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([GREY * 20] * 3, -1), photometric="rgb")
+    assert np.abs(np.int16(read_image(tmp_path / "a.tif")) - to_uint8(GREY * 20)).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_white_is_zero_is_inverted(tmp_path, dtype):
+    pixels = (GREY % 256).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
+    grey = np.array(read_image(tmp_path / "a.tif"))
+    assert np.corrcoef(grey.ravel(), pixels.ravel())[0, 1] < -0.99
+
+
+def test_colour_palette_transparency_and_one_bit_become_grey(tmp_path):
+    grey = Image.fromarray((GREY % 256).astype(np.uint8))
+    for i, mode in enumerate(["RGB", "RGBA", "LA", "CMYK", "P", "1"]):
+        path = tmp_path / f"{i}.tif"
+        grey.convert(mode).save(path)
+        assert read_image(path).mode == "L" and read_image(path).size == grey.size, mode
+
+
+def test_exif_orientation_is_obeyed(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.fromarray(np.zeros((10, 30), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").size == (10, 30)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"II*\0" + b"\xff" * 40])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_files_that_are_no_images_are_named(tmp_path, content, suffix):
+    path = tmp_path / f"letter.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(VerdiffError, match=f"letter.{suffix}: ") as caught:
+        read_image(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_images_cut_off_are_named(tmp_path, suffix, share):
+    path = tmp_path / f"cut.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (90, 80), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(VerdiffError, match=f"cut.{suffix}"):
+        read_image(path)
+
+
+def test_missing_file_folder_and_bomb(tmp_path, monkeypatch):
+    with pytest.raises(VerdiffError, match="nowhere.png: no such file"):
+        read_image(tmp_path / "nowhere.png")
+    with pytest.raises(VerdiffError, match="directory"):
+        read_image(tmp_path)
+    Image.fromarray(np.zeros((60, 60), np.uint8)).save(tmp_path / "big.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(VerdiffError, match="big.png"):
+        read_image(tmp_path / "big.png")
+
+
+def test_tiff_without_photometric_tag_is_read(tmp_path):
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    Image.fromarray((GREY % 256).astype(np.uint8)).save(tmp_path / "a.tif", tiffinfo=info)
+    assert read_image(tmp_path / "a.tif").size == (32, 48)
+
+
+# ---------------------------------------------------------------- the segmenter
+
+
+@pytest.mark.parametrize("shape", [(48, 32), (131, 57), (57, 131), (301, 9), (1, 1), (2, 500)])
+@pytest.mark.parametrize("fit", ["letterbox", "squash"])
+def test_any_size_comes_back_at_its_own(model, shape, fit):
+    model = VerdiffNet(channels=(8, 16), height=48, width=32, timesteps=20, fit=fit)
+    pixels = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    got = Segmenter(model, "cpu").predict(pixels, steps=2, ensemble=2)
+    for array in (got.mask, got.probability, got.uncertainty, got.prior):
+        assert array.shape == shape and np.isfinite(array).all()
+    assert got.mask.dtype == np.uint8 and set(np.unique(got.mask)) <= {0, 1}
+    assert got.probability.dtype == got.uncertainty.dtype == got.prior.dtype == np.float32
+    assert 0 <= got.probability.min() and got.probability.max() <= 1
+    assert 0 <= got.uncertainty.min() and got.uncertainty.max() <= 0.5 + 1e-6
+    assert np.array_equal(got.mask, got.probability > 0.5)
+
+
+@pytest.mark.parametrize("shape", [(300, 100), (300, 200), (200, 90), (260, 260)])
+@pytest.mark.parametrize("fit", ["letterbox", "squash"])
+def test_what_goes_in_comes_back_at_the_same_place(monkeypatch, shape, fit):
+    monkeypatch.setattr("verdiff.sampling.sample", oracle)
+    model = VerdiffNet(channels=(8, 16), height=96, width=32, timesteps=20, fit=fit)
+    pixels = np.zeros(shape, np.uint8)
+    box = tuple(slice(int(0.2 * n), int(0.7 * n)) for n in shape)
+    pixels[box] = 255
+    mask = Segmenter(model, "cpu").predict(pixels).mask
+    wanted = pixels > 127
+    assert 2 * (mask & wanted).sum() / (mask.sum() + wanted.sum()) > 0.93
+
+
+def test_the_seed_decides(model):
+    segmenter = Segmenter(model, "cpu")
+    pixels = (GREY % 256).astype(np.uint8)
+    one, two, three = (segmenter.predict(pixels, 2, 2, seed).probability for seed in (0, 0, 1))
+    assert np.array_equal(one, two) and not np.array_equal(one, three)
+
+
+def test_from_pretrained_finds_a_model_a_run_and_a_weights_file(model, tmp_path):
+    model.save_pretrained(tmp_path / "run" / "model")
+    pixels = (GREY % 256).astype(np.uint8)
+    wanted = Segmenter(model, "cpu").predict(pixels, 2, 1).probability
+    for path in ("run", "run/model", "run/model/model.safetensors"):
+        got = Segmenter.from_pretrained(tmp_path / path, "cpu").predict(pixels, 2, 1)
+        assert np.array_equal(got.probability, wanted)
+
+
+def test_no_model_and_no_device(tmp_path, monkeypatch):
+    for path in (tmp_path, tmp_path / "missing", "runs/none", "./a/b", "word"):
+        with pytest.raises(VerdiffError, match="no model there"):
+            find_model(path) if "runs" not in str(path) else _inside(tmp_path, monkeypatch, path)
+    assert find_model("someone/their-model") == "someone/their-model"
+    with pytest.raises(VerdiffError, match="device 'warp'"):
+        pick_device("warp")
+
+
+def _inside(folder, monkeypatch, path):
+    (folder / "runs").mkdir(exist_ok=True)
+    monkeypatch.chdir(folder)
+    find_model(path)
+
+
+def test_bundled_model_or_a_sentence(monkeypatch, tmp_path):
+    assert bundled_model() is None or (bundled_model() / "config.json").exists()
+    monkeypatch.setattr(inference, "bundled_model", lambda: None)
+    with pytest.raises(VerdiffError, match="--model"):
+        find_model(None)
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(inference, "bundled_model", lambda: tmp_path)
+    assert find_model(None) == str(tmp_path)
+
+
+# ---------------------------------------------------------------- pictures and files
+
+
+@pytest.fixture
+def result():
+    rng = np.random.default_rng(0)
+    probability = rng.random((48, 32)).astype(np.float32)
+    spread = (rng.random((48, 32)) / 2).astype(np.float32)
+    return Segmentation((probability > 0.5).astype(np.uint8), probability, spread, probability)
+
+
+def test_overlay_touches_only_the_mask(result):
+    image = Image.fromarray((GREY % 256).astype(np.uint8))
+    pixels = np.array(overlay(image, result))
+    outside = result.mask == 0
+    assert np.array_equal(pixels[outside][:, 0], np.array(image)[outside])
+    assert (pixels[~outside][:, 0] != pixels[~outside][:, 2]).all()
+    with pytest.raises(ValueError, match="does not lie over"):
+        overlay(image.resize((10, 10)), result)
+
+
+def test_the_four_files_hold_the_result(result, tmp_path):
+    image = Image.fromarray((GREY % 256).astype(np.uint8))
+    paths = save_segmentation(result, image, tmp_path / "new" / "folder", "a.b")
+    assert [p.name for p in paths] == [f"a.b_{kind}.png" for kind in KINDS]
+    mask, probability, spread, picture = (np.array(Image.open(p)) for p in paths)
+    assert np.array_equal(mask, 255 * result.mask) and picture.shape == (48, 32, 3)
+    assert np.abs(probability / 65535 - result.probability).max() < 1e-5
+    assert np.abs(spread / 131070 - result.uncertainty).max() < 1e-5
+
+
+def test_list_images(tmp_path):
+    for name in ("b.PNG", "a/x.png", "a/x.jpg", "a/notes.txt", "out/a/x_mask.png", "out/new.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(b"")
+    found = list_images([tmp_path], tmp_path / "out")
+    names = {str(p.relative_to(tmp_path)): str(stem) for p, stem in found}
+    assert names == {
+        "a/x.jpg": "a/x.jpg", "a/x.png": "a/x.png", "b.PNG": "b", "out/new.png": "out/new"}
+    assert list_images(["some.png"], "out") == [(Path("some.png"), Path("some"))]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(VerdiffError, match="empty: no image in this folder"):
+        list_images([tmp_path / "empty"], "out")
+
+
+def test_draw_samples(model, tmp_path):
+    image = torch.rand(2, 1, 48, 32)
+    got = sample(model, image, steps=2, ensemble=3)
+    figure = draw_samples(image, got, image > 0.5)
+    assert [a.get_title() for a in figure.axes[:8]] == [
+        "image", "prior", "sample 1", "sample 2", "sample 3", "mean", "uncertainty", "truth"]
+    save_figure(figure, tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").size[0] > 300
+
+
+# ---------------------------------------------------------------- the table
+
+
+@pytest.fixture(scope="module")
+def packed():
+    rng = torch.Generator().manual_seed(0)
+    masks = torch.zeros(5, 1, 96, 64, dtype=torch.uint8)
+    for i in range(5):
+        masks[i, :, 10 + 4 * i:60 + 4 * i, 20:44] = 1
+    images = (masks * 150 + torch.randint(0, 60, masks.shape, generator=rng)).to(torch.uint8)
+    names = [f"phantom-{i}.jpg" for i in range(4)] + [CROSS_SPLIT_DUPLICATES[0][1]]
+    return Packed(images, masks, names)
+
+
+def test_evaluate_with_an_oracle(model, packed, monkeypatch):
+    monkeypatch.setattr("verdiff.sampling.sample", oracle)
+    got = evaluate(model, packed, steps=(1, 3), ensemble=4, batch_size=2, progress=False)
+    assert [(s.method, s.steps, s.samples) for s in got.scores] == [
+        ("prior", 0, 0), ("diffusion", 1, 1), ("diffusion", 1, 4), ("diffusion", 3, 1),
+        ("diffusion", 3, 4)]
+    for s in got.scores:
+        assert s.dice.shape == s.iou.shape == (5,) and s.dice.min() > 0.9
+        np.testing.assert_allclose(s.iou, s.dice / (2 - s.dice), atol=1e-6)
+    assert got.size == (96, 64)
+
+
+def test_evaluate_does_not_depend_on_the_batch(model, packed):
+    one, two = (evaluate(model, packed, (2,), 2, batch_size=n, progress=False) for n in (1, 4))
+    for a, b in zip(one.scores, two.scores, strict=True):
+        np.testing.assert_allclose(a.dice, b.dice, atol=2e-3)
+
+
+def test_the_table_in_text_json_and_csv(tmp_path):
+    names = [f"{i}.jpg" for i in range(4)] + [CROSS_SPLIT_DUPLICATES[0][1]]
+    dice = np.array([0.9, 0.8, 0.85, 0.95, 0.1])
+    table = Evaluation(names, [Scores("prior", 0, 0, dice, dice / (2 - dice), 0.0),
+                               Scores("diffusion", 5, 3, dice, dice / (2 - dice), 0.2)], (96, 64))
+    rows = table.rows()
+    assert [(r.images, r.dice.n) for r in rows] == [
+        ("all", 5), ("all", 5), ("without duplicates", 4), ("without duplicates", 4)]
+    assert rows[0].dice.mean == pytest.approx(0.72) and rows[2].dice.mean == pytest.approx(0.875)
+    text = str(table)
+    assert "5 images, all" in text and "4 images, without duplicates" in text
+    assert "diffusion, 5 steps, mean of 3" in text and "prior alone" in text
+    paths = table.save(tmp_path / "new", model="m", seed=3)
+    report = json.loads(paths[0].read_text())
+    assert report["seed"] == 3 and report["size"] == [96, 64] and len(report["rows"]) == 4
+    with open(paths[1], newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["dice"]) for line in lines] == [r["dice"] for r in report["rows"]]
+    assert float(lines[0]["dice_low"]) <= 0.72 <= float(lines[0]["dice_high"])
+    with open(paths[2], newline="") as file:
+        assert [float(line["dice"]) for line in csv.DictReader(file)] == [*dice, *dice]
+
+
+def test_no_second_block_without_duplicates():
+    ones = np.ones(3)
+    table = Evaluation(["a", "b", "c"], [Scores("prior", 0, 0, ones, ones, 0.0)], (8, 8))
+    assert [r.images for r in table.rows()] == ["all"]
+
+
+# ---------------------------------------------------------------- small things
+
+
+def test_words_of_the_command_line():
+    assert steps_list("1,5,5,10") == [1, 5, 10] and size_pair("768X256") == (768, 256)
+    for bad in ("0", "1,,2", "a", ""):
+        with pytest.raises(ValueError):
+            steps_list(bad)
+
+
+def test_importing_the_command_line_imports_no_torch():
+    code = "import sys, verdiff.inference; heavy = {'torch', 'monai', 'scipy', 'matplotlib'}; "
+    code += "print(sorted(heavy & set(sys.modules)))"
+    env = os.environ | {"PYTHONPATH": str(Path(inference.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout.strip() == "[]", done.stderr
