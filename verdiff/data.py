@@ -7,8 +7,8 @@ Docs: https://verdiff.github.io/verdiff/data.html.md"""
 # %% auto #0
 __all__ = ['XRAY_NAME', 'SAME_STUDY', 'Features', 'CROSS_SPLIT_DUPLICATES', 'MORE_CROSS_SPLIT_DUPLICATES', 'SUFFIXES',
            'XRAY_SOURCES', 'XRAY_MANIFEST', 'DataError', 'find_xray', 'Placement', 'place', 'fit_image', 'unfit',
-           'is_crooked', 'outline', 'landmarks_to_mask', 'tilt_angles', 'is_s_shaped', 'cobb_angles', 'Store',
-           'read_table', 'Sample', 'decode', 'XRaySet', 'study', 'grouped_split', 'local_features', 'votes',
+           'is_crooked', 'outline', 'fill_convex', 'landmarks_to_mask', 'tilt_angles', 'is_s_shaped', 'cobb_angles',
+           'Store', 'read_table', 'Sample', 'decode', 'XRaySet', 'study', 'grouped_split', 'local_features', 'votes',
            'alignment', 'find_duplicates', 'clean_test_indices', 'draw_spine', 'Phantom', 'Film', 'draw_phantom',
            'write_phantoms', 'PhantomSet', 'MaskFolder', 'open_dataset', 'Packed', 'pack', 'manifest', 'fetch',
            'download_xray']
@@ -147,6 +147,22 @@ def outline(
         return quad
 
 # %% ../nbs/01_data.ipynb #cb4ca6d6
+def fill_convex(
+    mask: np.ndarray,  # bool (H, W), changed in place
+    ring: np.ndarray,  # (n, 2) corners x, y of a convex polygon, in order
+) -> None:
+    "Switch on the pixels whose centre lies inside: on the same side of all edges."
+    height, width = mask.shape
+    (left, top), (right, bottom) = np.floor(ring.min(0)).astype(int), np.ceil(ring.max(0)).astype(int)
+    rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
+    y, x = np.ogrid[rows, columns]
+    inside, outside = True, True
+    for (x1, y1), (x2, y2) in zip(ring, np.roll(ring, -1, 0), strict=True):
+        turn = (x2 - x1) * (y + 0.5 - y1) - (y2 - y1) * (x + 0.5 - x1)
+        inside, outside = inside & (turn >= 0), outside & (turn <= 0)
+    mask[rows, columns] |= inside | outside
+
+# %% ../nbs/01_data.ipynb #6efe4cd4
 def landmarks_to_mask(
     landmarks: np.ndarray,  # (68, 2) x, y in pixels of the mask; any multiple of 4 corners works
     height: int,  # of the mask
@@ -154,12 +170,12 @@ def landmarks_to_mask(
     supersample: int = 4,  # finer grid on which the polygons are filled
 ) -> np.ndarray:  # uint8 {0, 1}, (height, width): a pixel counts when half of it is covered
     "Fill every vertebra."
-    fine = Image.new("L", (width * supersample, height * supersample))
-    draw = ImageDraw.Draw(fine)
+    n = supersample
+    fine = np.zeros((height * n, width * n), dtype=bool)
     for quad in np.asarray(landmarks, dtype=float).reshape(-1, 4, 2):
-        points = outline(quad) * supersample - 0.5  # pixel centres lie at whole numbers
-        draw.polygon([tuple(p) for p in points.tolist()], fill=255)
-    return (np.asarray(fine.reduce(supersample)) >= 128).astype(np.uint8)
+        fill_convex(fine, outline(quad) * n)
+    covered = fine.reshape(height, n, width, n).mean((1, 3))  # (h n) (w n) -> h w
+    return (covered >= 0.5).astype(np.uint8)
 
 # %% ../nbs/01_data.ipynb #40f7f314
 def tilt_angles(
