@@ -17,7 +17,6 @@
 
 # %%
 #| export
-import csv
 import hashlib
 import io
 import json
@@ -45,6 +44,9 @@ from verdiff.settings import VerdiffError, atomic_write
 
 # %%
 import matplotlib.pyplot as plt
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # photographs: small pages
 
 # %% [markdown]
 # ## 1 · What a spine comes as
@@ -805,7 +807,7 @@ for i, j, n, c in across:
     print(f"training {xray.names[i][10:-4]:20s} test {xray.names[j][10:-4]:20s} {n:4d} features agree, details correlate {c:.2f}")
 
 # %% [markdown]
-# Two more pairs (`239 D` with `238 D` and with `239 D`) are so dark that fewer than ten features agree, but lie in the same run of film numbers and look alike to the eye. With them **16 of the 128 test images have a twin in the training split**. An earlier search, the one in our notes of the data, had found only eight
+# Two more pairs (`239 D` with `238 D` and with `239 D`) are too dark for the search to be sure of, but lie in the same run of film numbers and look alike to the eye. With them **16 of the 128 test images have a twin in the training split**. An earlier search, the one in our notes of the data, had found only eight
 # of them; results in this course are therefore given three times: on all 128 test images, on the 120 without those eight, and on the 112 without any twin. A model may be judged by the last number alone.
 
 # %%

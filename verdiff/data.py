@@ -14,7 +14,6 @@ __all__ = ['XRAY_NAME', 'SAME_STUDY', 'Features', 'CROSS_SPLIT_DUPLICATES', 'MOR
            'download_xray']
 
 # %% ../nbs/01_data.ipynb #0d725ea5
-import csv
 import hashlib
 import io
 import json
