@@ -129,7 +129,7 @@ def elastic_field(
     rows, columns = (max(4, round(n / (spacing * width)) + 3) for n in size)
     coarse = torch.randn(batch, 2, rows, columns, generator=generator)
     fine = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)
-    fine = fine / 0.7  # interpolation averages: bring the deviation back to about one
+    fine = fine / 0.84  # interpolation averages: bring the deviation back to about one
     per_axis = torch.tensor([2 * strength, 2 * strength * width / height]).view(1, 2, 1, 1)
     return (fine * per_axis).permute(0, 2, 3, 1)  # b 2 h w -> b h w 2
 
