@@ -1,0 +1,499 @@
+# %% [markdown]
+# # 03 · Metrics
+# > Dice, IoU, what they hide, how sure a mean can be, and which rows of Table 1 cannot be true
+#
+# You will write the scores that the whole course reports, check them against two well-kept libraries, watch Dice overlook a vertebra slid by one level, put an interval around a mean, and hold the paper's Table 1 against an inequality from 1906. Under a minute on a laptop.
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/03_metrics.ipynb)
+
+# %%
+#| default_exp metrics
+
+# %%
+#| eval: false
+# !pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"  # only on Colab
+
+# %%
+#| export
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# %%
+import warnings
+
+import matplotlib.pyplot as plt
+
+from verdiff.data import draw_phantom, landmarks_to_mask
+
+warnings.filterwarnings("ignore", module="monai|torchmetrics")
+
+# %% [markdown]
+# ## 1 · Dice and IoU
+#
+# With $P$ the predicted and $T$ the true pixels, Eq. (17) and (18) are
+#
+# $$\mathrm{Dice} = \frac{2\,|P \cap T|}{|P| + |T|}, \qquad \mathrm{IoU} = \frac{|P \cap T|}{|P \cup T|}.$$
+#
+# One score *per image*: a mean over images is a statement about patients, a score over all pixels at once is not. What if both masks are empty? The formulas say 0/0. An empty answer to an empty question is right, so it scores one; the convention is MONAI's, with `ignore_empty=False`, as well.
+
+# %%
+#| export
+def _overlap(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    "|P and T|, |P|, |T| of each image, float64."
+    if pred.shape != target.shape:
+        raise ValueError(f"pred is {tuple(pred.shape)}, target is {tuple(target.shape)}")
+    p, t = (x.reshape(len(x), -1) for x in (pred, target))  # b (c h w)
+    for name, x in (("pred", p), ("target", t)):
+        if x.dtype != torch.bool and not ((x == 0) | (x == 1)).all():
+            raise ValueError(f"{name} must hold only 0 and 1; threshold it first, for example > 0.5")
+    p, t = p.bool(), t.bool()
+    return tuple(x.sum(1, dtype=torch.float64) for x in (p & t, p, t))
+
+
+def dice(
+    pred: Tensor,  # bool or {0, 1}, (B, ...)
+    target: Tensor,  # the same shape
+) -> Tensor:  # float64 in [0, 1], (B,)
+    "Eq. (17) for each image; both masks empty: 1."
+    both, p, t = _overlap(pred, target)
+    return torch.where(p + t > 0, 2 * both / (p + t).clamp(min=1), 1.0)
+
+
+def iou(
+    pred: Tensor,  # bool or {0, 1}, (B, ...)
+    target: Tensor,  # the same shape
+) -> Tensor:  # float64 in [0, 1], (B,)
+    "Eq. (18) for each image; both masks empty: 1."
+    both, p, t = _overlap(pred, target)
+    union = p + t - both
+    return torch.where(union > 0, both / union.clamp(min=1), 1.0)
+
+
+# %% [markdown]
+# By hand: four pixels, two predicted, two true, one in common. Then the edge cases.
+
+# %%
+p, t = torch.tensor([[1, 1, 0, 0]]), torch.tensor([[0, 1, 1, 0]])
+empty = torch.zeros_like(p)
+print("Dice", dice(p, t).item(), "IoU", iou(p, t).item())
+assert dice(p, t) == 0.5 and iou(p, t) == 1 / 3
+assert dice(empty, empty) == iou(empty, empty) == 1 and dice(p, empty) == iou(p, empty) == 0
+
+# %% [markdown]
+# And against MONAI and torchmetrics, on a hundred random masks, some of them empty:
+
+# %%
+from monai.metrics import DiceMetric, MeanIoU
+from torchmetrics.functional.segmentation import dice_score
+
+g = torch.Generator().manual_seed(0)
+fill = torch.rand(100, 1, 1, 1, generator=g).sub(0.1).clamp(min=0)
+P, T = (torch.rand(100, 1, 24, 16, generator=g) < fill for _ in range(2))
+monai = DiceMetric(ignore_empty=False)(P.float(), T.float())[:, 0]
+torch.testing.assert_close(dice(P, T), monai.double(), atol=1e-6, rtol=0)
+torch.testing.assert_close(iou(P, T), MeanIoU(ignore_empty=False)(P.float(), T.float())[:, 0].double(), atol=1e-6, rtol=0)
+some = (P.sum((1, 2, 3)) + T.sum((1, 2, 3))) > 0
+tm = dice_score(P[some].long(), T[some].long(), num_classes=1, input_format="one-hot", average="none")[:, 0]
+torch.testing.assert_close(dice(P, T)[some], tm.double(), atol=1e-6, rtol=0)
+print("equal on", len(P), "images,", int((~some).sum()), "of them with two empty masks")
+
+# %% [markdown]
+# ## 2 · What Dice hides
+#
+# Take a perfect mask and slide it down by one level, so that every vertebra is named after its neighbour. A surgeon would operate on the wrong one. Or leave one vertebra out. Or let the border breathe by a pixel.
+
+# %%
+film = draw_phantom(3)
+truth = torch.from_numpy(landmarks_to_mask(film.landmarks, 576, 192)).bool()[None, None]
+quads = film.landmarks.reshape(17, 4, 2)
+
+
+def drawn(quads):
+    return torch.from_numpy(landmarks_to_mask(quads.reshape(-1, 2), 576, 192)).bool()[None, None]
+
+
+down = drawn(quads[1:])  # each vertebra replaced by the one below: the top one is gone, the rest looks perfect
+missing = drawn(np.delete(quads, 8, 0))
+middle = quads.mean(1, keepdims=True)
+fat = drawn(middle + 1.10 * (quads - middle))
+slid = drawn(quads + (0, 12))
+cases = {"truth": truth, "one level off": down, "one missing": missing, "10 % too big": fat, "half a body low": slid}
+for name, x in cases.items():
+    print(f"{name:16s} Dice {dice(x, truth).item():.3f}  IoU {iou(x, truth).item():.3f}")
+assert dice(fat, truth) < dice(missing, truth)  # a harmless border costs more than a lost vertebra
+
+# %%
+fig, axes = plt.subplots(1, 5, figsize=(6.5, 3.6), layout="constrained")
+for axis, (name, x) in zip(axes, cases.items()):
+    axis.imshow(film.image, cmap="gray"); axis.set_axis_off(); axis.set_title(f"{name}\n{dice(x, truth).item():.3f}", fontsize=8)
+    axis.contour(x[0, 0], [0.5], colors="orange", linewidths=0.7)
+
+# %% [markdown]
+# A Dice of 0.97 can hide a lost vertebra, and to a list of seventeen labels the second picture is wrong seventeen times. So we also measure distances between borders. MONAI keeps these well, so we do not write them again: the 95th percentile of the Hausdorff distance, and the share of the border that lies within a tolerance of the other border. If one mask is empty
+# there is no distance; we say infinity (and a share of zero), and both empty count as perfect.
+
+# %%
+#| export
+def _borders(pred: Tensor, target: Tensor, measure: str, perfect: float, worst: float, **kw) -> Tensor:
+    "A metric of MONAI for each image, with both empty = perfect and one empty = worst."
+    import warnings
+
+    import monai.metrics
+
+    both, p, t = _overlap(pred, target)
+    out = torch.full_like(p, worst)
+    out[(p == 0) & (t == 0)] = perfect
+    usual = (p > 0) & (t > 0)
+    if usual.any():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            function = getattr(monai.metrics, measure)
+            found = function(pred[usual].float(), target[usual].float(), include_background=True, **kw)
+        out[usual] = found[:, 0].to(out)
+    return out
+
+
+def hd95(
+    pred: Tensor,  # bool or {0, 1}, (B, 1, H, W)
+    target: Tensor,  # the same shape
+) -> Tensor:  # pixels, (B,)
+    "95th percentile of the distance between the borders (MONAI); one mask empty: infinity."
+    return _borders(pred, target, "compute_hausdorff_distance", 0.0, float("inf"), percentile=95)
+
+
+def surface_dice(
+    pred: Tensor,  # bool or {0, 1}, (B, 1, H, W)
+    target: Tensor,  # the same shape
+    tolerance: float = 2.0,  # pixels
+) -> Tensor:  # in [0, 1], (B,)
+    "Share of both borders that lies within the tolerance of the other (MONAI)."
+    return _borders(pred, target, "compute_surface_dice", 1.0, 0.0, class_thresholds=[tolerance])
+
+
+# %%
+for name, x in cases.items():
+    print(f"{name:16s} HD95 {hd95(x, truth).item():5.1f} px   surface Dice (2 px) {surface_dice(x, truth).item():.3f}")
+assert hd95(missing, truth) > 5 > hd95(fat, truth) and hd95(truth, truth) == 0
+assert hd95(torch.zeros_like(truth), truth).isinf() and surface_dice(~truth & truth, ~truth & truth) == 1
+
+# %% [markdown]
+# ## 3 · A mean, and how sure it is
+#
+# "88.74 ± 7.04": is that the spread of patients, or the doubt about the mean? Papers rarely say. We give both: the standard deviation of the scores, and a 95 % *bootstrap* interval of their mean: draw the images again, with replacement, ten thousand times, and look where the means fall.
+
+# %%
+#| export
+Values = Sequence[float] | np.ndarray | Tensor
+
+
+def bootstrap_interval(
+    values: Values,  # one score an image
+    level: float = 0.95,
+    n: int = 10_000,  # resamples
+    seed: int = 0,
+) -> tuple[float, float]:
+    "Percentile interval of the mean (Efron 1979)."
+    x = np.asarray(values, dtype=np.float64).ravel()
+    if not len(x):
+        raise ValueError("no values to average")
+    means = x[np.random.default_rng(seed).integers(len(x), size=(n, len(x)))].mean(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+class Summary(NamedTuple):
+    "Mean, standard deviation over images, interval of the mean, number of images."
+
+    mean: float
+    sd: float
+    lo: float
+    hi: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.sd:.3f} [{self.lo:.3f}, {self.hi:.3f}] (n={self.n})"
+
+
+def summary(
+    values: Values,  # one score an image
+) -> Summary:
+    "What a table should say of one method."
+    x = np.asarray(values, dtype=np.float64).ravel()
+    sd = float(x.std(ddof=1)) if len(x) > 1 else 0.0
+    return Summary(float(x.mean()), sd, *bootstrap_interval(x), len(x))
+
+
+# %% [markdown]
+# An interval that says 95 % should hold the truth in 95 % of all cases. Let it prove that, on scores as skewed as Dice scores are, 30 images at a time:
+
+# %%
+rng = np.random.default_rng(0)
+hits = []
+for trial in range(400):
+    low, high = bootstrap_interval(1 - rng.beta(2, 18, 30), n=1000, seed=trial)
+    hits.append(low <= 0.9 <= high)
+print(f"the interval held the true mean in {np.mean(hits):.1%} of 400 trials; e.g.", summary(1 - rng.beta(2, 18, 30)))
+assert 0.90 < np.mean(hits) < 0.97
+
+# %% [markdown]
+# ### Two methods on the same images
+#
+# Comparing two intervals wastes what we know: an image that is hard for one is hard for the other. The *difference per image* has the interval that counts.
+
+# %%
+#| export
+def paired_difference(
+    a: Values,  # one score an image
+    b: Values,  # of the same images
+    level: float = 0.95,
+) -> tuple[float, float, float]:  # mean of a - b, and its bootstrap interval
+    "How much better a is than b on the same images."
+    x, y = (np.asarray(v, dtype=np.float64).ravel() for v in (a, b))
+    if x.shape != y.shape:
+        raise ValueError(f"{len(x)} and {len(y)} scores are not of the same images")
+    return float((x - y).mean()), *bootstrap_interval(x - y, level)
+
+
+# %%
+hard = rng.beta(2, 10, 60)
+first, second = 1 - hard, 1 - hard - rng.normal(0.01, 0.01, 60)
+print("alone: ", summary(first), summary(second))
+print("paired: {:.3f} [{:.3f}, {:.3f}]".format(*paired_difference(first, second)))
+assert paired_difference(first, second)[1] > 0 and summary(second).hi > summary(first).lo
+
+# %% [markdown]
+# ## 4 · Jensen reads Table 1
+#
+# For *one* image the two scores are one: $\mathrm{IoU} = D/(2-D)$. That curve bends upwards, so by Jensen's inequality the mean IoU over images is at least the IoU of the mean Dice. And since its second derivative, $4/(2-D)^3$, is at most 4, a standard deviation $\sigma$ can lift it by no more than $2\sigma^2$:
+#
+# $$\frac{\bar D}{2-\bar D} \;\le\; \overline{\mathrm{IoU}} \;\le\; \frac{\bar D}{2-\bar D} + 2\sigma^2 .$$
+
+# %%
+#| export
+def iou_from_dice(
+    d: float | np.ndarray | Tensor,  # Dice of one image, in [0, 1]
+) -> float | np.ndarray | Tensor:
+    "IoU of the same image."
+    return d / (2 - d)
+
+
+def jensen_bound(
+    mean_dice: float,  # over images
+    sd: float | None = None,  # of Dice over images
+) -> tuple[float, float]:  # smallest and largest mean IoU that can go with it
+    "Bounds of the mean IoU; without a standard deviation the upper one is the mean Dice itself."
+    low = iou_from_dice(mean_dice)
+    return low, min(mean_dice, low + 2 * sd ** 2) if sd is not None else mean_dice
+
+
+# %%
+d = np.linspace(0, 1, 101)
+scores = 1 - rng.beta(1.2, 5, 25)
+fig, axis = plt.subplots(figsize=(4, 3), layout="constrained")
+axis.plot(d, iou_from_dice(d), "k", label="IoU = D / (2 − D)")
+axis.plot(scores, iou_from_dice(scores), "o", ms=4, color="orange", label="images")
+axis.plot(scores.mean(), iou_from_dice(scores).mean(), "*", ms=13, color="crimson", label="their means")
+axis.set(xlabel="Dice", ylabel="IoU"); axis.legend(fontsize=8)
+low, high = jensen_bound(scores.mean(), scores.std())
+assert low <= iou_from_dice(scores).mean() <= high
+
+# %% [markdown]
+# The star lies above the curve, always. Now the paper's two tables, as data:
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Cell:
+    "One pair of Table 1, in per cent."
+
+    method: str
+    data: str
+    dice: float
+    dice_sd: float
+    iou: float
+    iou_sd: float
+
+
+_TABLE_1 = """
+U-Net        83.25 4.08 71.35 3.23 93.22 1.83 87.34 3.19 60.78 10.23 43.75 9.82 91.23 2.76 84.00 4.59
+FCN          82.22 4.34 69.88 3.61 93.24 1.79 87.36 3.07 65.30 9.53 52.60 8.17 91.50 2.75 84.44 4.57
+DeepLabv3    80.41 4.50 67.29 3.27 93.06 1.88 86.94 4.05 72.44 8.59 63.91 6.72 91.06 2.93 83.70 5.15
+nnU-Net      92.98 3.86 86.97 2.93 93.33 1.69 88.04 2.97 89.77 6.69 81.69 5.26 92.16 2.73 84.97 4.53
+Swin-U-Net   81.65 4.19 69.27 3.44 91.27 2.15 84.02 5.64 68.93 9.06 53.13 8.08 85.86 7.94 75.39 16.48
+SAM          79.78 4.23 66.89 3.50 80.36 3.44 76.35 8.21 67.89 9.22 52.56 13.32 81.00 9.27 70.92 17.57
+MedSegDiff   92.44 3.75 88.27 2.91 91.07 1.69 84.51 2.86 87.59 7.24 76.68 5.78 92.96 2.87 86.53 3.71
+Verdiff-Net  94.37 3.73 90.89 2.87 93.84 1.56 91.87 2.79 88.74 7.04 77.04 5.75 93.86 1.98 88.58 3.83
+"""
+TABLE_1 = tuple(
+    Cell(line.split()[0], data, *map(float, line.split()[1 + 4 * k:5 + 4 * k]))
+    for line in _TABLE_1.strip().splitlines()
+    for k, data in enumerate(("CT-Verse", "CT-Pri", "X-ray", "MR")))
+TABLE_2 = {(False, False): (88.68, 83.96), (True, False): (91.96, 86.82),  # (MSFM, NSA): (Dice, IoU)
+           (False, True): (90.27, 85.21), (True, True): (93.86, 88.58)}
+
+
+def jensen_check(
+    rounding: float = 0.005,  # per cent: the table prints two digits
+) -> list[tuple[Cell, float, float, str]]:  # cell, bounds in per cent, "fits", "too low" or "too high"
+    "Which pairs of Table 1 can be means over the same images."
+    rows = []
+    for cell in TABLE_1:
+        low, _ = jensen_bound((cell.dice - rounding) / 100)
+        _, high = jensen_bound((cell.dice + rounding) / 100, (cell.dice_sd + rounding) / 100)
+        low, high = 100 * low - rounding, 100 * high + rounding
+        verdict = "too low" if cell.iou < low else "too high" if cell.iou > high else "fits"
+        rows.append((cell, low, high, verdict))
+    return rows
+
+
+# %%
+rows = jensen_check()
+for cell, low, high, verdict in rows:
+    if verdict != "fits":
+        print(f"{cell.data:9s}{cell.method:12s} Dice {cell.dice:.2f} ± {cell.dice_sd:5.2f}: mean IoU in [{low:.2f}, {high:.2f}], printed {cell.iou:.2f}: {verdict}")
+print(sum(v == "fits" for *_, v in rows), "of", len(rows), "pairs can be means over the same images")
+verdicts = {(c.method, c.data): v for c, _, _, v in rows}
+assert verdicts["Verdiff-Net", "X-ray"] == verdicts["MedSegDiff", "X-ray"] == "too low" and verdicts["Verdiff-Net", "CT-Pri"] == "too high"
+
+# %%
+fig, axis = plt.subplots(figsize=(5, 4), layout="constrained")
+axis.plot(100 * d, 100 * iou_from_dice(d), "k", lw=1, label="lowest possible mean IoU")
+for verdict, colour in (("fits", "tab:green"), ("too low", "crimson"), ("too high", "tab:purple")):
+    xy = [(c.dice, c.iou) for c, *_, v in rows if v == verdict]
+    axis.plot(*zip(*xy), "o", ms=5, color=colour, label=f"{verdict} ({len(xy)})")
+axis.set(xlim=(58, 96), ylim=(40, 94), xlabel="mean Dice, %", ylabel="mean IoU, %", title="Table 1 against Jensen"); axis.legend()
+
+# %% [markdown]
+# Points below the curve are impossible if both columns are means over the same images. It is not only the paper's own row: the row of U-Net on X-rays, which makes the method look good, fails as well. The same test holds for Table 2, whose values have no standard deviations, so only the lower bound applies:
+
+# %%
+for (msfm, nsa), (mean_dice, mean_iou) in TABLE_2.items():
+    print(f"MSFM {'yes' if msfm else 'no ':3s} NSA {'yes' if nsa else 'no ':3s} Dice {mean_dice:.2f}: IoU at least {100 * jensen_bound(mean_dice / 100)[0]:.2f}, printed {mean_iou:.2f}")
+assert all(100 * jensen_bound(a / 100)[0] <= b for a, b in TABLE_2.values())
+
+# %% [markdown]
+# ## 5 · Is the doubt worth something?
+#
+# A diffusion model gives many masks for one image. Their mean is a probability, their spread a doubt. Both can be checked. **Calibration**: of the pixels called 0.8, eight in ten should be vertebra. **Risk and coverage**: leave out the pixels (or images) that the model doubts most, and the error of the rest should fall.
+
+# %%
+#| export
+def reliability(
+    prob: Tensor,  # in [0, 1], any shape
+    target: Tensor,  # {0, 1}, the same shape
+    bins: int = 15,
+) -> tuple[Tensor, Tensor, Tensor]:  # mean probability, share of ones, number of pixels; each (bins,)
+    "Equal bins of probability; empty bins hold NaN."
+    p, t = prob.reshape(-1).double(), target.reshape(-1).double()
+    index = (p * bins).long().clamp(0, bins - 1)
+    count = torch.bincount(index, minlength=bins).double()
+    return (torch.bincount(index, p, bins) / count, torch.bincount(index, t, bins) / count, count)
+
+
+def expected_calibration_error(
+    prob: Tensor,  # in [0, 1], any shape
+    target: Tensor,  # {0, 1}, the same shape
+    bins: int = 15,
+) -> float:
+    "Mean gap between probability and frequency, weighted by pixels (Naeini et al. 2015)."
+    p, t, count = reliability(prob, target, bins)
+    return float(((p - t).abs().nan_to_num() * count).sum() / count.sum())
+
+
+def risk_coverage(
+    error: Values,  # of each image or pixel
+    uncertainty: Values,  # of the same
+) -> tuple[np.ndarray, np.ndarray, float]:  # coverage, risk, area under the curve (lower is better)
+    "Mean error of the most certain share, for every share (Geifman and El-Yaniv 2017)."
+    e, u = (np.asarray(v, dtype=np.float64).ravel() for v in (error, uncertainty))
+    if e.shape != u.shape or not len(e):
+        raise ValueError(f"{len(e)} errors and {len(u)} uncertainties do not go together")
+    kept = np.arange(1, len(e) + 1)
+    risk = e[np.argsort(u, kind="stable")].cumsum() / kept
+    return kept / len(e), risk, float(risk.mean())
+
+
+# %% [markdown]
+# A forecaster that knows its own chances is calibrated; the same one made bold is not.
+
+# %%
+chance = torch.rand(200_000, generator=g)
+happened = (torch.rand(200_000, generator=g) < chance).float()
+bold = torch.sigmoid(3 * torch.logit(chance.clamp(1e-4, 1 - 1e-4)))
+fig, axis = plt.subplots(figsize=(3.2, 3.2), layout="constrained")
+axis.plot([0, 1], [0, 1], "k:", lw=1)
+for name, prob in (("honest", chance), ("bold", bold)):
+    x, y, _ = reliability(prob, happened)
+    axis.plot(x, y, "o-", ms=4, label=f"{name}, ECE {expected_calibration_error(prob, happened):.3f}")
+axis.set(xlabel="probability", ylabel="frequency"); axis.legend(fontsize=8)
+assert expected_calibration_error(chance, happened) < 0.01 < 0.1 < expected_calibration_error(bold, happened)
+
+# %% [markdown]
+# ## Paper, ours, why
+#
+# | | paper | ours | why |
+# |---|---|---|---|
+# | averaging | not said | one score an image, then the mean | a statement about patients; Jensen holds |
+# | ± | not said | standard deviation over images, and a bootstrap interval of the mean | two different things |
+# | both masks empty | not said | 1 | the right answer to an empty question |
+# | borders | none | HD95, surface Dice | Dice hides a lost vertebra |
+#
+# ## Exercises
+#
+# **1 · Predict.** A method has a mean Dice of 0.80 on 100 images. It fails completely on 10 of them and is equally good on the rest. Is its mean IoU nearer to 0.67 or to 0.72?
+#
+# <details><summary>Answer</summary>
+#
+# The 90 others have 0.889, an IoU of 0.8; times 0.9 that is 0.72. The lower bound, 0.667, is reached only if all images score alike. The more uneven the scores, the higher the mean IoU.
+#
+# </details>
+
+# %%
+uneven = np.r_[np.zeros(10), np.full(90, 0.8 / 0.9)]
+print(iou_from_dice(uneven).mean().round(3), "lower bound", round(jensen_bound(0.8)[0], 3))
+assert np.isclose(iou_from_dice(uneven).mean(), 0.72)
+
+# %% [markdown]
+# **2 · Change.** Report the *median* instead of the mean and see which of the two moves when one image fails.
+#
+# <details><summary>Answer</summary>
+#
+# One failure in thirty moves the mean by about 0.03 and the median hardly at all. That is a reason to show both, and no reason to hide the failure.
+#
+# </details>
+
+# %%
+good = 1 - rng.beta(2, 18, 30)
+failed = np.r_[good[:-1], 0.0]
+print(f"mean {good.mean():.3f} -> {failed.mean():.3f}, median {np.median(good):.3f} -> {np.median(failed):.3f}")
+assert good.mean() - failed.mean() > 0.02 > np.median(good) - np.median(failed)
+
+# %% [markdown]
+# **3 · Implement.** Dice per *vertebra*: give each of the seventeen its own mask and score them alone. Which of the five cases above has the worst vertebra?
+#
+# <details><summary>Answer</summary>
+#
+# "One missing" has a vertebra with Dice 0, which the overall Dice of 0.97 hides.
+#
+# </details>
+
+# %%
+def worst_vertebra(prediction):
+    scores = []
+    for q in quads:
+        own = drawn(q[None])
+        near = torch.nn.functional.max_pool2d(own.float(), 9, 1, 4).bool()  # what lies within 4 pixels of it
+        scores.append(dice(prediction & near, own).item())
+    return min(scores)
+
+
+print({name: round(worst_vertebra(x), 2) for name, x in cases.items()})
+assert worst_vertebra(missing) == 0 and worst_vertebra(fat) > 0.8
+
+# %% [markdown]
+# Next: [04 · The forward process](04_forward.ipynb), where a mask is drowned in noise on purpose.
