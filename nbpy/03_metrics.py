@@ -134,7 +134,7 @@ for axis, (name, x) in zip(axes, cases.items()):
     axis.contour(x[0, 0], [0.5], colors="orange", linewidths=0.7)
 
 # %% [markdown]
-# A Dice of 0.97 can hide a lost vertebra, and to a list of seventeen labels the second picture is wrong seventeen times. So we also measure distances between borders. MONAI keeps these well, so we do not write them again: the 95th percentile of the Hausdorff distance, and the share of the border that lies within a tolerance of the other border. If one mask is empty
+# A Dice of 0.97 can hide a lost vertebra, and the second picture, with the highest Dice of all, names all sixteen vertebrae that it shows wrongly. So we also measure distances between borders. MONAI keeps these well, so we do not write them again: the 95th percentile of the Hausdorff distance, and the share of the border that lies within a tolerance of the other border. If one mask is empty
 # there is no distance; we say infinity (and a share of zero), and both empty count as perfect.
 
 # %%
@@ -369,7 +369,7 @@ for verdict, colour in (("fits", "tab:green"), ("too low", "crimson"), ("too hig
 axis.set(xlim=(58, 96), ylim=(40, 94), xlabel="mean Dice, %", ylabel="mean IoU, %", title="Table 1 against Jensen"); axis.legend()
 
 # %% [markdown]
-# Points below the curve are impossible if both columns are means over the same images. It is not only the paper's own row: the row of U-Net on X-rays, which makes the method look good, fails as well. The same test holds for Table 2, whose values have no standard deviations, so only the lower bound applies:
+# Points below the curve are impossible if both columns are means over the same images. Points far above it are impossible too. It is not only the paper's own row: about half of the table fails, baselines included, in both directions. So the two columns were averaged over different images or in different ways, and differences of one per cent between rows mean little. The same test holds for Table 2, whose values have no standard deviations, so only the lower bound applies:
 
 # %%
 for (msfm, nsa), (mean_dice, mean_iou) in TABLE_2.items():
