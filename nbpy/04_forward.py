@@ -25,11 +25,8 @@ import matplotlib.pyplot as plt
 from IPython.display import HTML
 from ipywidgets import IntSlider, interact
 from matplotlib.animation import FuncAnimation
-from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from verdiff.data import draw_phantom, landmarks_to_mask
-
-set_matplotlib_formats("png", pil_kwargs={"optimize": True})
 
 # %% [markdown]
 # ## 1 · Symbols
@@ -381,7 +378,7 @@ def draw(t, axes=None):
     axes[2].axvline(t, color="tab:blue"); axes[2].set(xlabel="t", title=f"t = {t}"); axes[2].legend(fontsize=7)
 
 
-interact(draw, t=IntSlider(300, 0, 999, 10, continuous_update=False));
+interact(lambda t: draw(t), t=IntSlider(300, 0, 999, 10, continuous_update=False));
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(5, 2.6), dpi=56, layout="constrained", width_ratios=(1, 1, 2.2))
