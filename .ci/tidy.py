@@ -1,5 +1,6 @@
 """Give notebooks the one form that the repository keeps. usage: tidy.py [--check] NOTEBOOK..."""
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ def tidy(nb: dict) -> dict:
         if cell["cell_type"] != "code":
             continue
         cell["execution_count"] = None
+        cell["outputs"] = [o for o in cell["outputs"]
+                           if not re.fullmatch(r"(\x1b\[2K|\r|\n)*", "".join(o.get("text", "x")))]
         for output in cell["outputs"]:
             if "execution_count" in output:
                 output["execution_count"] = None

@@ -26,7 +26,12 @@ from IPython.display import HTML
 from ipywidgets import IntSlider, interact
 from matplotlib.animation import FuncAnimation
 
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
 from verdiff.data import draw_phantom, landmarks_to_mask
+
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})  # noise does not compress: small pages
+plt.rcParams["animation.frame_format"] = "jpeg"
 
 # %% [markdown]
 # ## 1 · Symbols
@@ -381,7 +386,7 @@ def draw(t, axes=None):
 interact(lambda t: draw(t), t=IntSlider(300, 0, 999, 10, continuous_update=False));
 
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(5, 2.6), dpi=56, layout="constrained", width_ratios=(1, 1, 2.2))
+fig, axes = plt.subplots(1, 3, figsize=(5, 2.6), dpi=60, layout="constrained", width_ratios=(1, 1, 2.2))
 movie = FuncAnimation(fig, lambda t: draw(t, axes), frames=range(0, 1000, 55), interval=150)
 html = movie.to_jshtml()
 plt.close(fig)
