@@ -325,7 +325,7 @@ def learn(net, steps=250):
 
 
 torch.manual_seed(1)
-nets = {"hour-glass": HourGlass(1, channels=(16, 24, 32)), "U-Net": ConditionalUNet(1, (16, 24, 32))}
+nets = {"hour-glass": HourGlass(1, channels=(16, 24, 32, 32)), "U-Net": ConditionalUNet(1, (16, 24, 32, 32))}
 curves = {name: learn(net) for name, net in nets.items()}
 
 # %%
