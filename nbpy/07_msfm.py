@@ -249,18 +249,19 @@ for axis, picture, title in zip(axes, [images[3, 0], *X], ["b", *(f"$X_{n}$" for
 #
 # ## Exercises
 #
-# **1 · Predict.** `dim=1`: one number $z$ decides about all channels. Can two channels of one image still have different weights?
+# **1 · Predict.** `dim=1`: one number $z$ decides about all channels. What weights does an untrained module give then?
 #
 # <details><summary>Answer</summary>
 #
-# Yes: every channel has its own row of $A$, $B$, $C$. But over images all weights then move along one curve. Layer norm of a single number is a constant, though, so with `norm="group"` the choice does not depend on the image at all; try 2.
+# One third each, for every image: the layer norm of a single number is zero, so $A_n z = B_n z = C_n z = 0$. It is the trap of the batch of one again, in another dimension. With $d \ge 2$ the choice is alive.
 #
 # </details>
 
 # %%
 torch.manual_seed(0)
 one, two = (MultiScaleFusion(1, 8, d).select(torch.cat([stripes, grey])).detach() for d in (1, 4))
-assert torch.allclose(one[0], one[1]) and not torch.allclose(two[0], two[1]) and one[0].std(1).max() > 0
+torch.testing.assert_close(one, torch.full_like(one, 1 / 3))
+assert not torch.allclose(two[0], two[1]) and two.std() > 0.01
 
 # %% [markdown]
 # **2 · Change.** Use the module with a single kernel size. What are the weights, and what is it then?
