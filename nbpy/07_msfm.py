@@ -188,8 +188,8 @@ fig, axes = plt.subplots(1, 4, figsize=(8, 2.2), layout="constrained", sharey=Tr
 for axis, (name, batch) in zip(axes, kinds.items()):
     w = msfm.select(batch).detach().mean(0)
     axis.bar(range(8), w[0], label="3×3"); axis.bar(range(8), w[1], bottom=w[0], label="5×5"); axis.bar(range(8), w[2], bottom=w[0] + w[1], label="7×7")
-    axis.set(title=name, xlabel="channel")
-axes[0].set_ylabel("weight"); axes[0].legend(fontsize=7, loc="lower left")
+    axis.set(title=name, xlabel="channel", xticks=range(8))
+axes[0].set_ylabel("weight"); fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
 print("stripes against fog, largest difference:", (msfm.select(stripes) - msfm.select(grey)).abs().max().item())
 assert (msfm.select(stripes) - msfm.select(grey)).abs().max() > 1e-3
 

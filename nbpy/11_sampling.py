@@ -1,0 +1,530 @@
+# %% [markdown]
+# # 11 · Sampling
+# > From noise around a guess to a mask: in a thousand steps, in ten, in one
+#
+# You will walk Algorithm 2 with a network that is perfect, so that every error you see is the algorithm's; find what the printed version does; take a hundred times fewer steps without new training; and turn many samples into a probability and a doubt. Half a minute on a laptop.
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/11_sampling.ipynb)
+
+# %%
+#| default_exp sampling
+
+# %%
+#| eval: false
+# !pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"  # only on Colab
+
+# %%
+#| export
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from tqdm import tqdm
+
+from verdiff.forward import ShiftedDiffusion
+from verdiff.model import VerdiffNet
+from verdiff.posterior import predict_x_0, q_posterior, reshift, unshift
+
+# %%
+import matplotlib.pyplot as plt
+import torch.nn.functional as F
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+from verdiff.data import draw_phantom, landmarks_to_mask
+from verdiff.forward import linear_schedule
+from verdiff.posterior import training_target
+
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
+torch.set_num_threads(1)
+process = ShiftedDiffusion(linear_schedule())
+
+# %% [markdown]
+# ## 1 · A perfect network
+#
+# Training takes minutes and never ends perfectly. To study *samplers* we want a network without faults. For a finite set of masks there is one, in closed form: given $x_t$, the probability of mask $m_k$ is a softmax of its squared distances, and the best guess of $x_0$, the one that minimises the squared error, is the average of all masks with these weights:
+#
+# $$\hat x_0(x_t) = \sum_k w_k\, m_k, \qquad w_k \propto \exp\Bigl(-\frac{\lVert y_t - \sqrt{\bar\alpha_t}\, m_k\rVert^2}{2 s_t^2}\Bigr), \qquad y_t = x_t - s_t f .$$
+#
+# Our set: eight readings of one spine, each shifted a little, as eight readers might have drawn it.
+
+# %%
+size = 96, 32
+quads = draw_phantom(3).landmarks / 6
+readers = [quads + (1.5 * torch.randn(2, generator=torch.Generator().manual_seed(k))).numpy() for k in range(8)]
+masks = torch.stack([torch.from_numpy(landmarks_to_mask(r, *size)).double()[None] for r in readers])
+modes = 2 * masks - 1  # 8 1 96 32
+prior = F.avg_pool2d(modes.mean(0, keepdim=True), 5, 1, 2)  # a blurred guess, 1 1 96 32
+
+
+def perfect(f):
+    def predict(x_t, t):
+        y = unshift(process, x_t, t, f.expand_as(x_t))
+        root, s = (process.coefficient(v, t, y) for v in (process.alphas_cumprod.sqrt(), process.sigmas))
+        far = ((y[:, None] - root[:, None] * modes) ** 2).flatten(2).sum(2)  # b k
+        w = torch.softmax(-far / (2 * s[:, 0, 0] ** 2), 1)
+        return torch.einsum("bk,kchw->bchw", w, modes)
+    return predict
+
+
+# %% [markdown]
+# ## 2 · Algorithm 2
+#
+# Start at $\mathcal N(f, I)$, ask the network for $\hat x_0$, take one step of the posterior of page 05, repeat. The sampler takes any function of $(x_t, t)$; it knows nothing of networks.
+
+# %%
+#| export
+Predictor = Callable[[Tensor, Tensor], Tensor]  # x_t (B, ...), t int64 (B,) -> output (B, ...)
+Noise = Callable[[Tensor], Tensor]  # a tensor -> standard normal noise of its shape, type, device
+Callback = Callable[[int, Tensor, Tensor], None]  # t, x_t before the step, x_0 as predicted
+
+
+def randn(generator: torch.Generator | None = None) -> Noise:
+    "Noise from one generator on the CPU, whatever the device."
+    return lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+
+
+def _guess(process: ShiftedDiffusion, predict: Predictor, x: Tensor, t: Tensor, prior: Tensor | None,
+           prediction_type: str, clip: bool) -> Tensor:
+    "x_0 as the network sees it, kept in [-1, 1]."
+    x_0 = predict_x_0(process, x, t, predict(x, t), prior, prediction_type)
+    return x_0.clamp(-1, 1) if clip else x_0
+
+
+def ddpm_sample(
+    process: ShiftedDiffusion,
+    predict: Predictor,
+    x_T: Tensor,  # where to start: `process.prior_sample(prior, noise)`, (B, ...)
+    prior: Tensor | None = None,  # f, of the shape of x_T
+    prediction_type: str = "sample",  # what `predict` says
+    noise: Noise | None = None,  # None: torch's global generator
+    clip: bool = True,  # keep the predicted x_0 in [-1, 1]
+    callback: Callback | None = None,  # sees every step
+) -> Tensor:  # x_0
+    "Algorithm 2 with the exact posterior: ancestral sampling in T steps."
+    x, noise = x_T, noise or randn()
+    for i in reversed(range(process.timesteps)):
+        t = torch.full((len(x),), i, dtype=torch.int64, device=x.device)
+        x_0 = _guess(process, predict, x, t, prior, prediction_type, clip)
+        if callback is not None:
+            callback(i, x, x_0)
+        mean, variance = q_posterior(process, x_0, x, t, prior)
+        x = mean + variance.sqrt() * noise(x) if i else mean
+    return x
+
+
+# %%
+g = torch.Generator().manual_seed(35)
+f = prior.expand(8, -1, -1, -1)
+strip = {}
+start = process.prior_sample(f, randn(g)(f))
+got = ddpm_sample(process, perfect(f), start, f, noise=randn(g), callback=lambda i, x, x_0: strip.update({i: (x, x_0)}))
+
+
+def nearest(x):
+    return ((x[:, None] - modes) ** 2).flatten(2).mean(2).min(1)
+
+
+print("each walk ended at a reader's mask; readers reached:", sorted(set(nearest(got).indices.tolist())), f"largest distance {nearest(got).values.max():.1e}")
+assert nearest(got).values.max() < 1e-6 and len(set(nearest(got).indices.tolist())) >= 3
+
+# %%
+def panel(rows, titles, **look):
+    fig, axes = plt.subplots(len(rows), len(rows[0]), figsize=(0.95 * len(rows[0]), 2.7 * len(rows)), layout="constrained", squeeze=False)
+    for line, pictures in zip(axes, rows):
+        for axis, picture, title in zip(line, pictures, titles):
+            axis.imshow(picture[0], **({"cmap": "magma", "vmin": -2, "vmax": 2} | look)); axis.set_axis_off(); axis.set_title(title, fontsize=8)
+
+
+times = [999, 800, 600, 400, 200, 100, 50, 10, 0]
+panel([[strip[t][k][0] for t in times] for k in (0, 1)], [f"t = {t}" for t in times])
+
+# %% [markdown]
+# Above $x_t$, below what the perfect network believes of $x_0$. At first it sees all eight readings at once, a blur. Somewhere around $t = 400$ it makes up its mind. That is what a diffusion model does and a plain network cannot: it *chooses*.
+#
+# ## 3 · The printed algorithm
+#
+# Algorithm 2 as printed starts at $\mathcal N(0, I)$, never takes the shift off, and has $\sqrt{1-\alpha_t}$ where Eq. (7) has $\sqrt{1-\bar\alpha_t}$. We run it faithfully.
+
+# %%
+#| export
+def ddpm_sample_printed(
+    process: ShiftedDiffusion,
+    predict: Predictor,  # says epsilon
+    x_T: Tensor,  # the paper: N(0, I)
+    noise: Noise | None = None,
+    bar: bool = False,  # True: sqrt(1 - abar_t) as in Eq. (7); False: sqrt(1 - alpha_t) as in Algorithm 2
+    callback: Callback | None = None,
+) -> Tensor:
+    "Algorithm 2 as printed, for comparison: no shift is ever taken off or put on."
+    x, noise = x_T, noise or randn()
+    under = process.sigmas if bar else process.betas.sqrt()
+    variance = (1 - process.alphas_cumprod_prev) / (1 - process.alphas_cumprod) * process.betas
+    for i in reversed(range(process.timesteps)):
+        t = torch.full((len(x),), i, dtype=torch.int64, device=x.device)
+        eps = predict(x, t)
+        if callback is not None:
+            callback(i, x, eps)
+        beta, alpha, root, v = (process.coefficient(c, t, x) for c in (process.betas, process.alphas, under, variance))
+        x = (x - beta / root * eps) / alpha.sqrt() + (v.sqrt() * noise(x) if i else 0)
+    return x
+
+
+# %% [markdown]
+# The simplest world: the mask is always $x_0 = 1$, the prior $f = 0.8$, and the network says exactly the noise that is in its input, $\hat\varepsilon = (x_t - \sqrt{\bar\alpha_t} - s_t f)/s_t$. Where should $x_t$ be on average? Eq. (3) says. Where is it?
+
+# %%
+def drift(sampler, start, **kw):
+    path = torch.zeros(1000).double()
+    f = torch.full((3000, 1), 0.8).double()
+    noise = randn(torch.Generator().manual_seed(0))
+
+    def eps(x, t):
+        root, s = process.alphas_cumprod.sqrt()[t[0]], process.sigmas[t[0]]
+        return (x - root - s * f) / s
+
+    x_T = noise(f) + start * f
+    record = lambda i, x, _: path.__setitem__(i, x.mean())
+    if sampler is ddpm_sample:
+        end = ddpm_sample(process, eps, x_T, f, "epsilon", noise, clip=False, callback=record)
+    else:
+        end = sampler(process, eps, x_T, noise, callback=record, **kw)
+    return path, end.mean().item()
+
+
+runs = {"exact, from N(f, I)": drift(ddpm_sample, 1), "Eq. (7), from N(0, I)": drift(ddpm_sample_printed, 0, bar=True),
+        "Algorithm 2 as printed": drift(ddpm_sample_printed, 0)}
+wanted = process.alphas_cumprod.sqrt() + 0.8 * process.sigmas
+fig, axis = plt.subplots(figsize=(5.5, 2.7), layout="constrained")
+for (name, (path, end)), colour in zip(runs.items(), ("tab:blue", "tab:orange", "crimson")):
+    axis.plot(path, color=colour, label=name)
+    print(f"{name:24s} largest gap to Eq. (3) {(path - wanted).abs().max():.2f}, end {end:.3f}")
+axis.plot(wanted, "k--", lw=1, label="Eq. (3)"); axis.set(xlabel="t (the walk goes left)", ylabel="mean of $x_t$", ylim=(-1, 2.5)); axis.legend(fontsize=7)
+assert (runs["exact, from N(f, I)"][0] - wanted).abs().max() < 0.1 and abs(runs["exact, from N(f, I)"][1] - 1) < 0.02
+assert (runs["Eq. (7), from N(0, I)"][0] - wanted).abs().max() > 0.5
+
+# %% [markdown]
+# Without the shift the walkers take another road than the one the network was trained on. A perfect network, asked anywhere, still pulls them to the goal. A real one was never asked there. That is why we take the exact form, and why "it works anyway" in a figure is no proof of an equation.
+#
+# ## 4 · A hundred times fewer steps
+#
+# In $y$ the process is plain DDPM, so DDIM (Song et al. 2021) applies as it stands: shift off, jump, shift on. With $t' < t$ the next time that we visit,
+#
+# $$y_{t'} = \sqrt{\bar\alpha_{t'}}\,\hat x_0 + \sqrt{s_{t'}^2 - \sigma^2}\;\hat\varepsilon + \sigma z, \qquad \sigma = \eta\,\frac{s_{t'}}{s_t}\sqrt{1 - \frac{\bar\alpha_t}{\bar\alpha_{t'}}} .$$
+#
+# $\eta = 0$ is deterministic; $\eta = 1$ with all steps is DDPM again. Which times to visit? Always the last, where the noise is pure and where we start ("trailing", Lin et al. 2024). The naive way, evenly from zero, starts at $t = 900$ with noise of $t = 999$.
+
+# %%
+#| export
+def timestep_sequence(
+    timesteps: int,  # T
+    steps: int,  # how many to visit
+) -> list[int]:  # falling, starts at T - 1
+    "Evenly spaced times that begin at the last one (\"trailing\")."
+    if not 1 <= steps <= timesteps:
+        raise ValueError(f"steps must lie between 1 and {timesteps}, not {steps}")
+    return [round(timesteps - i * timesteps / steps) - 1 for i in range(steps)]
+
+
+def ddim_sample(
+    process: ShiftedDiffusion,
+    predict: Predictor,
+    x_T: Tensor,  # (B, ...)
+    prior: Tensor | None = None,
+    prediction_type: str = "sample",
+    steps: int = 10,
+    eta: float = 0.0,  # 0: deterministic; 1: ancestral
+    noise: Noise | None = None,  # only used where eta > 0
+    clip: bool = True,
+    callback: Callback | None = None,
+) -> Tensor:  # x_0
+    "DDIM (Song et al. 2021, Eq. 12) in the coordinate without shift."
+    x, noise = x_T, noise or randn()
+    times = timestep_sequence(process.timesteps, steps)
+    for i, after in zip(times, [*times[1:], -1], strict=True):
+        t, t_next = (torch.full((len(x),), v, dtype=torch.int64, device=x.device) for v in (i, after))
+        x_0 = _guess(process, predict, x, t, prior, prediction_type, clip)
+        if callback is not None:
+            callback(i, x, x_0)
+        bar, bar_next = process.alphas_cumprod[i], process.alphas_cumprod[after] if after >= 0 else torch.ones(()).double()
+        eps = (unshift(process, x, t, prior) - float(bar.sqrt()) * x_0) / float((1 - bar).sqrt())
+        sigma = eta * float(((1 - bar_next) / (1 - bar) * (1 - bar / bar_next)).sqrt())
+        y = float(bar_next.sqrt()) * x_0 + max(float(1 - bar_next) - sigma ** 2, 0.0) ** 0.5 * eps
+        x = reshift(process, y + sigma * noise(y) if sigma else y, t_next, prior)
+    return x
+
+
+# %%
+print(timestep_sequence(1000, 4), timestep_sequence(1000, 1))
+truth, last = modes[:3], torch.full((3,), 999)
+f3 = prior.expand(3, -1, -1, -1)
+for sampler, options in ((ddim_sample, dict(steps=1)), (ddim_sample, dict(steps=2)), (ddim_sample, dict(steps=10)), (ddim_sample, dict(steps=10, eta=1.0)), (ddpm_sample, {})):
+    out = sampler(process, lambda x, t: truth, process.prior_sample(f3, randn(g)(f3)), f3, noise=randn(g), **options)
+    print(f"{sampler.__name__:12s}{options} recovers x_0 to {(out - truth).abs().max():.1e}")
+    torch.testing.assert_close(out, truth, atol=1e-9, rtol=0)
+
+# %% [markdown]
+# A network that always knows $x_0$ is home in any number of steps. With $\eta = 1$ and all thousand steps it must be DDPM to the last digit, given the same noise; and with $f = 0$ it must be the DDIM of a public library:
+
+# %%
+short = ShiftedDiffusion(linear_schedule(40, 0.002, 0.4))
+toward = lambda x, t: torch.tanh(x)  # any smooth "network"
+x_T, zero = (torch.randn(2, 1, 6, 4, generator=g).double() for _ in range(2))
+a = ddpm_sample(short, toward, x_T, zero, noise=randn(torch.Generator().manual_seed(1)))
+b = ddim_sample(short, toward, x_T, zero, steps=40, eta=1.0, noise=randn(torch.Generator().manual_seed(1)))
+torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+# %%
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+
+def public(kind, steps, **options):
+    s = kind(beta_schedule="linear", prediction_type="sample", timestep_spacing="trailing", **options)
+    s.alphas_cumprod = process.alphas_cumprod
+    s.set_timesteps(steps)
+    x = x_T
+    for t in s.timesteps:
+        x = s.step(toward(x, t), t, x).prev_sample
+    return x
+
+
+theirs = public(DDIMScheduler, 10, clip_sample=True, set_alpha_to_one=True)
+torch.testing.assert_close(ddim_sample(process, toward, x_T, torch.zeros_like(x_T), steps=10), theirs, atol=1e-6, rtol=1e-6)
+
+# %% [markdown]
+# ### What few steps cost
+#
+# Back to the eight readers and the perfect network. One step gives the *mean* of all of them: the answer of a plain network. More steps give a choice.
+
+# %%
+ends = {}
+for steps in (1, 2, 3, 5, 10, 50):
+    ends[steps] = ddim_sample(process, perfect(f), start, f, steps=steps)
+    grey = (ends[steps].abs() < 0.9).double().mean()
+    print(f"{steps:3d} steps: {grey:.1%} of pixels undecided, distance to the nearest reader {nearest(ends[steps]).values.mean():.4f}")
+panel([[prior[0], *(ends[k][0] for k in ends), modes[nearest(ends[50]).indices[0]]]], ["prior", *(f"{k} step{'s' * (k > 1)}" for k in ends), "reader"], vmin=-1, vmax=1)
+assert nearest(ends[10]).values.mean() < 0.1 * nearest(ends[1]).values.mean()
+
+# %% [markdown]
+# ### A better road for the same price
+#
+# DPM-Solver++ (Lu et al. 2022) remembers the last guess and extrapolates. With $\lambda = \log(\sqrt{\bar\alpha}/s)$, $h = \lambda_{t'} - \lambda_t$ and $r$ the ratio of the last two $h$:
+#
+# $$y_{t'} = \frac{s_{t'}}{s_t}\, y_t - \sqrt{\bar\alpha_{t'}}\,(e^{-h} - 1)\,D, \qquad D = \Bigl(1 + \frac{1}{2r}\Bigr)\hat x_0 - \frac{1}{2r}\,\hat x_0^{\text{last}} .$$
+
+# %%
+#| export
+def dpm_solver_sample(
+    process: ShiftedDiffusion,
+    predict: Predictor,
+    x_T: Tensor,  # (B, ...)
+    prior: Tensor | None = None,
+    prediction_type: str = "sample",
+    steps: int = 10,
+    clip: bool = True,
+    callback: Callback | None = None,
+) -> Tensor:  # x_0
+    "DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2) in the coordinate without shift; deterministic."
+    x, last, last_h = x_T, None, 0.0
+    times = timestep_sequence(process.timesteps, steps)
+    root, s = process.alphas_cumprod.sqrt(), process.sigmas
+    log_snr = torch.log(root / s)
+    for i, after in zip(times, [*times[1:], -1], strict=True):
+        t, t_next = (torch.full((len(x),), v, dtype=torch.int64, device=x.device) for v in (i, after))
+        x_0 = _guess(process, predict, x, t, prior, prediction_type, clip)
+        if callback is not None:
+            callback(i, x, x_0)
+        if after < 0:  # the end: s = 0, only the guess is left
+            return x_0
+        h = float(log_snr[after] - log_snr[i])
+        d = x_0 if last is None else x_0 + (x_0 - last) * (h / last_h / 2)
+        y = float(s[after] / s[i]) * unshift(process, x, t, prior)
+        y = y - float(root[after]) * float(torch.expm1(torch.tensor(-h, dtype=torch.float64))) * d
+        x, last, last_h = reshift(process, y, t_next, prior), x_0, h
+    return x
+
+
+# %%
+theirs = public(DPMSolverMultistepScheduler, 8, algorithm_type="dpmsolver++", final_sigmas_type="zero")
+ours = dpm_solver_sample(process, toward, x_T, steps=8)
+print(f"largest difference to the public solver, float32 tables there: {(ours - theirs).abs().max():.1e}")
+torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)
+for steps in (1, 2, 10):
+    out = dpm_solver_sample(process, lambda x, t: truth, process.prior_sample(f3, randn(g)(f3)), f3, steps=steps)
+    torch.testing.assert_close(out, truth, atol=1e-12, rtol=0)
+
+# %% [markdown]
+# ## 5 · Ensembles
+#
+# One sample is one opinion. Draw several from the same image, and the share of those that call a pixel vertebra is a probability, their standard deviation a doubt. The image is looked at *once*; only the diffusion U-Net runs for every member and step.
+#
+# A small promise with large use: the noise of member $e$ of image $i$ comes from its own generator, seeded by (seed, $i$, $e$). So a result does not depend on how many images share a batch, and sample 3 of image 7 is the same picture tomorrow.
+
+# %%
+#| export
+class SeededNoise:
+    "Noise whose rows come from generators of their own, seeded by (seed, image, member)."
+
+    def __init__(self, seed: int, rows: Sequence[tuple[int, int]]):
+        self.generators = []
+        for image, member in rows:
+            mixed = hash((seed, image, member)) & 0x7FFF_FFFF_FFFF_FFFF  # of integers: the same everywhere
+            self.generators.append(torch.Generator().manual_seed(mixed))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        "The next noise, of the shape of x (rows, ...)."
+        rows = [torch.randn(x.shape[1:], generator=g, dtype=torch.float32) for g in self.generators]
+        return torch.stack(rows).to(x.device, x.dtype)
+
+
+@dataclass
+class SegmentationSamples:
+    "What sampling gives for a batch of images, all as probabilities in [0, 1]."
+
+    prior_prob: Tensor  # the conditional U-Net's, (B, 1, H, W)
+    samples: Tensor  # (E, B, 1, H, W)
+
+    @property
+    def mean(self) -> Tensor:
+        "Of the members: a probability, (B, 1, H, W)."
+        return self.samples.mean(0)
+
+    @property
+    def vote(self) -> Tensor:
+        "Share of the members above one half, (B, 1, H, W)."
+        return (self.samples > 0.5).to(self.samples.dtype).mean(0)
+
+    @property
+    def std(self) -> Tensor:
+        "Standard deviation over the members: a doubt in [0, 0.5], (B, 1, H, W)."
+        return self.samples.std(0, correction=0)
+
+
+@torch.no_grad()
+def sample(
+    model: VerdiffNet,
+    image: Tensor,  # (B, 1, H, W) in [0, 1]
+    steps: int = 10,
+    ensemble: int = 5,  # samples an image
+    seed: int = 0,
+    sampler: str = "ddim",  # "ddim", "dpm", or "ddpm" (ancestral; strided where steps < T)
+    first_index: int = 0,  # number of the first image, for the seeds of its noise
+    batch_size: int | None = None,  # rows (image x member) at once; None: all
+    progress: bool = False,
+) -> SegmentationSamples:
+    "Segment a batch several times over; start at N(f, I)."
+    if sampler not in ("ddim", "dpm", "ddpm"):
+        raise ValueError(f"sampler must be 'ddim', 'dpm' or 'ddpm', not {sampler!r}")
+    process, conditioning = model.process(), model.condition(image)
+    every = conditioning.repeat(ensemble)  # (b e) ...: image 0, image 0, ..., image 1, ...
+    keys = [(first_index + i, e) for i in range(len(image)) for e in range(ensemble)]
+    done, size = [], batch_size or len(keys)
+    for first in tqdm(range(0, len(keys), size), "sample", disable=None if progress else True):
+        part = every.select(slice(first, first + size))
+        noise = SeededNoise(seed, keys[first:first + size])
+        x_T = process.prior_sample(part.prior, noise(part.prior))
+        options = dict(prior=part.prior, prediction_type=model.config.prediction_type)
+
+        def predict(x: Tensor, t: Tensor, part=part) -> Tensor:
+            return model.denoise(x, t, part)
+
+        if sampler == "dpm":
+            x_0 = dpm_solver_sample(process, predict, x_T, steps=steps, **options)
+        elif sampler == "ddpm" and steps == process.timesteps:
+            x_0 = ddpm_sample(process, predict, x_T, noise=noise, **options)
+        else:
+            eta = float(sampler == "ddpm")
+            x_0 = ddim_sample(process, predict, x_T, steps=steps, eta=eta, noise=noise, **options)
+        done.append(((x_0 + 1) / 2).clamp(0, 1))
+    samples = rearrange(torch.cat(done), "(b e) c h w -> e b c h w", e=ensemble)
+    return SegmentationSamples((conditioning.prior + 1) / 2, samples)
+
+
+# %% [markdown]
+# A small network that has not learned anything is enough to check the promises:
+
+# %%
+torch.manual_seed(0)
+model = VerdiffNet(channels=(8, 16), height=48, width=16, timesteps=50).eval()
+torch.nn.init.normal_(model.diffusion.out[-1].weight, std=0.3)
+image = torch.rand(4, 1, 48, 16)
+all_at_once = sample(model, image, steps=5, ensemble=3)
+alone = sample(model, image[2:3], steps=5, ensemble=3, first_index=2)
+torch.testing.assert_close(all_at_once.samples[:, 2:3], alone.samples, atol=1e-5, rtol=0)
+torch.testing.assert_close(all_at_once.samples, sample(model, image, steps=5, ensemble=3, batch_size=5).samples, atol=1e-5, rtol=0)
+assert torch.equal(all_at_once.samples, sample(model, image, steps=5, ensemble=3).samples)
+assert (all_at_once.samples[0] != all_at_once.samples[1]).any()
+for kind, steps in (("dpm", 5), ("ddpm", 5), ("ddpm", 50)):
+    s = sample(model, image, steps=steps, ensemble=2, sampler=kind)
+    assert s.samples.shape == (2, 4, 1, 48, 16) and 0 <= s.mean.min() and s.std.max() <= 0.5
+
+# %% [markdown]
+# And the eight readers once more, with the perfect network, as an ensemble of 40: the mean of the samples should be the mean of the readers, and the doubt should lie where readers differ.
+
+# %%
+f40 = prior.expand(40, -1, -1, -1)
+x = ddim_sample(process, perfect(f40), process.prior_sample(f40, randn(g)(f40)), f40, steps=20)
+many = SegmentationSamples((prior + 1) / 2, (x[:, None] + 1) / 2)
+panel([[many.mean[0], masks.mean(0), many.std[0] * 2, masks.std(0, correction=0) * 2]], ["mean of 40", "mean of readers", "doubt × 2", "readers differ × 2"], vmin=0, vmax=1)
+agree = torch.corrcoef(torch.stack([many.std.flatten(), masks.std(0).flatten()]))[0, 1]
+print(f"doubt of the samples and disagreement of the readers correlate with {agree:.2f}")
+assert agree > 0.8 and (many.mean[0] - masks.mean(0)).abs().mean() < 0.05
+
+# %% [markdown]
+# ## Paper, ours, why
+#
+# | | paper | ours | why |
+# |---|---|---|---|
+# | start | $\mathcal N(0, I)$ in Algorithm 2 | $\mathcal N(f, I)$ | the end of Eq. (5) |
+# | step | Eq. (7) without the shift | exact posterior | stays on the marginal that the network knows |
+# | $\sqrt{1-\alpha_t}$ | in Algorithm 2 | $\sqrt{1-\bar\alpha_t}$ | Eq. (7) |
+# | steps | $T$ | 10 of DDIM | see the evaluation tables |
+# | ensemble | "uncertainty" is mentioned, no size given | 5 | mean, vote and spread |
+#
+# ## Exercises
+#
+# **1 · Predict.** With one DDIM step, does the sample still depend on the noise it starts from?
+#
+# <details><summary>Answer</summary>
+#
+# Only through what the network makes of it: the result *is* $\hat x_0(x_T)$. For the perfect network at $t = 999$ all eight readings are nearly equally likely whatever the noise, so all samples are nearly the mean.
+#
+# </details>
+
+# %%
+spread = {k: ends[k].std(0).mean().item() for k in (1, 10)}
+print(spread)
+assert spread[1] < 0.1 * spread[10]
+
+# %% [markdown]
+# **2 · Change.** Give the perfect network a *wrong* prior, $f = +1$ everywhere. Do the walks still end at a reader's mask?
+#
+# <details><summary>Answer</summary>
+#
+# Yes. The shift is put on and taken off again; a network that knows $f$ loses nothing by a bad one, and wins nothing by a good one. What a *learned* network makes of it is another matter.
+#
+# </details>
+
+# %%
+bad = torch.ones_like(f)
+out = ddpm_sample(process, perfect(bad), process.prior_sample(bad, randn(g)(bad)), bad, noise=randn(g))
+assert nearest(out).values.max() < 1e-6
+
+# %% [markdown]
+# **3 · Implement.** Average in another place: run the ensemble, but average $\hat x_0$ over the members after *every* step and go on from the common guess. What do you get, and why is it not a sample?
+#
+# <details><summary>Answer</summary>
+#
+# All members see the same average, so nobody ever has to choose: you get a blur, as with one step.
+#
+# </details>
+
+# %%
+consensus = lambda x, t: perfect(f)(x, t).mean(0, keepdim=True).expand_as(x)
+blur = ddim_sample(process, consensus, start, f, steps=20)
+print(f"undecided pixels: members alone {(ends[50].abs() < 0.9).double().mean():.1%}, by consensus {(blur.abs() < 0.9).double().mean():.1%}")
+assert (blur.abs() < 0.9).double().mean() > 5 * (ends[50].abs() < 0.9).double().mean()
+
+# %% [markdown]
+# Next: [12 · Segment](12_segment.ipynb): any file, and the command line.
