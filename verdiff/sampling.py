@@ -12,6 +12,7 @@ __all__ = ['Predictor', 'Noise', 'Callback', 'randn', 'ddpm_sample', 'ddpm_sampl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -157,8 +158,8 @@ class SeededNoise:
     def __init__(self, seed: int, rows: Sequence[tuple[int, int]]):
         self.generators = []
         for image, member in rows:
-            mixed = hash((seed, image, member)) & 0x7FFF_FFFF_FFFF_FFFF  # of integers: the same everywhere
-            self.generators.append(torch.Generator().manual_seed(mixed))
+            mixed = np.random.SeedSequence([abs(seed), image, member]).generate_state(1, np.uint64)[0]
+            self.generators.append(torch.Generator().manual_seed(int(mixed) >> 1))
 
     def __call__(self, x: Tensor) -> Tensor:
         "The next noise, of the shape of x (rows, ...)."
