@@ -496,7 +496,7 @@ assert agree > 0.8 and (many.mean[0] - masks.mean(0)).abs().mean() < 0.05
 # %%
 spread = {k: ends[k].std(0).mean().item() for k in (1, 10)}
 print(spread)
-assert spread[1] < 0.1 * spread[10]
+assert spread[1] < 0.3 * spread[10]
 
 # %% [markdown]
 # **2 · Change.** Give the perfect network a *wrong* prior, $f = +1$ everywhere. Do the walks still end at a reader's mask?
