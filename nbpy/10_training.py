@@ -51,6 +51,7 @@ from verdiff.settings import Settings, VerdiffError, atomic_write, load_settings
 # %%
 import shutil
 import tempfile
+from contextlib import redirect_stderr
 
 import matplotlib.pyplot as plt
 from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -475,7 +476,7 @@ class Trainer:
             self.restore(state)
             finished = self.step >= s.max_steps and (self.out / "model" / "config.json").exists()
             if main:
-                print(f"{self.out}: " + ("finished already" if finished else f"going on after step {self.step}"))
+                print(f"{self.out.name}: " + ("finished already" if finished else f"going on after step {self.step}"))
             if finished:
                 return VerdiffNet.from_pretrained(self.out / "model").to(self.accelerator.device)
         bar = tqdm(total=s.max_steps, initial=self.step, desc="train", unit="step",
@@ -624,7 +625,8 @@ def interrupted(*args, **kw):
 
 training_loss = interrupted
 try:
-    train(short, films.subset(index_train), films.subset(index_val), folder / "killed", progress=False)
+    with redirect_stderr(sys.stdout):
+        train(short, films.subset(index_train), films.subset(index_val), folder / "killed", progress=False)
 except KeyboardInterrupt:
     print("interrupted; there is", sorted(p.name for p in (folder / "killed").glob("*.pt"))[-1])
 training_loss = original
@@ -643,7 +645,9 @@ except VerdiffError as error:
     print(str(error).replace(str(folder), "...")[:150], "...")
 newest = sorted((folder / "killed").glob("*.pt"))[-1]
 newest.write_bytes(newest.read_bytes()[:1000])
-assert load_checkpoint(folder / "killed", short, hashlib.sha256("\n".join(films.subset(index_train).names).encode()).hexdigest())["step"] == 40
+key = hashlib.sha256("\n".join(films.subset(index_train).names).encode()).hexdigest()
+with redirect_stderr(sys.stdout):
+    assert load_checkpoint(folder / "killed", short, key)["step"] == 40
 
 # %% [markdown]
 # ## 7 · From the command line

@@ -335,7 +335,7 @@ class Trainer:
             self.restore(state)
             finished = self.step >= s.max_steps and (self.out / "model" / "config.json").exists()
             if main:
-                print(f"{self.out}: " + ("finished already" if finished else f"going on after step {self.step}"))
+                print(f"{self.out.name}: " + ("finished already" if finished else f"going on after step {self.step}"))
             if finished:
                 return VerdiffNet.from_pretrained(self.out / "model").to(self.accelerator.device)
         bar = tqdm(total=s.max_steps, initial=self.step, desc="train", unit="step",
