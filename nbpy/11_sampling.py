@@ -142,7 +142,7 @@ times = [999, 800, 600, 400, 200, 100, 50, 10, 0]
 panel([[strip[t][k][0] for t in times] for k in (0, 1)], [f"t = {t}" for t in times])
 
 # %% [markdown]
-# Above $x_t$, below what the perfect network believes of $x_0$. At first it sees all eight readings at once, a blur. Somewhere around $t = 400$ it makes up its mind. That is what a diffusion model does and a plain network cannot: it *chooses*.
+# Above $x_t$, below what the perfect network believes of $x_0$. At first it sees all eight readings at once, a blur. Somewhere around $t = 700$ it makes up its mind. That is what a diffusion model does and a plain network cannot: it *chooses*.
 #
 # ## 3 · The printed algorithm
 #
@@ -206,7 +206,7 @@ assert (runs["exact, from N(f, I)"][0] - wanted).abs().max() < 0.1 and abs(runs[
 assert (runs["Eq. (7), from N(0, I)"][0] - wanted).abs().max() > 0.5
 
 # %% [markdown]
-# Without the shift the walkers take another road than the one the network was trained on. A perfect network, asked anywhere, still pulls them to the goal. A real one was never asked there. That is why we take the exact form, and why "it works anyway" in a figure is no proof of an equation.
+# Without the shift the walkers take another road than the one the network was trained on. A perfect network, asked anywhere, still pulls them to the goal. A real one was never asked there. (The other misprint, $\sqrt{1-\alpha_t}$, makes every correction about ten times too large in the middle of the chain. A perfect network snaps back at once, so its curve looks better; an error of a real one is multiplied as well.) That is why we take the exact form, and why "it works anyway" in a figure is no proof of an equation.
 #
 # ## 4 · A hundred times fewer steps
 #

@@ -582,9 +582,10 @@ class Evaluation:
         from verdiff.metrics import summary
 
         subsets = {"all": list(range(len(self.names)))}
-        clean = list(clean_test_indices(self.names))
-        if 0 < len(clean) < len(self.names):
-            subsets["without duplicates"] = clean
+        for name, strict in (("without duplicates", False), ("without any twin", True)):
+            clean = clean_test_indices(self.names, strict)
+            if 0 < len(clean) < min(map(len, subsets.values())):
+                subsets[name] = clean
         return [Row(name, s, summary(s.dice[index]), summary(s.iou[index]))
                 for name, index in subsets.items() for s in self.scores]
 
@@ -679,7 +680,7 @@ def evaluate(
         image = F.interpolate(image, model.size, mode="area")  # b 1 H W -> b 1 h w
         for k in steps:
             start = time.perf_counter()
-            got = sample(model, image, steps=k, ensemble=ensemble, seed=seed)
+            got = sample(model, image, steps=k, ensemble=ensemble, seed=seed, first_index=first)
             took = time.perf_counter() - start
             if k == steps[0]:
                 score(("prior", 0, 0), got.prior_prob, 0.0)
@@ -1277,7 +1278,7 @@ assert (high <= middle).all() and (middle <= low).all() and low.sum() > high.sum
 # %%
 def to_canvas(points, placement):
     "(N, 2) points x, y of the radiograph, on the canvas."
-    scale = np.array([placement.scale_x, placement.scale_y])
+    scale = np.array(placement.scale[::-1])
     return points * scale + np.array([placement.left, placement.top])
 
 
