@@ -143,7 +143,7 @@ def test_a_shift_by_the_stride_shifts_the_output():
     inner = slice(50, 78)
     for a, b in ((out, moved), (c.logits, c_moved.logits)):
         torch.testing.assert_close(b.roll((-2, -4), (2, 3))[..., inner, inner],
-                                   a[..., inner, inner], atol=5e-4, rtol=1e-3)
+                                   a[..., inner, inner], atol=5e-3, rtol=1e-2)
 
 
 # saving and loading
