@@ -3,6 +3,7 @@
 usage: check.py [STEP ...] | --list | --write-readme        (default: all steps)
 """
 import difflib
+import functools
 import json
 import os
 import re
@@ -164,6 +165,7 @@ def wheel():
 # ---------------------------------------------------------------- what they use
 
 
+@functools.cache
 def processed():
     """Run nbdev's documentation processing on all notebooks; the processed notebooks."""
     from nbdev.quarto import refresh_quarto_yml
@@ -197,9 +199,9 @@ def page(path):
             cell["source"] = text if echo else ""
             cell.setdefault("execution_count", None)
         more = {"execution_count", "outputs"} if cell["cell_type"] == "code" else set()
-        cells.append({k: v for k, v in cell.items() if k in known | more})
+        cells.append({k: v for k, v in cell.items() if k in known | more} | {"metadata": {}})
     raw["cells"] = [c for c in cells if source(c) or c.get("outputs")]
-    return nbformat.from_dict(raw)
+    return nbformat.reads(json.dumps(raw), as_version=4)  # joins the lines of texts and pictures
 
 
 def find_formulas(text):

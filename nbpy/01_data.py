@@ -46,6 +46,7 @@ from verdiff.settings import VerdiffError, atomic_write
 import matplotlib.pyplot as plt
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+# %%
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # photographs: small pages
 
 # %% [markdown]
@@ -1421,6 +1422,7 @@ def download_xray(
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+# %%
 archive = Path(shutil.make_archive(str(folder / "set"), "zip", folder / "phantoms"))
 served = archive.read_bytes()
 

@@ -27,10 +27,10 @@ from torch import Tensor
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib_inline.backend_inline import set_matplotlib_formats
-
 from verdiff.data import draw_phantom, landmarks_to_mask
 from verdiff.settings import load_settings
 
+# %%
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # photographs: small pages
 
 # %% [markdown]

@@ -25,11 +25,10 @@ from torch import Tensor
 
 # %%
 import warnings
-
 import matplotlib.pyplot as plt
-
 from verdiff.data import draw_phantom, landmarks_to_mask
 
+# %%
 warnings.filterwarnings("ignore", module="monai|torchmetrics")
 
 # %% [markdown]
@@ -91,6 +90,7 @@ assert dice(empty, empty) == iou(empty, empty) == 1 and dice(p, empty) == iou(p,
 from monai.metrics import DiceMetric, MeanIoU
 from torchmetrics.functional.segmentation import dice_score
 
+# %%
 g = torch.Generator().manual_seed(0)
 fill = torch.rand(100, 1, 1, 1, generator=g).sub(0.1).clamp(min=0)
 P, T = (torch.rand(100, 1, 24, 16, generator=g) < fill for _ in range(2))

@@ -25,11 +25,10 @@ import matplotlib.pyplot as plt
 from IPython.display import HTML
 from ipywidgets import IntSlider, interact
 from matplotlib.animation import FuncAnimation
-
 from matplotlib_inline.backend_inline import set_matplotlib_formats
-
 from verdiff.data import draw_phantom, landmarks_to_mask
 
+# %%
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})  # noise does not compress: small pages
 plt.rcParams["animation.frame_format"] = "jpeg"
 
@@ -102,6 +101,7 @@ axes[0].set(xlabel="t", ylabel="signal's power, ᾱ"); axes[1].set(xlabel="t", y
 # %%
 from diffusers import DDPMScheduler
 
+# %%
 for name, theirs in (("linear", "linear"), ("cosine", "squaredcos_cap_v2")):
     torch.testing.assert_close(schedules[name].float(), DDPMScheduler(beta_schedule=theirs).betas, atol=2e-6, rtol=1e-4)
 
@@ -139,6 +139,7 @@ film_strip([bar[t].sqrt() * x_0 + (1 - bar[t]).sqrt() * noise for t in strip], [
 # %%
 import torch.nn.functional as F
 
+# %%
 guess = F.avg_pool2d(F.max_pool2d(mask, 3, 1, 1), 5, 1, 2)
 guess[..., 96:108, :] *= 0.1
 f = 2 * guess - 1

@@ -25,10 +25,10 @@ from verdiff.forward import ShiftedDiffusion
 # %%
 import matplotlib.pyplot as plt
 from matplotlib_inline.backend_inline import set_matplotlib_formats
-
 from verdiff.data import draw_phantom, landmarks_to_mask
 from verdiff.forward import linear_schedule
 
+# %%
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})  # noise does not compress: small pages
 process = ShiftedDiffusion(linear_schedule())
 
@@ -227,6 +227,7 @@ assert gap < 4 / 4000 ** 0.5 < 10 < max(paths["q_posterior_printed"])
 # %%
 from diffusers import DDPMScheduler
 
+# %%
 public = DDPMScheduler(beta_schedule="linear", prediction_type="sample", clip_sample=False, variance_type="fixed_small")
 public.betas, public.alphas, public.alphas_cumprod = process.betas, process.alphas, process.alphas_cumprod
 x_0, x_t = (torch.randn(1, 1, 8, 4, generator=g).double() for _ in range(2))

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 # %%
 import matplotlib.pyplot as plt
 from matplotlib_inline.backend_inline import set_matplotlib_formats
-
 from verdiff.data import draw_phantom, landmarks_to_mask
 from verdiff.metrics import dice
 
+# %%
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
 torch.set_num_threads(1)
 
@@ -64,6 +64,7 @@ assert e.shape == (1000, 64) and (e @ e[300]).argmax() == 300
 # %%
 from diffusers.models.embeddings import get_timestep_embedding
 
+# %%
 theirs = get_timestep_embedding(torch.arange(1000), 64, flip_sin_to_cos=True, downscale_freq_shift=0)
 torch.testing.assert_close(e, theirs, atol=1e-4, rtol=0)
 

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 # %%
 import matplotlib.pyplot as plt
 from matplotlib_inline.backend_inline import set_matplotlib_formats
-
 from verdiff.data import draw_phantom, landmarks_to_mask
 from verdiff.metrics import dice
 from verdiff.unet import ConditionalUNet
 
+# %%
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
 torch.set_num_threads(1)
 size = 96, 32

@@ -52,10 +52,10 @@ from verdiff.settings import Settings, VerdiffError, atomic_write, load_settings
 import shutil
 import tempfile
 from contextlib import redirect_stderr
-
 import matplotlib.pyplot as plt
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+# %%
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
 torch.set_num_threads(1)
 folder = Path(tempfile.mkdtemp())

@@ -32,11 +32,11 @@ from verdiff.posterior import predict_x_0, q_posterior, reshift, unshift
 import matplotlib.pyplot as plt
 import torch.nn.functional as F
 from matplotlib_inline.backend_inline import set_matplotlib_formats
-
 from verdiff.data import draw_phantom, landmarks_to_mask
 from verdiff.forward import linear_schedule
 from verdiff.posterior import training_target
 
+# %%
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
 torch.set_num_threads(1)
 process = ShiftedDiffusion(linear_schedule())
@@ -279,7 +279,7 @@ torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
 # %%
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-
+# %%
 def public(kind, steps, **options):
     s = kind(beta_schedule="linear", prediction_type="sample", timestep_spacing="trailing", **options)
     s.alphas_cumprod = process.alphas_cumprod

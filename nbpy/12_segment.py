@@ -57,8 +57,18 @@ import tifffile
 import torch
 from matplotlib.patches import Rectangle
 
-from verdiff.data import draw_phantom, find_xray, fit_image, landmarks_to_mask, unfit
+from verdiff.data import XRaySet, draw_phantom, find_xray, fit_image, landmarks_to_mask, unfit
 from verdiff.metrics import dice
+
+# %%
+#| hide
+# type hints of the exported cells, whose names the module imports late
+from matplotlib.figure import Figure
+
+from verdiff.data import Packed
+from verdiff.metrics import Summary
+from verdiff.model import VerdiffNet
+from verdiff.sampling import SegmentationSamples
 
 # %% [markdown]
 # One idea about form before we start: the module that this notebook becomes is what runs when somebody types
@@ -422,6 +432,7 @@ class Segmenter:
 from verdiff.data import PhantomSet, grouped_split, pack
 from verdiff.training import train
 
+# %%
 settings = load_settings("demo", ["height=96", "width=32", "channels=8,16,32", "max_steps=250", "batch_size=8",
                                   "validate_every=1000", "checkpoint_every=1000", "rotation=5"])
 phantoms = pack(PhantomSet(split="training", size=settings.size, n_training=64), progress=False)
@@ -753,6 +764,7 @@ def save_figure(
 # %%
 from verdiff.sampling import sample
 
+# %%
 first = phantoms.images[:2].float() / 255
 figure = draw_samples(first, sample(model, first, steps=5, ensemble=3, seed=0), phantoms.masks[:2])
 save_figure(figure, folder / "result.png", dpi=60)
@@ -1186,6 +1198,7 @@ Image.fromarray(wide.image).save(scans / "wide.jpg", quality=95)
 import os
 from contextlib import redirect_stderr
 
+# %%
 here = os.getcwd()
 os.chdir(folder)
 with redirect_stderr(sys.stdout):
@@ -1220,8 +1233,6 @@ print(make_parser().format_help())
 # %%
 XRAY = find_xray()
 if XRAY and bundled_model():
-    from verdiff.data import XRaySet
-
     real = XRaySet(XRAY, split="test", size=(192, 64))
     patient = Segmenter.from_pretrained().predict(real.read_image(0))
     print(f"{real.names[0]}: Dice {mask_dice(patient.mask, real.original_mask(0)):.3f}")

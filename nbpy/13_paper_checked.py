@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from IPython.display import Markdown
 from torch import nn
-
 from verdiff.augment import Augment
 from verdiff.data import PhantomSet, clean_test_indices, find_xray, is_crooked, pack, XRaySet
 from verdiff.forward import ShiftedDiffusion, linear_schedule
@@ -26,6 +25,7 @@ from verdiff.posterior import posterior_coefficients, printed_prior_coefficient,
 from verdiff.sampling import ddpm_sample, ddpm_sample_printed, randn, sample
 from verdiff.training import generator_for, random_times, training_loss
 
+# %%
 torch.set_num_threads(1)
 process = ShiftedDiffusion(linear_schedule())
 findings = []
@@ -59,6 +59,7 @@ note("Eq. (2)", "a step with mean $\\sqrt{\\alpha_t}x_{t-1} + \\sqrt{1-\\alpha_t
 # %%
 from diffusers import DDPMScheduler
 
+# %%
 x_0, f, eps = (torch.randn(4, 1, 8, 4, generator=torch.Generator().manual_seed(k)) for k in range(3))
 t = torch.tensor([0, 99, 500, 999])
 torch.testing.assert_close(process.q_sample(x_0, t, torch.zeros_like(f), eps), DDPMScheduler(beta_schedule="linear").add_noise(x_0, eps, t))
@@ -68,6 +69,9 @@ note("Eq. (3), (5)", "marginal with mean $\\sqrt{\\bar\\alpha_t}x_0 + s_t f$", "
 # ## 2 · The posterior and Algorithm 2
 #
 # Eq. (6) against Bayes' rule: the weight of $f$ in one step back.
+
+# %%
+from verdiff.posterior import q_posterior_printed
 
 # %%
 c, wrong = posterior_coefficients(process).prior, printed_prior_coefficient(process)
@@ -85,8 +89,6 @@ def walk(step, n=2000):
         gap = max(gap, abs(x.mean() - wanted).item())
     return gap
 
-
-from verdiff.posterior import q_posterior_printed
 
 good, bad = walk(q_posterior), walk(q_posterior_printed)
 assert good < 0.1 < 10 < bad
@@ -269,6 +271,7 @@ assert high < 0.9187
 # %%
 from verdiff.forward import cosine_schedule
 
+# %%
 other, x = ShiftedDiffusion(cosine_schedule()), torch.zeros(1).double()
 for t in range(1000):
     x = other.q_step_printed(x, torch.tensor([t]), one, 0 * one)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from verdiff.data import write_phantoms
 
+from verdiff.data import write_phantoms
 from verdiff.inference import KINDS, main
 
 SMOKE = "--profile smoke".split()

@@ -14,11 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, TiffImagePlugin
-from verdiff.data import CROSS_SPLIT_DUPLICATES, Packed
-from verdiff.sampling import SegmentationSamples, sample
-from verdiff.settings import VerdiffError
 
 from verdiff import inference
+from verdiff.data import CROSS_SPLIT_DUPLICATES, Packed
 from verdiff.inference import (
     KINDS,
     Evaluation,
@@ -41,6 +39,8 @@ from verdiff.inference import (
     to_uint8,
 )
 from verdiff.model import VerdiffNet
+from verdiff.sampling import SegmentationSamples, sample
+from verdiff.settings import VerdiffError
 
 GREY = np.arange(48 * 32, dtype=np.uint16).reshape(48, 32)  # 0 ... 1535, each once
 
