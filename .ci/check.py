@@ -242,6 +242,7 @@ def render_readme():
     pictures = {f"{folder}/{name}": data for name, data in resources.get("outputs", {}).items()}
     for name in resources.get("outputs", {}):
         text = text.replace(f"({name})", f"({folder}/{name})")
+    text = re.sub(r"```\w*\n\s*```\n", "", text)  # cells whose code is hidden
     text = re.sub(r"\]\((\w+)\.(ipynb|html)\)", r"](nbs/\1.ipynb)", text)
     head = "<!-- made from nbs/index.ipynb by `make readme`: edit that notebook -->\n\n"
     return head + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures

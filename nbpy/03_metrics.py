@@ -224,8 +224,8 @@ def summary(
 ) -> Summary:
     "What a table should say of one method."
     x = np.asarray(values, dtype=np.float64).ravel()
-    sd = float(x.std(ddof=1)) if len(x) > 1 else 0.0
-    return Summary(float(x.mean()), sd, *bootstrap_interval(x), len(x))
+    low, high = bootstrap_interval(x)
+    return Summary(float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else 0.0, low, high, len(x))
 
 
 # %% [markdown]

@@ -121,11 +121,11 @@ for axis, (picture, cmap, top, title) in zip(axes, panels, strict=True):
 # - Eq. (9) would be a cross entropy with Gaussian noise as its target, which is unbounded ([10](10_training.ipynb));
 # - the shapes in Eq. (15)–(16) do not match, and batch normalisation of one descriptor does not work at the batch size of one
 #   ([08](08_nsa.ipynb), [07](07_msfm.ipynb));
-# - some rows of Table 1 break Jensen's inequality between mean Dice and mean IoU ([03](03_metrics.ipynb));
+# - half of the pairs in Table 1, all four of Verdiff-Net among them, break Jensen's inequality between mean Dice and mean IoU ([03](03_metrics.ipynb));
 # - split, schedule, T, channels and ensemble size are not given: every such choice here is ours, and named.
 #
-# The whole list, computed, is in [13](13_paper_checked.ipynb). Beyond the paper: twelve radiographs of the public set occur in both its training and its test
-# part, so every result here is given with and without them ([01](01_data.ipynb)).
+# The whole list, computed, is in [13](13_paper_checked.ipynb). Beyond the paper: 16 of the 128 test radiographs of the public set stand in its training part as
+# well, twice as many as were known, so every result here is given with and without them ([01](01_data.ipynb)).
 #
 # ## Intended use
 #

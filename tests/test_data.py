@@ -1,0 +1,243 @@
+"Landmarks, placements, phantoms in the published layout, splits, twins, packing, download."
+import pickle
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.io import loadmat
+
+from verdiff.data import (
+    CROSS_SPLIT_DUPLICATES,
+    MORE_CROSS_SPLIT_DUPLICATES,
+    DataError,
+    MaskFolder,
+    PhantomSet,
+    XRaySet,
+    clean_test_indices,
+    cobb_angles,
+    download_xray,
+    draw_phantom,
+    find_duplicates,
+    find_xray,
+    fit_image,
+    grouped_split,
+    is_crooked,
+    landmarks_to_mask,
+    manifest,
+    open_dataset,
+    outline,
+    pack,
+    place,
+    study,
+    unfit,
+    write_phantoms,
+)
+
+XRAY = find_xray()
+needs_xray = pytest.mark.skipif(XRAY is None, reason="needs the X-ray set")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_phantoms(tmp_path_factory.mktemp("data") / "phantoms", 6, 3, 0, (192, 64))
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(8, 200), st.integers(8, 200),
+       st.sampled_from(["letterbox", "squash"]))
+@settings(max_examples=60, deadline=None)
+def test_there_and_back_gives_the_size_back(height, width, rows, columns, fit):
+    canvas, where = fit_image(Image.new("L", (width, height), 200), (rows, columns), fit)
+    assert canvas.size == (columns, rows)
+    assert 0 <= where.top <= rows - where.content[0] and 0 <= where.left <= columns - where.content[1]
+    back = unfit(np.asarray(canvas, np.float32), where)
+    assert back.shape == (height, width) and np.abs(back - 200).max() < 1
+    if fit == "squash":
+        assert where.content == (rows, columns)
+
+
+def test_corners_go_where_the_image_goes():
+    where = place(400, 100, (200, 100), "letterbox")
+    assert where.points(np.array([[0, 0], [100, 400]])).tolist() == [[25, 0], [75, 200]]
+    with pytest.raises(ValueError, match="fit"):
+        place(4, 4, (2, 2), "stretch")
+
+
+@given(st.permutations(range(4)))
+@settings(max_examples=24, deadline=None)
+def test_no_order_of_the_clicks_loses_a_vertebra(order):
+    quad = np.array([[10.0, 10], [40, 14], [8, 30], [42, 33]])
+    mask = landmarks_to_mask(quad[list(order)], 50, 50)
+    whole = landmarks_to_mask(quad, 50, 50)
+    assert is_crooked(quad) is False and (mask == whole).all() and len(outline(quad)) == 4
+
+
+def test_area_of_a_tilted_rectangle():
+    c, s = np.cos(0.3), np.sin(0.3)
+    quad = np.array([[0, 0], [40, 0], [0, 22], [40, 22]]) @ np.array([[c, s], [-s, c]]) + (20, 10)
+    assert abs(landmarks_to_mask(quad, 60, 80).sum() / (40 * 22) - 1) < 0.01
+
+
+@pytest.mark.parametrize("cobb", [3, 20, 55])
+def test_a_phantom_has_the_curve_it_was_asked_for(cobb):
+    p = draw_phantom(11, cobb=cobb)
+    assert p.image.shape == (576, 192) and p.image.dtype == np.uint8
+    assert np.isclose(p.cobb[0], cobb) and np.allclose(cobb_angles(p.landmarks, 576), p.cobb)
+    assert not any(is_crooked(q) for q in p.landmarks.reshape(17, 4, 2))
+    assert (draw_phantom(11, cobb=cobb).image == p.image).all()
+
+
+def test_phantoms_are_read_as_radiographs_are(root):
+    data = XRaySet(root, "all", (96, 32))
+    assert len(data) == 9 and data.splits.count("test") == 3
+    sample = data[4]
+    assert sample.image.dtype == sample.mask.dtype == torch.float32
+    assert set(sample.mask.unique().tolist()) == {0.0, 1.0} and 0.04 < sample.mask.mean() < 0.25
+    mat = loadmat(root / f"boostnet_labeldata/labels/{data.splits[4]}/{sample.name}.mat")["p2"]
+    assert np.abs(mat - sample.landmarks).max() < 0.04
+    assert data.original_mask(4).shape == (192, 64) and pickle.loads(pickle.dumps(data))[4].name == sample.name
+
+
+def test_a_zip_reads_like_its_folder(root, tmp_path):
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for item in sorted(root.rglob("*")):
+            file.write(item, item.relative_to(root))
+    a, b = (open_dataset(p, "training", (96, 32)) for p in (root, path))
+    assert torch.equal(a[2].image, b[2].image) and torch.equal(a[2].mask, b[2].mask)
+    assert len(open_dataset(tmp_path, "test", (96, 32))) == 3  # a folder that holds the zip
+    assert len(manifest(path)) == 64
+
+
+def test_nothing_is_overwritten(root):
+    with pytest.raises(DataError, match="already exists"):
+        write_phantoms(root, 1, 1)
+
+
+def test_phantom_set_is_drawn_once(tmp_path):
+    first = PhantomSet(tmp_path / "p", n_training=2, n_test=1, image_size=(96, 32), size=(48, 16))
+    stamp = first.fingerprint()
+    again = PhantomSet(tmp_path / "p", n_training=2, n_test=1, image_size=(96, 32), size=(48, 16))
+    assert again.fingerprint() == stamp != PhantomSet(tmp_path / "p", size=(64, 16)).fingerprint()
+
+
+def test_packing_is_cached_by_content(root, tmp_path):
+    cache, data = tmp_path / "c.npz", XRaySet(root, "training", (48, 16))
+    one = pack(data, cache, progress=False)
+    two = pack(data, cache, progress=False)
+    other = pack(XRaySet(root, "training", (64, 16)), cache, progress=False)
+    assert torch.equal(one.images, two.images) and other.images.shape[-2:] == (64, 16)
+    cache.write_bytes(b"junk")
+    assert torch.equal(pack(data, cache, progress=False).masks, one.masks)
+    part = one.subset([3, 1])
+    assert part.names == [one.names[3], one.names[1]] and torch.equal(part.images[0], one.images[3])
+
+
+def test_own_pairs(tmp_path):
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for i in range(30):
+        Image.new("L", (20, 40), 90).save(tmp_path / "images" / f"{i}.png")
+        Image.fromarray(np.pad(np.full((20, 10), 1, np.uint8), ((10, 10), (5, 5)))).save(tmp_path / "masks" / f"{i}.png")
+    data = open_dataset(tmp_path, "all", (40, 20))
+    assert isinstance(data, MaskFolder) and data[0].mask.sum() == 200
+    names = [open_dataset(tmp_path, s).names for s in ("training", "test")]
+    assert sorted(sum(names, [])) == sorted(data.names) and not set(names[0]) & set(names[1])
+    (tmp_path / "masks" / "7.png").unlink()
+    with pytest.raises(DataError, match="7.png"):
+        open_dataset(tmp_path, "all")
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.sampled_from("ABCD")), min_size=2, max_size=80, unique=True),
+       st.floats(0.05, 0.5), st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_no_study_on_both_sides(films, fraction, seed):
+    names = [f"x-1th-10-Jan-2017-{n} {letter} AP.jpg" for n, letter in films]
+    train, val = grouped_split(names, fraction, seed)
+    assert sorted(train + val) == list(range(len(names))) and train
+    assert not {study(names[i]) for i in train} & {study(names[i]) for i in val}
+
+
+def test_known_twins():
+    test = {b for _, b in CROSS_SPLIT_DUPLICATES}
+    more = {b for _, b in MORE_CROSS_SPLIT_DUPLICATES}
+    assert len(CROSS_SPLIT_DUPLICATES) == 12 and len(test) == len(more) == 8 and not test & more
+    assert study("sunhl-1th-10-Jan-2017-239 A AP.jpg") == study("sunhl-1th-10-Jan-2017-238 A AP.jpg")
+
+
+def test_duplicates_are_found_and_strangers_are_not():
+    def texture(seed):
+        noise = np.random.default_rng(seed).normal(127, 40, (80, 40)).clip(0, 255).astype(np.uint8)
+        return np.asarray(Image.fromarray(noise).resize((200, 400), Image.Resampling.BICUBIC))
+
+    films = [texture(i) for i in range(3)]
+    crop = np.asarray(Image.fromarray(films[1][40:380, 8:184]).resize((184, 355)))
+    found = find_duplicates([*films, (0.8 * crop + 20).astype(np.uint8)], progress=False)
+    pairs = [(i, j) for i, j, *_ in found]
+    assert pairs == [(1, 3)]
+
+
+class Server(ThreadingHTTPServer):
+    def __init__(self, handler):
+        super().__init__(("127.0.0.1", 0), handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server_port}/x.zip"
+
+
+def serving(content, ranges=True, status=200):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            start = int(self.headers.get("Range", "bytes=0-")[6:-1]) if ranges else 0
+            self.send_response(206 if start else status)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            self.wfile.write(content[start:])
+
+        def log_message(self, *words):
+            pass
+    return Server(Handler)
+
+
+def test_download_tries_the_next_source_resumes_and_verifies(root, tmp_path):
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for item in sorted(root.rglob("*")):
+            file.write(item, item.relative_to(root))
+    good, wanted = path.read_bytes(), manifest(path)
+    broken, junk, right = serving(b"", status=500), serving(b"no zip"), serving(good)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".scoliosis-xray-single-view.zip.2.part").write_bytes(good[:1000])  # an earlier try
+    got = download_xray(out, [broken.url, junk.url, right.url], wanted, 5, False)
+    assert got.read_bytes() == good and [p.name for p in out.iterdir()] == [got.name]
+    right.shutdown()
+    assert download_xray(out, [right.url], wanted, 5, False) == got  # nothing to fetch any more
+
+
+def test_download_says_what_to_do_by_hand(root, tmp_path):
+    junk = serving(b"no zip")
+    with pytest.raises(DataError, match="browser") as error:
+        download_xray(tmp_path / "out", [junk.url], "0" * 64, 5, False)
+    assert junk.url in str(error.value) and not list((tmp_path / "out").iterdir())
+
+
+@needs_xray
+def test_the_xray_set():
+    data = XRaySet(XRAY, "all", (96, 32))
+    assert len(data) == 609 and data.splits.count("test") == 128 and len(set(data.names)) == 609
+    crooked = [(i, v) for i in range(609) for v in range(17) if is_crooked(data.shares[i, 4 * v:4 * v + 4])]
+    assert len(crooked) == 7 and [i for i, _ in crooked] == [193, 265, 480, 484, 526, 566, 570]
+    names = [n for n, s in zip(data.names, data.splits, strict=True) if s == "test"]
+    assert [len(clean_test_indices(names, s)) for s in (False, True)] == [120, 112]
+    known = set(data.names)
+    assert all(a in known and b in known for a, b in CROSS_SPLIT_DUPLICATES + MORE_CROSS_SPLIT_DUPLICATES)
+    ours = []
+    for i in range(0, 609, 12):
+        height, width = data._load(i, small=True)[1]
+        ours.append(cobb_angles(data.shares[i] * (width, height), height) - data.angles[i])
+    assert np.abs(np.array(ours)[:, :2]).max() < 0.5
