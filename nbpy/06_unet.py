@@ -79,12 +79,13 @@ def make_norm(
     kind: str,  # "group" or "batch"
     channels: int,
 ) -> nn.Module:
-    "Group norm (eight groups, or fewer where eight do not divide the channels) or batch norm."
+    "Group norm (at most eight groups, each of at least two channels) or batch norm."
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     if kind != "group":
         raise ValueError(f"norm must be 'group' or 'batch', not {kind!r}")
-    return nn.GroupNorm(math.gcd(8, channels), channels)
+    groups = next(g for g in (8, 4, 2, 1) if g == 1 or channels % g == 0 and channels >= 2 * g)
+    return nn.GroupNorm(groups, channels)
 
 
 class ResBlock(nn.Module):
