@@ -24,12 +24,16 @@ from verdiff.forward import ShiftedDiffusion
 
 # %%
 import matplotlib.pyplot as plt
+from IPython.display import HTML
+from ipywidgets import IntSlider, interact
+from matplotlib.animation import FuncAnimation
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from verdiff.data import draw_phantom, landmarks_to_mask
 from verdiff.forward import linear_schedule
 
 # %%
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})  # noise does not compress: small pages
+plt.rcParams["animation.frame_format"] = "jpeg"
 process = ShiftedDiffusion(linear_schedule())
 
 # %% [markdown]
@@ -82,7 +86,21 @@ assert torch.equal(reshift(process, x, torch.full((4,), -1), f), x)
 #
 # $$x_{t-1} \sim \mathcal N\bigl(A_t\,x_0 + B_t\,x_t + C_t\,f,\; \sigma_t^2 I\bigr), \qquad C_t = s_{t-1} - B_t\,s_t .$$
 #
+# Where do $A$, $B$ and $\sigma^2$ come from? Bayes' rule adds two parabolas in $z = y_{t-1}$, the step and the marginal:
+#
+# $$-\frac{(y_t - \sqrt{\alpha_t}\,z)^2}{2\beta_t} - \frac{(z - \sqrt{\bar\alpha_{t-1}}\,x_0)^2}{2 (1-\bar\alpha_{t-1})} = -\frac{z^2}{2}\underbrace{\Bigl(\frac{\alpha_t}{\beta_t} + \frac{1}{1-\bar\alpha_{t-1}}\Bigr)}_{1/\sigma_t^2} + z\,\underbrace{\Bigl(\frac{\sqrt{\alpha_t}}{\beta_t}\,y_t + \frac{\sqrt{\bar\alpha_{t-1}}}{1-\bar\alpha_{t-1}}\,x_0\Bigr)}_{\mu/\sigma_t^2} + \dots$$
+#
+# A sum of parabolas is a parabola: its curvature gives the variance, its linear term the mean. With $\alpha_t(1-\bar\alpha_{t-1}) + \beta_t = 1 - \bar\alpha_t$ the curvature becomes $\sigma_t^{-2} = (1-\bar\alpha_t) / (\beta_t (1-\bar\alpha_{t-1}))$, and multiplying the linear term by $\sigma_t^2$ gives $A_t$ and $B_t$ above. Each line, in numbers:
+#
 # The paper's Eq. (6) has the same $A$, $B$ and $\sigma^2$, and prints $C_t = s_t$.
+
+# %%
+bar, bar_prev, beta, alpha = process.alphas_cumprod[1:], process.alphas_cumprod_prev[1:], process.betas[1:], process.alphas[1:]
+curvature = alpha / beta + 1 / (1 - bar_prev)
+torch.testing.assert_close(alpha * (1 - bar_prev) + beta, 1 - bar)
+torch.testing.assert_close(1 / curvature, (1 - bar_prev) / (1 - bar) * beta)
+torch.testing.assert_close(bar_prev.sqrt() / (1 - bar_prev) / curvature, bar_prev.sqrt() * beta / (1 - bar))
+torch.testing.assert_close(alpha.sqrt() / beta / curvature, alpha.sqrt() * (1 - bar_prev) / (1 - bar))
 
 # %%
 #| export
@@ -194,6 +212,42 @@ axis.axvline(ours.item(), color="tab:blue", ls="--", label=f"exact mean {ours.it
 axis.axvline(printed.item(), color="crimson", label=f"Eq. (6): {printed.item():.3f}")
 axis.set(xlim=(0, 1.5), xlabel="$x_{t-1}$"); axis.legend()
 print(f"Eq. (6) misses by {abs(printed - ours).item() / v.sqrt().item():.1f} standard deviations of the step")
+
+# %% [markdown]
+# All three densities over one line: where the walker could have been a step ago if one only knew $x_0$ and $f$ (the marginal at $t-1$), how well each place explains $x_t$ (the step), and their normalised product, the posterior. Drag $t$, or play the film: early in the chain the start dominates, late in the chain only $x_t$ counts.
+
+# %%
+def three(t, axis=None, legend=True, x_0=1.0, x_t=0.4, f=0.8):
+    if axis is None:
+        _, axis = plt.subplots(figsize=(5, 2.4), layout="constrained")
+    _, _, z, _ = bayes(t, x_0, x_t, f, n=32_001)
+    s_prev, b = process.sigmas_prev[t], process.betas[t].sqrt()
+    pull = process.sigmas[t] - process.alphas[t].sqrt() * s_prev
+    before = -(z - process.alphas_cumprod_prev[t].sqrt() * x_0 - s_prev * f) ** 2 / (2 * s_prev ** 2)
+    step = -(x_t - process.alphas[t].sqrt() * z - pull * f) ** 2 / (2 * b ** 2)
+    axis.clear()
+    for log, name, style in ((before, "marginal at t − 1", "tab:orange"), (step, "step to $x_t$", "tab:green"), (before + step, "posterior", "k")):
+        axis.plot(z, (log - log.max()).exp(), color=style, label=name)
+    mean, _ = q_posterior(process, scalar(x_0), scalar(x_t), torch.tensor([t]), scalar(f))
+    axis.axvline(mean.item(), color="tab:blue", ls="--", label="our mean"); axis.axvline(x_t, color="grey", lw=0.6)
+    axis.set(xlim=(-0.6, 2.4), title=f"t = {t}", xlabel="$x_{t-1}$", yticks=[])
+    if legend:
+        axis.legend(fontsize=7, loc="upper right")
+
+
+interact(lambda t: three(t), t=IntSlider(20, 1, 999, 1, continuous_update=False));
+
+# %%
+fig, axes = plt.subplots(1, 4, figsize=(9, 2), layout="constrained")
+for axis, t in zip(axes, (2, 5, 20, 300)):
+    three(t, axis, t == 2)
+
+# %%
+fig, axis = plt.subplots(figsize=(4.2, 2.2), dpi=60, layout="constrained")
+movie = FuncAnimation(fig, lambda t: three(t, axis), frames=[1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 30, 40, 55, 75, 100, 150, 250, 400, 650, 999], interval=200)
+html = movie.to_jshtml()
+plt.close(fig)
+HTML(html)
 
 # %% [markdown]
 # One wrong step is not the end, since the next can correct it. But a chain of them? We give the chain a *perfect* network (it always knows $x_0$) and let 4,000 walkers go home from $\mathcal N(f, I)$, once with each posterior. Where Eq. (3) says they should be, at each time, is the dashed line.
