@@ -142,3 +142,55 @@ def test_times_and_priors_that_are_wrong():
         make_schedule("sigmoid")
     with pytest.raises(ValueError, match="prediction_type"):
         predict_x_0(PROCESS, x, torch.tensor([1, 2]), x, None, "score")
+
+
+@st.composite
+def schedules(draw):
+    "Any schedule: linear, cosine or drawn at random, from one step to two thousand."
+    timesteps = draw(st.sampled_from([1, 2, 3, 10, 100, 1000, 2000]))
+    kind = draw(st.sampled_from(["linear", "cosine", "random"]))
+    if kind == "cosine":
+        return ShiftedDiffusion(cosine_schedule(timesteps))
+    if kind == "linear":
+        return ShiftedDiffusion(linear_schedule(timesteps, 1e-4, draw(st.floats(1e-3, 0.5))))
+    g = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    top = min(0.5, 20 / timesteps)  # the signal must not underflow
+    return ShiftedDiffusion(1e-5 + top * torch.rand(timesteps, generator=g, dtype=torch.float64))
+
+
+@given(schedules(), st.sampled_from([torch.float32, torch.float64]), st.booleans(), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_one_step_of_the_mean_on_any_schedule(process, dtype, plain, seed):
+    "q_step of the marginal's mean at t-1 is the marginal's mean at t, at both ends of every schedule."
+    g = torch.Generator().manual_seed(seed)
+    x_0, f = (torch.rand(1, 2, 3, generator=g, dtype=torch.float64).to(dtype) * 2 - 1 for _ in range(2))
+    f = None if plain else f
+    zero = torch.zeros_like(x_0)
+    for t in {0, process.timesteps // 2, process.timesteps - 1}:
+        before = x_0 if t == 0 else process.q_sample(x_0, torch.tensor([t - 1]), f, zero)
+        after = process.q_step(before, torch.tensor([t]), f, zero)
+        torch.testing.assert_close(after, process.q_sample(x_0, torch.tensor([t]), f, zero), atol=2e-6, rtol=1e-5)
+        assert after.dtype == dtype
+
+
+@given(schedules(), st.booleans(), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_posterior_keeps_to_the_marginal_on_any_schedule(process, plain, seed):
+    "Mean and variance of q(x_{t-1} | x_t, x_0) averaged over x_t are those of the marginal at t-1."
+    g = torch.Generator().manual_seed(seed)
+    x_0, f = (torch.randn(1, 4, generator=g, dtype=torch.float64) for _ in range(2))
+    f = None if plain else f
+    zero = torch.zeros_like(x_0)
+    k = posterior_coefficients(process)
+    for t in {0, process.timesteps // 2, process.timesteps - 1}:
+        x_t = process.q_sample(x_0, torch.tensor([t]), f, zero)
+        mean, variance = q_posterior(process, x_0, x_t, torch.tensor([t]), f)
+        wanted = x_0 if t == 0 else process.q_sample(x_0, torch.tensor([t - 1]), f, zero)
+        torch.testing.assert_close(mean, wanted, atol=1e-9, rtol=1e-9)
+        spread = variance.item() + k.x_t[t].item() ** 2 * (1 - process.alphas_cumprod[t].item())
+        assert abs(spread - (1 - process.alphas_cumprod_prev[t].item())) < 1e-9
+
+
+def test_times_that_increase_are_no_schedule():
+    with pytest.raises(ValueError, match="decrease"):
+        ShiftedDiffusion(torch.tensor([0.1, -0.05, 0.1]))  # a negative beta: the signal would grow

@@ -116,3 +116,32 @@ def test_mean_vote_and_doubt():
 def test_a_sampler_that_does_not_exist(model):
     with pytest.raises(ValueError, match="ddim"):
         sample(model, torch.rand(1, 1, 32, 16), sampler="euler")
+
+
+@pytest.mark.parametrize("solver, order", [(ddim_sample, 1), (dpm_solver_sample, 2)])
+def test_errors_fall_at_the_promised_order(solver, order):
+    "Against the analytic end of the deterministic road for a Gaussian x_0 and a prior in the mean."
+    process, m, c = ShiftedDiffusion(linear_schedule(2000, 5e-5, 0.01)), 0.3, 0.7
+    f = torch.full((1, 1), 0.8).double()
+
+    def best(x, t):
+        y = unshift(process, x, t, f)
+        r, s = (process.coefficient(v, t, y) for v in (process.alphas_cumprod.sqrt(), process.sigmas))
+        return m + c ** 2 * r * (y - r * m) / (c ** 2 * r ** 2 + s ** 2)
+
+    x_T = process.prior_sample(f, torch.full((1, 1), 1.3).double())
+    y, r, s = x_T - process.sigmas[-1] * f, process.alphas_cumprod.sqrt()[-1], process.sigmas[-1]
+    goal = m + c * (y - r * m) / (r ** 2 * c ** 2 + s ** 2).sqrt()
+    error = [(solver(process, best, x_T, f, steps=n, clip=False) - goal).abs().log2().item() for n in (5, 320)]
+    assert abs((error[0] - error[1]) / 6 - order) < 0.15
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 7])
+def test_the_shortest_chains(timesteps):
+    process = ShiftedDiffusion(linear_schedule(timesteps, 0.1, 0.4))
+    x_0, f = torch.ones(2, 1, 3, 3), torch.full((2, 1, 3, 3), 0.5)
+    x_T = process.prior_sample(f, seeded(0)(f))
+    for got in (ddpm_sample(process, lambda x, t: x_0, x_T, f, noise=seeded(1)),
+                ddim_sample(process, lambda x, t: x_0, x_T, f, steps=timesteps),
+                dpm_solver_sample(process, lambda x, t: x_0, x_T, f, steps=1)):
+        torch.testing.assert_close(got, x_0)
