@@ -367,28 +367,64 @@ assert abs((root + sigma).max() - 2 ** 0.5) < 1e-3
 
 # %% [markdown]
 # Where mask and guess agree on 1, Verdiff-Net's mean bulges to $\sqrt2$ in the middle of the chain. A network with inputs normalised for $[-1, 1]$ should know that.
+
+# %% [markdown]
+# ## 7 · Good guesses, bad guesses
 #
-# ## 7 · Turn the knob
+# What does the end of the road look like for a prior that is perfect, blurred, wrong by one vertebra (the top one is lost), and for none? The same noise in all rows.
+
+# %%
+below = torch.from_numpy(landmarks_to_mask(film.landmarks[4:] / 3, 192, 64)).float()[None, None]  # the top one is lost
+priors = {"perfect": x_0, "blurred": 2 * F.avg_pool2d(mask, 7, 1, 3) - 1, "one lost": 2 * below - 1, "zero": torch.zeros_like(x_0)}
+fig, axes = plt.subplots(2, 8, figsize=(8, 5.2), layout="constrained")
+for column, (name, t) in zip(axes.T, [(n, t) for n in priors for t in (400, 999)]):
+    column[0].imshow(priors[name][0, 0], cmap="magma", vmin=-1, vmax=1)
+    column[1].imshow(process.q_sample(x_0, torch.tensor([t]), priors[name], noise)[0, 0], cmap="magma", vmin=-3, vmax=3)
+    column[0].set_title(name, fontsize=8); column[1].set_title(f"t = {t}", fontsize=8)
+    for axis in column:
+        axis.set_axis_off()
+
+# %% [markdown]
+# How much does $x_t$ say about the mask? Count the distance between the means of vertebra and background, in units of the noise: $d_t = 2\,(\sqrt{\bar\alpha_t} + s_t\,q)/s_t$ where the prior is right with strength $q$. Without a prior it vanishes; with one it never falls below $2q$. A wrong prior, $q < 0$, cancels the mask at the time where $\sqrt{\bar\alpha_t} = |q|\,s_t$.
+
+# %%
+fig, axis = plt.subplots(figsize=(5, 2.5), layout="constrained")
+for q, style in ((1, "tab:green"), (0.5, "tab:blue"), (0, "k"), (-0.5, "crimson")):
+    axis.plot(2 * (root + sigma * q) / sigma, color=style, label=f"q = {q}")
+axis.set(xlabel="t", ylabel="distance / noise", ylim=(-3, 8)); axis.legend(fontsize=8)
+blind = int((root + sigma * -0.5).abs().argmin())
+print(f"a wrong prior of strength 0.5 hides the mask at t = {blind}")
+wrong = process.q_sample(x_0, torch.tensor([blind]), -0.5 * x_0, 0 * noise)
+assert wrong.abs().max() < 0.01
+
+# %% [markdown]
+# So the shift carries information to the end, right or wrong. The network also *sees* $f$ as an input, and can subtract it. Nothing is lost by a wrong prior in principle; in practice a network learns to trust a prior that was good in training.
+#
+# ## 8 · Turn the knob
 #
 # The same noise at every $t$; left plain, right shifted. Drag the slider if a kernel is running, or play the film.
 
 # %%
 def draw(t, axes=None):
     if axes is None:
-        _, axes = plt.subplots(1, 3, figsize=(5.5, 2.8), layout="constrained", width_ratios=(1, 1, 2.2))
+        _, axes = plt.subplots(1, 4, figsize=(7.5, 2.8), layout="constrained", width_ratios=(1, 1, 1.8, 2.2))
     step = torch.tensor([t])
     for axis, p, title in zip(axes, (None, f), ("plain", "shifted")):
         axis.clear(); axis.imshow(process.q_sample(x_0, step, p, noise)[0, 0], cmap="magma", vmin=-3, vmax=3)
         axis.set_axis_off(); axis.set_title(title, fontsize=9)
-    axes[2].clear(); axes[2].plot(root, "k", label="mask"); axes[2].plot(sigma, "orange", label="prior and noise")
-    axes[2].axvline(t, color="tab:blue"); axes[2].set(xlabel="t", title=f"t = {t}"); axes[2].legend(fontsize=7)
+    axes[2].clear()
+    for p, colour in ((None, "grey"), (f, "orange")):
+        axes[2].hist(process.q_sample(x_0, step, p, noise).flatten().numpy(), bins=60, range=(-4, 4), histtype="step", color=colour)
+    axes[2].set(title="values of $x_t$", yticks=[])
+    axes[3].clear(); axes[3].plot(root, "k", label="mask"); axes[3].plot(sigma, "orange", label="prior and noise")
+    axes[3].axvline(t, color="tab:blue"); axes[3].set(xlabel="t", title=f"t = {t}"); axes[3].legend(fontsize=7)
 
 
 interact(lambda t: draw(t), t=IntSlider(300, 0, 999, 10, continuous_update=False));
 
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(5, 2.6), dpi=60, layout="constrained", width_ratios=(1, 1, 2.2))
-movie = FuncAnimation(fig, lambda t: draw(t, axes), frames=range(0, 1000, 55), interval=150)
+fig, axes = plt.subplots(1, 4, figsize=(7, 2.6), dpi=56, layout="constrained", width_ratios=(1, 1, 1.8, 2.2))
+movie = FuncAnimation(fig, lambda t: draw(t, axes), frames=range(0, 1000, 70), interval=150)
 html = movie.to_jshtml()
 plt.close(fig)
 HTML(html)

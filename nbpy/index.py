@@ -104,6 +104,7 @@ for axis, (picture, cmap, top, title) in zip(axes, panels, strict=True):
 # | [11 Sampling](11_sampling.ipynb) | Algorithm 2 as printed and exact, DDIM, ensembles | `verdiff.sampling` |
 # | [12 Segment](12_segment.ipynb) | any file in, its mask out; the command line | `verdiff.inference` |
 # | [13 The paper, checked](13_paper_checked.ipynb) | each equation and table with its verdict | |
+# | [15 Real radiographs](15_xray.ipynb) | 128 test films, error bars, the labels' own ceiling | |
 #
 # Read them in order, or jump: each one starts from what the earlier ones *export*, never from what they left in memory. Each
 # has exercises with answers that check themselves, and opens on Colab.
