@@ -31,6 +31,9 @@ from verdiff.posterior import predict_x_0, q_posterior, reshift, unshift
 # %%
 import matplotlib.pyplot as plt
 import torch.nn.functional as F
+from IPython.display import HTML
+from ipywidgets import IntSlider, interact
+from matplotlib.animation import FuncAnimation
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from verdiff.data import draw_phantom, landmarks_to_mask
 from verdiff.forward import linear_schedule
@@ -38,6 +41,7 @@ from verdiff.posterior import training_target
 
 # %%
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
+plt.rcParams["animation.frame_format"] = "jpeg"
 torch.set_num_threads(1)
 process = ShiftedDiffusion(linear_schedule())
 
@@ -143,7 +147,27 @@ panel([[strip[t][k][0] for t in times] for k in (0, 1)], [f"t = {t}" for t in ti
 
 # %% [markdown]
 # Above $x_t$, below what the perfect network believes of $x_0$. At first it sees all eight readings at once, a blur. Somewhere around $t = 700$ it makes up its mind. That is what a diffusion model does and a plain network cannot: it *chooses*.
-#
+
+# %%
+def frame(t, axes=None):
+    if axes is None:
+        _, axes = plt.subplots(1, 3, figsize=(5.5, 2.8), layout="constrained", width_ratios=(1, 1, 2.2))
+    for axis, picture, title in zip(axes, strip[t], ("$x_t$", "believed $x_0$")):
+        axis.clear(); axis.imshow(picture[0, 0], cmap="magma", vmin=-2, vmax=2); axis.set_axis_off(); axis.set_title(title, fontsize=9)
+    weight = torch.softmax(-((unshift(process, strip[t][0][:1], torch.tensor([t]), f[:1]) - process.alphas_cumprod.sqrt()[t] * modes) ** 2).flatten(1).sum(1) / (2 * process.sigmas[t] ** 2), 0)
+    axes[2].clear(); axes[2].bar(range(8), weight, color="tab:blue"); axes[2].set(ylim=(0, 1), xlabel="reader", title=f"t = {t}: whose mask is it?")
+
+
+interact(lambda t: frame(t), t=IntSlider(700, 0, 999, 1, continuous_update=False));
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(5.5, 2.6), dpi=56, layout="constrained", width_ratios=(1, 1, 2.2))
+movie = FuncAnimation(fig, lambda t: frame(t, axes), frames=[*range(999, 500, -33), 400, 300, 200, 100, 0], interval=200)
+html = movie.to_jshtml()
+plt.close(fig)
+HTML(html)
+
+# %% [markdown]
 # ## 3 · The printed algorithm
 #
 # Algorithm 2 as printed starts at $\mathcal N(0, I)$, never takes the shift off, and has $\sqrt{1-\alpha_t}$ where Eq. (7) has $\sqrt{1-\bar\alpha_t}$. We run it faithfully.
