@@ -56,9 +56,13 @@ import matplotlib.pyplot as plt
 import tifffile
 import torch
 from matplotlib.patches import Rectangle
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from verdiff.data import XRaySet, draw_phantom, find_xray, fit_image, landmarks_to_mask, unfit
 from verdiff.metrics import dice
+
+# %%
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
 
 # %%
 #| hide
@@ -1228,7 +1232,7 @@ print(make_parser().format_help())
 #
 # The phantoms' network has never seen a patient. With a bundled model (or one of your own, trained by
 # `verdiff train --data scoliosis-xray-single-view.zip`) and the public set, the same two lines segment a real one. Its images may be used for
-# research but not be copied into this page, so it prints a number; add `overlay(real.read_image(0), patient)` to see it.
+# research, so this cell only prints a number; add `overlay(real.read_image(0), patient)` to see it, or turn to page [15](15_xray.ipynb).
 
 # %%
 XRAY = find_xray()

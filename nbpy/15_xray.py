@@ -1,6 +1,6 @@
 # %% [markdown]
 # # 15 · Real radiographs
-# > 128 test films, error bars, a ceiling, and an answer that we did not hope for
+# > 128 test films, error bars, a ceiling, and what the diffusion adds: one step helps, ten hurt
 #
 # You will load a network that was trained on the public X-ray set, read how it got there, score it on films it has never seen, with and without the ones that have a twin in the training part, compare it with its own prior image by image, and look at where it fails. The recorded cells took a few minutes on two CPU cores.
 #
@@ -179,9 +179,11 @@ print(f"correlation of doubt and error over films: {np.corrcoef(doubts, 1 - best
 # ## 6 · An honest reading
 #
 # * **Do not set our number beside the paper's.** The paper's 88.74 comes from 250×750 pixels, 9,000 steps on a GPU, and a split that is not published. Ours is a network of 1.4 million parameters at a sixteenth of the pixels, after an hour on two cores.
-# * **The diffusion does not beat its own prior here.** See the paired table above. It gives what the prior cannot: samples, a spread, and a doubt. If a single mask is all you need, at this size, take the prior: it is one pass of one network.
-# * **Few steps are enough.** A network that predicts the mask says almost everything in one step; see page [11](11_sampling.ipynb) for the reason.
-# * **The labels are the ceiling.** Two labellings of one film agree no better than the figure in section 4.
+# * **One step of the diffusion U-Net beats the prior, a little and almost everywhere.** The first two lines of the paired table: the interval of the difference excludes zero, and four films in five gain. But one step from nearly pure noise is hardly a diffusion: it is a second network that reads the first one's answer and the image, and corrects it.
+# * **More steps make it worse.** A thresholded mean is the best guess; a *sample* is one plausible mask with its own accidents, and pays for them in Dice. The mean of five takes most of that back, not all of it. Page [11](11_sampling.ipynb) shows the same on phantoms, over three seeds, and a plain U-Net of the same size beside it.
+# * **What should you use, then?** For one mask: `steps=1`. For samples and a spread: `steps=10, ensemble=5`, the default of `verdiff segment`, knowing what it costs.
+# * **The doubt is weak comfort.** Section 5: it correlates little with the error of a film. It marks unsure *borders*, not failed *films*; the four worst films look confident.
+# * **The labels are the ceiling.** Two labellings of one film agree no better than the figure in section 4; our mean lies less than that interval's width below it. The resolution is not what binds: exercise 2 goes there and back and loses far less.
 # * One training run, one seed. The interval is over films, not over runs.
 #
 # ## Paper, ours, why
