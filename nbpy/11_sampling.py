@@ -653,11 +653,11 @@ for s, (_, net, _) in trained.items():
     predict = torch.no_grad()(lambda x, t: net.denoise(x, t, seen))
     z = randn(torch.Generator().manual_seed(s))(seen.prior)
     for name in ways:
-        g = randn(torch.Generator().manual_seed(100 + s))
+        draw = randn(torch.Generator().manual_seed(100 + s))
         if name.startswith("exact"):
-            x = ddpm_sample(process, predict, seen.prior + z, seen.prior, "epsilon", g)
+            x = ddpm_sample(process, predict, seen.prior + z, seen.prior, "epsilon", draw)
         else:
-            x = ddpm_sample_printed(process, predict, z, g, bar=name.startswith("Eq"))
+            x = ddpm_sample_printed(process, predict, z, draw, bar=name.startswith("Eq"))
         ways[name].append(dice(x > 0, truth).mean().item() if x.isfinite().all() else 0.0)
 for name, d in ways.items():
     print(f"{name:18s} Dice {np.mean(d):.3f} ± {np.std(d, ddof=1):.3f}   by seed {np.round(d, 3)}")

@@ -106,7 +106,7 @@ fig, axes = plt.subplots(1, 2, figsize=(7.5, 3), layout="constrained")
 axes[0].plot(prior, best, ".", color="tab:blue"); axes[0].plot([0.4, 1], [0.4, 1], "k:", lw=1)
 twins = [i for i in range(len(prior)) if i not in new]
 axes[0].plot(prior[twins], best[twins], "o", mfc="none", color="crimson", label="twin in training")
-axes[0].set(xlabel="Dice of the prior", ylabel="Dice of the diffusion, 10 steps, mean of 5"); axes[0].legend()
+axes[0].set(xlabel="Dice of the prior", ylabel="Dice of 10 steps, mean of 5"); axes[0].legend()
 axes[1].hist([prior[new], best[new]], bins=np.linspace(0.4, 1, 25), label=["prior", "diffusion"]); axes[1].set(xlabel="Dice"); axes[1].legend()
 print(f"twins score {prior[twins].mean():.3f} (prior), the others {prior[new].mean():.3f}")
 
