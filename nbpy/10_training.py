@@ -402,6 +402,38 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
     return kind(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
+# %% [markdown]
+# Nobody has to start from nothing: a trained network, ours or yours, can be *fine-tuned* on other images, or at a larger size (convolutions do not mind). What decides the meaning of its output must stay as it was.
+
+# %%
+#| export
+MEANING = ("channels", "blocks", "norm", "msfm", "msfm_dim", "nsa", "nsa_choice", "shift", "timesteps",
+           "schedule", "beta_start", "beta_end", "prediction_type")  # must not change on fine-tuning
+
+
+def start_from(
+    model: VerdiffNet,  # gets the weights
+    trained: VerdiffNet,  # gives them
+) -> VerdiffNet:  # model
+    "Begin with the weights of a trained network; VerdiffError where it is another kind of network."
+    here, there = model.config.to_dict(), trained.config.to_dict()
+    if differ := [f"{k} (there {there[k]!r}, here {here[k]!r})" for k in MEANING if here[k] != there[k]]:
+        raise VerdiffError(f"the network to start from has other settings: {', '.join(differ)}; "
+                           "change them with --set, or start from another network")
+    model.load_state_dict(trained.state_dict())
+    return model
+
+
+# %%
+tiny_twins = [VerdiffNet(channels=(8, 16), height=h, width=h // 2) for h in (64, 128)]
+start_from(*tiny_twins)
+assert all(torch.equal(a, b) for a, b in zip(*(n.state_dict().values() for n in tiny_twins), strict=True))
+try:
+    start_from(VerdiffNet(channels=(8, 16), shift=False), tiny_twins[0])
+except VerdiffError as error:
+    print(error)
+
+
 # %%
 #| export
 def train(
@@ -411,20 +443,21 @@ def train(
     out: str | Path,  # folder of the run
     resume: bool = True,  # go on from the newest checkpoint in `out`
     progress: bool = True,  # show a bar
+    trained: VerdiffNet | None = None,  # a network to start from; None: from nothing
 ) -> VerdiffNet:  # the averaged model, best on the validation part, in eval mode
     """Algorithm 1. Writes checkpoints, history.json, run.json, TensorBoard logs and OUT/model.
 
     KeyboardInterrupt passes after a checkpoint was saved. VerdiffError: a loss that is no number,
     a checkpoint of another run, a disk that is full.
     """
-    return Trainer(settings, train_data, val_data, Path(out), progress).run(resume)
+    return Trainer(settings, train_data, val_data, Path(out), progress, trained).run(resume)
 
 
 class Trainer:
     "The state of one run, and the loop over it."
 
     def __init__(self, settings: Settings, train_data: Packed, val_data: Packed | None, out: Path,
-                 progress: bool = True):
+                 progress: bool = True, trained: VerdiffNet | None = None):
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
@@ -440,7 +473,10 @@ class Trainer:
         count = min(settings.val_images, len(val_data) if val_data is not None else 0)
         self.val_data = val_data.subset(range(count)) if count else None
         torch.manual_seed(settings.seed)
-        self.model = VerdiffNet(VerdiffConfig.from_settings(settings)).to(device)
+        self.model = VerdiffNet(VerdiffConfig.from_settings(settings))
+        if trained is not None:
+            start_from(self.model, trained)
+        self.model.to(device)
         self.ema = averaged(self.model, settings.ema_decay)
         optimizer = make_optimizer(self.model, settings)
         self.objective, self.optimizer = self.accelerator.prepare(Objective(self.model, settings), optimizer)

@@ -343,10 +343,10 @@ def bundled_model() -> Path | None:
 # %%
 #| export
 def find_model(
-    model: str | Path | None,  # folder of a model or a run, Hub id; None: the bundled one
+    model: str | Path | None,  # folder of a model or a run, Hub id; None or "bundled": the bundled one
 ) -> str:  # what `VerdiffNet.from_pretrained` takes
     "The model that a user means; VerdiffError where there is none."
-    if model is None and (model := bundled_model()) is None:
+    if model in (None, "bundled") and (model := bundled_model()) is None:
         raise VerdiffError("no model travels with this installation; give one with --model, "
                            "for example runs/demo after `verdiff demo`")
     path = Path(model).parent if Path(model).is_file() else Path(model)
@@ -982,11 +982,12 @@ def run_train(args: argparse.Namespace) -> int:
     out = Path(args.out or f"runs/{args.profile}")
     from verdiff.training import train
 
+    trained = Segmenter.from_pretrained(args.start_from).model if args.start_from else None
     out.mkdir(parents=True, exist_ok=True)
     train_data, val_data = training_data(args.data, settings, out / "images.npz")
     print(f"{len(train_data)} images to train on, {len(val_data)} to validate on; profile "
           f"{args.profile}, {settings.height}x{settings.width}, {settings.max_steps} steps")
-    train(settings, train_data, val_data, out, resume=not args.fresh)
+    train(settings, train_data, val_data, out, resume=not args.fresh, trained=trained)
     print(f"the model is in {out / 'model'}; next:\n"
           f"  verdiff evaluate --data {args.data} --model {out}\n"
           f"  verdiff segment IMAGE -o DIR --model {out}")
@@ -1010,6 +1011,7 @@ def train_options(parser: argparse.ArgumentParser) -> None:
         help="zip or folder of the published layout, folder of images/ and masks/, or phantom")
     settings_options(parser, "laptop")
     add("--out", metavar="DIR", help="default: runs/PROFILE")
+    add("--start-from", metavar="MODEL", help="fine-tune this model or run folder, Hub id, or the word bundled")
     add("--fresh", action="store_true", help="start over instead of resuming")
 
 # %%
