@@ -158,7 +158,8 @@ def atomic_write(
     except Exception as error:
         if not _disk_trouble(error):
             raise
-        raise VerdiffError(f"could not save {path}: {error}; {kept}") from error
+        raise VerdiffError(f"could not save {path}: writing broke off, probably because the disk is "
+                           f"full ({error}); {kept}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -189,6 +190,7 @@ assert list(folder.iterdir()) == [notes]  # nothing left behind
 # | `smoke` | tests: does it run at all? | seconds |
 # | `demo` | `make demo`, phantoms | minutes on 2 cores |
 # | `laptop` | real radiographs without a GPU | an hour or so on 2 cores |
+# | `ablation` | each of the many runs of a sweep, [14](14_ablation.ipynb) | a minute |
 # | `gpu` | the full size, our choices | a GPU |
 # | `paper` | Section 3.3 of the paper to the letter | a GPU |
 #
@@ -363,7 +365,7 @@ def _validate(settings: Settings, where: str) -> None:
         if key in RANGES and not low <= value <= high:
             raise VerdiffError(f"{where}: {key} = {value!r} must lie between {low:g} and {high:g}")
     for small, large in (("beta_start", "beta_end"), ("shift_min", "shift_max"),
-                         ("scale_min", "scale_max")):
+                         ("scale_min", "scale_max"), ("sample_steps", "timesteps")):
         if getattr(settings, small) > getattr(settings, large):
             raise VerdiffError(f"{where}: {small} = {getattr(settings, small)} must not exceed "
                                f"{large} = {getattr(settings, large)}")
@@ -441,7 +443,7 @@ laptop = load_settings("laptop")
 print(laptop)
 
 # %% [markdown]
-# Five profiles beside each other: pixels a step against the number of steps. From left to right a run learns longer, upwards it sees more.
+# All profiles beside each other: pixels a step against the number of steps. From left to right a run learns longer, upwards it sees more.
 
 # %%
 fig, ax = plt.subplots(figsize=(5, 3))

@@ -45,7 +45,8 @@ def atomic_write(
     except Exception as error:
         if not _disk_trouble(error):
             raise
-        raise VerdiffError(f"could not save {path}: {error}; {kept}") from error
+        raise VerdiffError(f"could not save {path}: writing broke off, probably because the disk is "
+                           f"full ({error}); {kept}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -210,7 +211,7 @@ def _validate(settings: Settings, where: str) -> None:
         if key in RANGES and not low <= value <= high:
             raise VerdiffError(f"{where}: {key} = {value!r} must lie between {low:g} and {high:g}")
     for small, large in (("beta_start", "beta_end"), ("shift_min", "shift_max"),
-                         ("scale_min", "scale_max")):
+                         ("scale_min", "scale_max"), ("sample_steps", "timesteps")):
         if getattr(settings, small) > getattr(settings, large):
             raise VerdiffError(f"{where}: {small} = {getattr(settings, small)} must not exceed "
                                f"{large} = {getattr(settings, large)}")
