@@ -2,7 +2,7 @@
 # # 04 · The forward process
 # > How a mask is drowned in noise, and pulled towards a first guess while it drowns
 #
-# You will build the one equation that makes Verdiff-Net different from plain diffusion, find that the paper's one-step kernel does not lead to it, derive the one that does, and discover the coordinate in which the whole method is plain DDPM. No network appears on this page. Twenty seconds on a laptop.
+# You will build the one equation that makes Verdiff-Net different from plain diffusion, find that the paper's one-step kernel does not lead to it, derive the one that does, and discover the coordinate in which the whole method is plain DDPM. No network appears on this page. Half a minute on a laptop, no GPU.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/04_forward.ipynb)
 
@@ -22,15 +22,19 @@ from torch import Tensor
 
 # %%
 import matplotlib.pyplot as plt
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
 from IPython.display import HTML
 from ipywidgets import IntSlider, interact
 from matplotlib.animation import FuncAnimation
 from matplotlib_inline.backend_inline import set_matplotlib_formats
-from verdiff.data import draw_phantom, landmarks_to_mask
+
+from verdiff.data import XRaySet, draw_phantom, find_xray, landmarks_to_mask
 
 # %%
-set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})  # noise does not compress: small pages
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 75})  # noise does not compress: small pages
 plt.rcParams["animation.frame_format"] = "jpeg"
+g = torch.Generator().manual_seed(35)
 
 # %% [markdown]
 # ## 1 · Symbols
@@ -48,7 +52,7 @@ plt.rcParams["animation.frame_format"] = "jpeg"
 #
 # ## 2 · Schedules
 #
-# How fast should the mask drown? Ho et al. (2020) let $\beta$ grow on a line. Nichol and Dhariwal (2021) found that this wastes the last steps, where nothing is left to see, and let $\bar\alpha$ fall like a cosine. The paper names neither. Ours is the linear one unless a profile says otherwise.
+# How fast should the mask drown? Ho et al. (2020) let $\beta$ grow on a line.
 
 # %%
 #| export
@@ -61,6 +65,40 @@ def linear_schedule(
     return torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
 
 
+# %%
+betas = linear_schedule()
+print(f"first {betas[0]:.4f}, last {betas[-1]:.4f}; of the mask's power {(1 - betas).prod():.1e} is left at the end")
+assert len(betas) == 1000 and betas.diff().std() < 1e-12
+
+# %% [markdown]
+# Nichol and Dhariwal (2021) found that this wastes the last steps, where nothing is left to see, and let $\bar\alpha$ itself fall like a cosine. Whoever starts from $\bar\alpha$ needs the way back, $\beta_t = 1 - \bar\alpha_t / \bar\alpha_{t-1}$. It exists only if $\bar\alpha$ *falls*: a step can lose signal, never make any. That deserves a clear refusal.
+
+# %%
+#| export
+def betas_from_alphas_cumprod(
+    alphas_cumprod: Tensor,  # (T,), falling, each in (0, 1)
+    max_beta: float = 0.999,  # cuts the last betas, whose alphas_cumprod may be all but zero
+) -> Tensor:  # betas, float64, (T,)
+    "The steps whose product is given; a schedule that does not fall raises ValueError."
+    bar = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
+    before = torch.cat([torch.ones(1).double(), bar[:-1]])
+    falls = (bar > 0) & (bar < before)
+    if not len(bar) or not falls.all():
+        t = int((~falls).double().argmax()) if len(bar) else 0
+        raise ValueError(f"alphas_cumprod must fall from below 1 and stay above 0, but does not at t = {t}: "
+                         "a step can only lose signal")
+    return (1 - bar / before).clamp(max=max_beta)
+
+
+# %%
+torch.testing.assert_close(betas_from_alphas_cumprod((1 - betas).cumprod(0)), betas)  # there and back
+try:
+    betas_from_alphas_cumprod(torch.tensor([0.9, 0.5, 0.6]))
+except ValueError as error:
+    print(error)
+
+# %%
+#| export
 def cosine_schedule(
     timesteps: int = 1000,  # T
     s: float = 0.008,  # keeps the first betas from vanishing
@@ -69,7 +107,7 @@ def cosine_schedule(
     "Betas whose alphas_cumprod falls like a squared cosine (Nichol and Dhariwal 2021, Eq. 17)."
     u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
     bar = torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2
-    return (1 - bar[1:] / bar[:-1]).clamp(max=max_beta)
+    return betas_from_alphas_cumprod(bar[1:] / bar[0], max_beta)
 
 
 def make_schedule(
@@ -87,123 +125,41 @@ def make_schedule(
 
 
 # %%
-schedules = {"linear": linear_schedule(), "cosine": cosine_schedule()}
+schedules = {name: make_schedule(name) for name in ("linear", "cosine")}
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.5), layout="constrained")
-for name, betas in schedules.items():
-    bar = (1 - betas).cumprod(0)
-    axes[0].plot(bar, label=name)
-    axes[1].semilogy(bar / (1 - bar), label=name)
+for name, b in schedules.items():
+    bar = (1 - b).cumprod(0)
+    axes[0].plot(bar, label=name); axes[1].semilogy(bar / (1 - bar), label=name)
 axes[0].set(xlabel="t", ylabel="signal's power, ᾱ"); axes[1].set(xlabel="t", ylabel="signal to noise", ylim=(1e-6, 1e4)); axes[0].legend()
 
 # %% [markdown]
-# Both are what the libraries of the field have:
-
-# %%
-from diffusers import DDPMScheduler
+# The paper names neither. Ours is the linear one unless a profile says otherwise. Both are what the libraries of the field have:
 
 # %%
 for name, theirs in (("linear", "linear"), ("cosine", "squaredcos_cap_v2")):
     torch.testing.assert_close(schedules[name].float(), DDPMScheduler(beta_schedule=theirs).betas, atol=2e-6, rtol=1e-4)
+torch.testing.assert_close(schedules["cosine"], cosine_schedule())
 
 # %% [markdown]
-# ## 3 · Plain diffusion drowns everything
-#
-# Here is a spine, drowned by the usual marginal $x_t = \sqrt{\bar\alpha_t}\,x_0 + s_t\,\varepsilon$. The same noise at every $t$, so that only time changes.
-
-# %%
-film = draw_phantom(3)
-mask = torch.from_numpy(landmarks_to_mask(film.landmarks / 3, 192, 64)).float()[None, None]
-x_0 = 2 * mask - 1
-noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(35))
-bar = (1 - linear_schedule()).cumprod(0).float()
-strip = [0, 100, 250, 400, 600, 999]
-
-
-def film_strip(pictures, titles, width=1.1, **look):
-    fig, axes = plt.subplots(1, len(pictures), figsize=(width * len(pictures), 3.3), layout="constrained")
-    for axis, picture, title in zip(axes, pictures, titles):
-        axis.imshow(picture[0, 0], **({"cmap": "magma", "vmin": -3, "vmax": 3} | look)); axis.set_axis_off(); axis.set_title(title, fontsize=8)
-
-
-film_strip([bar[t].sqrt() * x_0 + (1 - bar[t]).sqrt() * noise for t in strip], [f"t = {t}" for t in strip])
-
-# %% [markdown]
-# At the end nothing of the spine is left. A network that walks back must invent all of it, from an image it sees only from the side. But we *have* a guess where the vertebrae are: a small U-Net gives one in a millisecond. Why should the walk end, and the way back begin, in the middle of nowhere?
-#
-# Verdiff-Net's idea: let the noise be centred at the guess. Eq. (3) and (5):
-#
-# $$x_t = \sqrt{\bar\alpha_t}\,x_0 + s_t\,f + s_t\,\varepsilon, \qquad s_t = \sqrt{1-\bar\alpha_t}.$$
-#
-# As $t$ grows the mask fades out, and the guess fades in at the pace of the noise. The end is $\mathcal N(f, I)$. Let us make a bad guess on purpose: blurred, too fat, and one vertebra short.
-
-# %%
-import torch.nn.functional as F
-
-# %%
-guess = F.avg_pool2d(F.max_pool2d(mask, 3, 1, 1), 5, 1, 2)
-guess[..., 96:108, :] *= 0.1
-f = 2 * guess - 1
-sigma = (1 - bar).sqrt()
-film_strip([bar[t].sqrt() * x_0 + sigma[t] * (f + noise) for t in strip], [f"t = {t}" for t in strip])
-
-# %% [markdown]
-# The last picture still knows where the spine is. That is the whole idea. Now the care.
-#
-# ## 4 · One step
-#
-# A process is defined by its *steps*. The paper prints, as Eq. (2),
-#
-# $$q(x_t \mid x_{t-1}, f) = \mathcal N\bigl(\sqrt{\alpha_t}\,x_{t-1} + \sqrt{1-\alpha_t}\,f,\; \beta_t I\bigr).$$
-#
-# It looks right: the same coefficients as in Eq. (3), without the bars. Take it literally and iterate. The mean of the guess then obeys $c_t = \sqrt{\alpha_t}\,c_{t-1} + \sqrt{1-\alpha_t}$, and should arrive at $s_t$.
-
-# %%
-betas = linear_schedule()
-c, reached = torch.zeros(()).double(), []
-for beta in betas:
-    c = (1 - beta).sqrt() * c + beta.sqrt()
-    reached.append(c.item())
-fig, axis = plt.subplots(figsize=(5, 2.5), layout="constrained")
-axis.plot(reached, color="crimson", label="Eq. (2) iterated"); axis.plot(sigma, "k", label="Eq. (3): $s_t$")
-axis.set(xlabel="t", ylabel="weight of f"); axis.legend()
-print(f"at the end {reached[-1]:.2f} instead of {sigma[-1]:.2f}; at most {max(reached):.2f}, at t = {reached.index(max(reached))}")
-assert reached[-1] > 14
-
-# %% [markdown]
-# Run literally, the chain drifts to fifteen times the prior. The reason is simple: standard deviations add in quadrature, means add plainly. $\sqrt{\beta_t}$ is the right amplitude for *noise*, which averages out from step to step; a *mean* with that amplitude piles up.
-#
-# What must the pull $k_t$ be? Ask for Eq. (3) at $t-1$ and at $t$:
-#
-# $$\sqrt{\alpha_t}\,\bigl(\sqrt{\bar\alpha_{t-1}}\,x_0 + s_{t-1} f\bigr) + k_t f = \sqrt{\bar\alpha_t}\,x_0 + s_t f \quad\Longrightarrow\quad k_t = s_t - \sqrt{\alpha_t}\,s_{t-1}.$$
-#
-# The noise is as in DDPM, so the exact kernel is
-#
-# $$q(x_t \mid x_{t-1}, f) = \mathcal N\bigl(\sqrt{\alpha_t}\,x_{t-1} + (s_t - \sqrt{\alpha_t}\,s_{t-1})\,f,\; \beta_t I\bigr).$$
-#
-# That is what we implement. The class knows a schedule and no network.
+# A schedule by itself knows where signal and noise stand at each $t$. One class keeps these rows of numbers, in float64, and refuses what is no schedule. It also hands them out in the shape in which they multiply a batch of images: `t` may differ from image to image.
 
 # %%
 #| export
-class ShiftedDiffusion:
-    """The forward process of Eq. (3) and (5): x_t = sqrt(abar_t) x_0 + s_t f + s_t noise.
-
-    `shift=False`, or a prior of None, is plain DDPM. Coefficients are float64 on the CPU and are
-    cast to what they multiply. x_0, x_t and the prior are (B, ...) of one shape, in [-1, 1] where
-    they are masks; t is int64 (B,), from 0 (least noisy) to T - 1.
-    """
+class Schedule:
+    "The coefficients of a diffusion process at every t: float64 on the CPU, each of shape (T,)."
 
     def __init__(
         self,
         betas: Tensor,  # (T,), each in (0, 1)
-        shift: bool = True,  # False: ignore every prior
     ):
         betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
         if betas.ndim != 1 or not len(betas):
             raise ValueError(f"betas must be one row of numbers, not of shape {tuple(betas.shape)}")
-        if not ((betas > 0) & (betas < 1)).all():  # NaN fails too
-            raise ValueError("betas must lie strictly between 0 and 1, so that the signal decreases")
-        self.betas, self.alphas, self.shift = betas, 1 - betas, shift
-        self.timesteps = len(betas)
+        bad = ~((betas > 0) & (betas < 1))  # NaN is bad too
+        if bad.any():
+            raise ValueError(f"betas must lie strictly between 0 and 1, so that the signal decreases; "
+                             f"betas[{int(bad.nonzero()[0])}] is {betas[bad][0].item():g}")
+        self.betas, self.alphas, self.timesteps = betas, 1 - betas, len(betas)
         self.alphas_cumprod = self.alphas.cumprod(0)
         self.alphas_cumprod_prev = torch.cat([torch.ones(1).double(), self.alphas_cumprod[:-1]])
         self.sigmas = (1 - self.alphas_cumprod).sqrt()
@@ -212,18 +168,101 @@ class ShiftedDiffusion:
     def coefficient(
         self,
         values: Tensor,  # (T,)
-        t: Tensor,  # whole numbers, (B,)
+        t: Tensor,  # whole numbers, (B,), or (1,) for all
         like: Tensor,  # (B, ...)
     ) -> Tensor:  # (B, 1, ...), dtype and device of `like`
-        "values[t], ready to multiply `like`; it is cast before it moves, for devices without float64."
-        if t.ndim != 1 or len(t) not in (1, len(like)):
-            raise ValueError(f"t must be of shape ({len(like)},), not {tuple(t.shape)}")
-        if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
-            raise ValueError(f"t must hold whole numbers, not {t.dtype}")
-        index = t.cpu().long()
-        if int(index.min()) < 0 or int(index.max()) >= self.timesteps:
-            raise ValueError(f"t must lie between 0 and {self.timesteps - 1}")
+        "values[t], ready to multiply `like`; cast before it moves, for devices without float64."
+        index = check_times(t, self.timesteps, len(like))
         return values[index].to(like.dtype).to(like.device).view(-1, *[1] * (like.ndim - 1))
+
+    def snr(self) -> Tensor:  # (T,)
+        "Signal to noise ratio abar / (1 - abar), of the shifted and of the plain process alike."
+        return self.alphas_cumprod / (1 - self.alphas_cumprod)
+
+
+def check_times(
+    t: Tensor,
+    timesteps: int,  # T
+    batch: int,  # B
+) -> Tensor:  # int64 on the CPU
+    "t, if it is (B,) or (1,) whole numbers from 0 to T - 1; else ValueError."
+    if t.ndim != 1 or len(t) not in (1, batch):
+        raise ValueError(f"t must be of shape ({batch},), not {tuple(t.shape)}")
+    if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
+        raise ValueError(f"t must hold whole numbers, not {t.dtype}")
+    index = t.cpu().long()
+    if int(index.min()) < 0 or int(index.max()) >= timesteps:
+        raise ValueError(f"t must lie between 0 and {timesteps - 1}, not reach from "
+                         f"{int(index.min())} to {int(index.max())}")
+    return index
+
+
+# %%
+table = Schedule(linear_schedule())
+images = torch.zeros(3, 1, 4, 4)
+print(table.coefficient(table.sigmas, torch.tensor([0, 500, 999]), images).flatten())
+for wrong in (lambda: Schedule([0.1, 1.2]), lambda: table.coefficient(table.sigmas, torch.tensor([1000]), images),
+              lambda: check_times(torch.tensor([0.5]), 1000, 3)):
+    try:
+        wrong()
+    except ValueError as error:
+        print("refused:", error)
+
+# %% [markdown]
+# ## 3 · Plain diffusion drowns everything
+#
+# Here is a spine, drowned by the usual marginal $x_t = \sqrt{\bar\alpha_t}\,x_0 + s_t\,\varepsilon$. The same noise at every $t$, so that only time changes. The upper row is a phantom; the lower one, where the X-ray set is at hand, the mask of a real radiograph.
+
+# %%
+film = draw_phantom(3)
+mask = torch.from_numpy(landmarks_to_mask(film.landmarks / 3, 192, 64)).float()[None, None]  # 1 1 192 64
+x_0, spines = 2 * mask - 1, {"phantom": 2 * mask - 1}
+noise = torch.randn(x_0.shape, generator=g)
+if XRAY := find_xray():
+    spines["radiograph"] = 2 * XRaySet(XRAY, "training", size=(192, 64))[0].mask[None] - 1
+else:
+    print("the second row needs the X-ray set; see 01_data")
+
+# %%
+root, sigma = table.alphas_cumprod.sqrt().float(), table.sigmas.float()
+strip = [0, 100, 250, 400, 600, 999]
+
+
+def film_strip(rows, titles, width=0.95, height=2.6, **look):
+    fig, axes = plt.subplots(len(rows), len(titles), figsize=(width * len(titles), height * len(rows)), layout="constrained", squeeze=False)
+    for axis, picture in zip(axes.flat, [p for row in rows for p in row]):
+        axis.imshow(picture[0, 0], **({"cmap": "magma", "vmin": -3, "vmax": 3} | look)); axis.set_axis_off()
+    for axis, title in zip(axes[0], titles):
+        axis.set_title(title, fontsize=8)
+
+
+film_strip([[root[t] * x + sigma[t] * noise for t in strip] for x in spines.values()], [f"t = {t}" for t in strip])
+
+# %% [markdown]
+# At the end nothing of the spine is left. A network that walks back must invent all of it, from an image it sees only from the side. But we *have* a guess where the vertebrae are: a small U-Net gives one in a millisecond. Why should the walk end, and the way back begin, in the middle of nowhere?
+#
+# Verdiff-Net's idea: let the noise be centred at the guess. Eq. (3) and (5):
+#
+# $$x_t = \sqrt{\bar\alpha_t}\,x_0 + s_t\,f + s_t\,\varepsilon, \qquad s_t = \sqrt{1-\bar\alpha_t}.$$
+#
+# As $t$ grows the mask fades out, and the guess fades in at the pace of the noise. The end is $\mathcal N(f, I)$.
+
+# %%
+#| export
+class ShiftedMarginal(Schedule):
+    """Eq. (3) and (5): where the mask is at time t, in one jump.
+
+    `shift=False`, or a prior of None, is plain DDPM. x_0, x_t, noise and prior are (B, ...) of one
+    shape, masks in [-1, 1]; t is int64 (B,), from 0 (least noisy) to T - 1.
+    """
+
+    def __init__(
+        self,
+        betas: Tensor,  # (T,), each in (0, 1)
+        shift: bool = True,  # False: ignore every prior
+    ):
+        super().__init__(betas)
+        self.shift = shift
 
     def prior_or_zero(
         self,
@@ -237,52 +276,99 @@ class ShiftedDiffusion:
             raise ValueError(f"the prior has shape {tuple(prior.shape)}, x has {tuple(x.shape)}")
         return prior
 
-    def q_sample(
-        self,
-        x_0: Tensor,
-        t: Tensor,
-        prior: Tensor | None,
-        noise: Tensor,  # standard normal, of the shape of x_0
-    ) -> Tensor:  # x_t
-        "Eq. (3): jump to time t."
+    def q_sample(self, x_0: Tensor, t: Tensor, prior: Tensor | None, noise: Tensor) -> Tensor:
+        "Eq. (3): x_t from x_0 and standard normal noise."
         s = self.coefficient(self.sigmas, t, x_0)
         root = self.coefficient(self.alphas_cumprod.sqrt(), t, x_0)
         return root * x_0 + s * (self.prior_or_zero(prior, x_0) + noise)
 
-    def q_step(
-        self,
-        x_prev: Tensor,  # x_{t-1}; x_0 where t = 0
-        t: Tensor,
-        prior: Tensor | None,
-        noise: Tensor,
-    ) -> Tensor:  # x_t
-        "One step of the kernel whose iteration is Eq. (3)."
+    def prior_sample(self, prior: Tensor | None, noise: Tensor) -> Tensor:
+        "Where sampling starts: N(f, I), the end of Eq. (5) for a long chain."
+        return self.prior_or_zero(prior, noise) + noise
+
+
+# %% [markdown]
+# Let us make a bad guess on purpose: blurred, too fat, and one vertebra short.
+
+# %%
+marginal = ShiftedMarginal(linear_schedule())
+guess = F.avg_pool2d(F.max_pool2d(mask, 3, 1, 1), 5, 1, 2)
+guess[..., 96:108, :] *= 0.1
+f = 2 * guess - 1
+film_strip([[f, *(marginal.q_sample(x_0, torch.tensor([t]), f, noise) for t in strip)]], ["guess f", *(f"t = {t}" for t in strip)])
+
+# %%
+start = marginal.prior_sample(f, noise)
+end = marginal.q_sample(x_0, torch.tensor([999]), f, noise)
+print(f"N(f, I) and the end of the chain, same noise: they differ by at most {(start - end).abs().max():.3f}")
+assert (start - end).abs().max() < 0.02
+try:
+    marginal.q_sample(x_0, torch.tensor([5]), f[..., :32], noise)
+except ValueError as error:
+    print("refused:", error)
+
+# %% [markdown]
+# The last picture still knows where the spine is. That is the whole idea.
+#
+# One trap. "The end is $\mathcal N(f, I)$" holds only where $\bar\alpha_{T-1}$ is all but zero. Who shortens the chain and keeps the same $\beta$ stops half-way: sampling would then start from noise that training never showed. The remedy is to make the steps larger, by $1000/T$:
+
+# %%
+for T in (1000, 250, 50):
+    naive, scaled = (Schedule(linear_schedule(T, 1e-4 * k, 0.02 * k)) for k in (1, 1000 / T))
+    left = [s.alphas_cumprod[-1].sqrt().item() for s in (naive, scaled)]
+    print(f"T = {T:4d}: weight of the mask at the end, same β {left[0]:.3f}, β × {1000 // T} {left[1]:.4f}")
+assert left[0] > 0.7 and left[1] < 0.01
+
+# %% [markdown]
+# ## 4 · One step
+#
+# A process is defined by its *steps*. The paper prints, as Eq. (2),
+#
+# $$q(x_t \mid x_{t-1}, f) = \mathcal N\bigl(\sqrt{\alpha_t}\,x_{t-1} + \sqrt{1-\alpha_t}\,f,\; (1-\alpha_t) I\bigr).$$
+#
+# It looks right: the same coefficients as in Eq. (3), without the bars. Take it literally and iterate. The weight of the guess in the mean obeys $c_t = \sqrt{\alpha_t}\,c_{t-1} + \sqrt{1-\alpha_t}$, and should arrive at $s_t$.
+
+# %%
+c, reached = torch.zeros(()).double(), []
+for beta in betas:
+    c = (1 - beta).sqrt() * c + beta.sqrt()
+    reached.append(c.item())
+fig, axis = plt.subplots(figsize=(5, 2.5), layout="constrained")
+axis.plot(reached, color="crimson", label="Eq. (2) iterated"); axis.plot(table.sigmas, "k", label="Eq. (3): $s_t$")
+axis.set(xlabel="t", ylabel="weight of f"); axis.legend()
+print(f"at the end {reached[-1]:.2f} instead of {sigma[-1]:.2f}; at most {max(reached):.2f}, at t = {reached.index(max(reached))}")
+assert reached[-1] > 14
+
+# %% [markdown]
+# Run literally, the chain drifts to fifteen times the prior. The reason is simple: standard deviations add in quadrature, means add plainly. $\sqrt{\beta_t}$ is the right amplitude for *noise*, which averages out from step to step; a *mean* with that amplitude piles up.
+#
+# What must the pull $k_t$ be? Suppose Eq. (3) holds at $t-1$, and take one step $x_t = \sqrt{\alpha_t}\,x_{t-1} + k_t f + \sqrt{\beta_t}\,\varepsilon$. Its mean is
+#
+# $$\sqrt{\alpha_t}\,\bigl(\sqrt{\bar\alpha_{t-1}}\,x_0 + s_{t-1} f\bigr) + k_t f = \sqrt{\bar\alpha_t}\,x_0 + \bigl(\sqrt{\alpha_t}\,s_{t-1} + k_t\bigr) f .$$
+#
+# The mask's part is right already. The guess's part must be $s_t$, which leaves one choice, $k_t = s_t - \sqrt{\alpha_t}\,s_{t-1}$. The variance is $\alpha_t s_{t-1}^2 + \beta_t = \alpha_t - \bar\alpha_t + 1 - \alpha_t = s_t^2$, as in DDPM. So the kernel that leads to Eq. (3) is
+#
+# $$q(x_t \mid x_{t-1}, f) = \mathcal N\bigl(\sqrt{\alpha_t}\,x_{t-1} + (s_t - \sqrt{\alpha_t}\,s_{t-1})\,f,\; \beta_t I\bigr).$$
+#
+# We implement both, the exact one and the printed one. The class knows a schedule and no network.
+
+# %%
+#| export
+class ShiftedDiffusion(ShiftedMarginal):
+    "The whole forward process: the marginal of Eq. (3), and steps that lead to it."
+
+    def q_step(self, x_prev: Tensor, t: Tensor, prior: Tensor | None, noise: Tensor) -> Tensor:
+        "x_t from x_{t-1} (from x_0 where t = 0), by the kernel whose iteration is Eq. (3)."
         pull = self.coefficient(self.sigmas - self.alphas.sqrt() * self.sigmas_prev, t, x_prev)
         a, b = (self.coefficient(v.sqrt(), t, x_prev) for v in (self.alphas, self.betas))
         return a * x_prev + pull * self.prior_or_zero(prior, x_prev) + b * noise
 
     def q_step_printed(
-        self,
-        x_prev: Tensor,  # x_{t-1}
-        t: Tensor,
-        prior: Tensor | None,
-        noise: Tensor,
-    ) -> Tensor:  # x_t
+        self, x_prev: Tensor, t: Tensor, prior: Tensor | None, noise: Tensor
+    ) -> Tensor:
         "One step of Eq. (2) as printed; iterated, it drifts away from Eq. (3)."
         a, b = (self.coefficient(v.sqrt(), t, x_prev) for v in (self.alphas, self.betas))
         return a * x_prev + b * (self.prior_or_zero(prior, x_prev) + noise)
-
-    def prior_sample(
-        self,
-        prior: Tensor | None,
-        noise: Tensor,
-    ) -> Tensor:  # x_T
-        "Where sampling starts: N(f, I), the end of Eq. (5)."
-        return self.prior_or_zero(prior, noise) + noise
-
-    def snr(self) -> Tensor:  # (T,)
-        "Signal to noise ratio abar / (1 - abar), of the shifted and of the plain process alike."
-        return self.alphas_cumprod / (1 - self.alphas_cumprod)
 
 
 # %% [markdown]
@@ -298,32 +384,36 @@ print("iterated", x.item(), "Eq. (3)", process.q_sample(one, torch.tensor([999])
 torch.testing.assert_close(x, process.q_sample(one, torch.tensor([999]), prior, zero), rtol=1e-12, atol=0)
 
 # %% [markdown]
-# And with noise, the *distribution*: 20,000 walkers, their mean within four standard errors, their variance within four of its own. (A standard error of a mean is $s/\sqrt n$, that of a variance $s^2\sqrt{2/n}$.) Beside them, walkers that follow the printed kernel.
+# And with noise, the *distribution*. We send 20,000 walkers down a chain of 200 steps, all from $x_0 = -1$ with $f = 0.8$, and compare their mean and variance with Eq. (3). Chance allows a standard error of $s/\sqrt n$ for the mean and $s^2\sqrt{2/n}$ for the variance. Beside them, with the same noise, walkers that follow the printed kernel.
 
 # %%
-n, g = 20_000, torch.Generator().manual_seed(0)
-walkers = {name: torch.full((n,), -1.0).double() for name in ("q_step", "q_step_printed")}
-trace = {name: [] for name in walkers}
-short = ShiftedDiffusion(linear_schedule(200, 5e-4, 0.1))
-for t in range(short.timesteps):
+n, short = 20_000, ShiftedDiffusion(linear_schedule(200, 5e-4, 0.1))
+trace = {name: torch.full((201, n), -1.0).double() for name in ("q_step", "q_step_printed")}
+f_n = torch.full((n,), 0.8).double()
+for t in range(200):
     noise_t = torch.randn(n, generator=g, dtype=torch.float64)
-    for name in walkers:
-        walkers[name] = getattr(short, name)(walkers[name], torch.tensor([t]), torch.full((n,), 0.8).double(), noise_t)
-        trace[name].append((walkers[name].mean().item(), walkers[name].std().item()))
-s = short.sigmas
-for t in (10, 50, 100, 199):
-    mean, sd = trace["q_step"][t]
-    wanted = (-short.alphas_cumprod[t].sqrt() + 0.8 * s[t]).item()
-    assert abs(mean - wanted) < 4 * s[t] / n ** 0.5 and abs(sd ** 2 - s[t] ** 2) < 4 * s[t] ** 2 * (2 / n) ** 0.5
-    print(f"t = {t:3d}: mean {mean:+.4f} (Eq. 3: {wanted:+.4f}), sd {sd:.4f} ({s[t]:.4f}); printed kernel {trace['q_step_printed'][t][0]:+.2f}")
+    for name, path in trace.items():
+        path[t + 1] = getattr(short, name)(path[t], torch.tensor([t]), f_n, noise_t)
 
 # %%
-fig, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
+s, wanted = short.sigmas, -short.alphas_cumprod.sqrt() + 0.8 * short.sigmas
+means = {name: path[1:].mean(1) for name, path in trace.items()}
+off_mean = (means["q_step"] - wanted) / (s / n ** 0.5)  # in standard errors
+off_var = (trace["q_step"][1:].var(1) - s ** 2) / (s ** 2 * (2 / n) ** 0.5)
+for t in (10, 50, 100, 199):
+    print(f"t = {t:3d}: Eq. (3) {wanted[t]:+.4f}; exact kernel {means['q_step'][t]:+.4f} ± {s[t] / n ** 0.5:.4f}; printed kernel {means['q_step_printed'][t]:+.2f}")
+assert off_mean.abs().max() < 4 and off_var.abs().max() < 4
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(7.4, 2.8), layout="constrained")
 for name, colour, label in (("q_step", "tab:blue", "exact kernel"), ("q_step_printed", "crimson", "Eq. (2) as printed")):
-    mean, sd = torch.tensor(trace[name]).T
-    axis.plot(mean, color=colour, label=label); axis.fill_between(range(200), mean - sd, mean + sd, color=colour, alpha=0.2)
-axis.plot(-short.alphas_cumprod.sqrt() + 0.8 * s, "k--", lw=1, label="Eq. (3)")
-axis.set(xlabel="t", ylabel="x, started at −1, prior 0.8"); axis.legend()
+    mean, sd = trace[name][1:].mean(1), trace[name][1:].std(1)
+    axes[0].plot(mean, color=colour, label=label); axes[0].fill_between(range(200), mean - sd, mean + sd, color=colour, alpha=0.2)
+axes[0].plot(wanted, "k--", lw=1, label="Eq. (3)"); axes[0].set(xlabel="t", ylabel="x, started at −1, prior 0.8"); axes[0].legend(fontsize=8)
+at = torch.arange(9, 200, 10)
+for off, colour, label in ((off_mean, "tab:blue", "mean"), (off_var, "tab:green", "variance")):
+    axes[1].errorbar(at + (off is off_var) * 3, off[at], 1, fmt="o", ms=3, color=colour, label=label)
+axes[1].axhline(0, color="k", lw=0.8); axes[1].set(xlabel="t", ylabel="exact kernel − Eq. (3),\nin standard errors (bar: ±1)", ylim=(-4.5, 4.5)); axes[1].legend(fontsize=8)
 
 # %% [markdown]
 # ## 5 · The coordinate in which this is plain DDPM
@@ -342,13 +432,15 @@ y_t = x_t - process.coefficient(process.sigmas, steps, x_t) * prior3
 torch.testing.assert_close(y_t, process.q_sample(batch, steps, None, noise3))
 
 # %% [markdown]
-# With $f = 0$ there is no shift to take off, and we must agree with a public DDPM, number for number:
+# With $f = 0$ there is no shift to take off, and we must agree with a public DDPM, number for number, in the jump and in the step:
 
 # %%
-theirs = DDPMScheduler(beta_schedule="linear")
+public = DDPMScheduler(beta_schedule="linear")
 ours = process.q_sample(batch, steps, torch.zeros_like(batch), noise3)
-torch.testing.assert_close(ours, theirs.add_noise(batch, noise3, steps))
+torch.testing.assert_close(ours, public.add_noise(batch, noise3, steps))
 torch.testing.assert_close(ours, ShiftedDiffusion(betas, shift=False).q_sample(batch, steps, prior3, noise3))
+step = public.alphas[steps].sqrt().view(3, 1, 1, 1) * batch + public.betas[steps].sqrt().view(3, 1, 1, 1) * noise3
+torch.testing.assert_close(process.q_step(batch, steps, None, noise3), step)
 
 # %% [markdown]
 # ## 6 · The ancestor
@@ -357,7 +449,6 @@ torch.testing.assert_close(ours, ShiftedDiffusion(betas, shift=False).q_sample(b
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained")
-root = bar.sqrt()
 for name, weight in (("Verdiff-Net, $s_t$", sigma), ("CARD, $1-\\sqrt{\\barα_t}$", 1 - root)):
     axes[0].plot(weight, label=name); axes[1].plot(root + weight, label=name)
 axes[0].set(xlabel="t", ylabel="weight of the prior"); axes[1].set(xlabel="t", ylabel="mean where mask = prior = 1")
@@ -365,65 +456,79 @@ axes[0].legend(fontsize=8)
 print(f"largest mean where x_0 = f = 1: {(root + sigma).max():.3f}")
 assert abs((root + sigma).max() - 2 ** 0.5) < 1e-3
 
-# %% [markdown]
-# Where mask and guess agree on 1, Verdiff-Net's mean bulges to $\sqrt2$ in the middle of the chain. A network with inputs normalised for $[-1, 1]$ should know that.
+# %%
+middle = [50, 150, 250, 400]
+film_strip([[root[t] * x_0 + w[t] * f for t in middle] for w in (sigma, 1 - root)], [f"t = {t}" for t in middle], height=2.1, vmin=-1.5, vmax=1.5)
 
 # %% [markdown]
+# The means without noise, Verdiff-Net above, CARD below. Where mask and guess agree, Verdiff-Net's mean bulges to $\pm\sqrt2$ in the middle of the chain (the glow in the upper row), and the guess comes in early: a network sees the prior written into $x_t$ long before the noise is large. With inputs normalised for $[-1, 1]$ one should know that.
+#
 # ## 7 · Good guesses, bad guesses
 #
-# What does the end of the road look like for a prior that is perfect, blurred, wrong by one vertebra (the top one is lost), and for none? The same noise in all rows.
+# What does the shift do when $f$ is perfect, blurred, wrong by one vertebra, or zero? "Wrong by one" is the classical slip of level: each vertebra named after its neighbour. In a mask without names that looks almost right; only the top one is lost.
 
 # %%
-below = torch.from_numpy(landmarks_to_mask(film.landmarks[4:] / 3, 192, 64)).float()[None, None]  # the top one is lost
-priors = {"perfect": x_0, "blurred": 2 * F.avg_pool2d(mask, 7, 1, 3) - 1, "one lost": 2 * below - 1, "zero": torch.zeros_like(x_0)}
-fig, axes = plt.subplots(2, 8, figsize=(8, 5.2), layout="constrained")
-for column, (name, t) in zip(axes.T, [(n, t) for n in priors for t in (400, 999)]):
-    column[0].imshow(priors[name][0, 0], cmap="magma", vmin=-1, vmax=1)
-    column[1].imshow(process.q_sample(x_0, torch.tensor([t]), priors[name], noise)[0, 0], cmap="magma", vmin=-3, vmax=3)
-    column[0].set_title(name, fontsize=8); column[1].set_title(f"t = {t}", fontsize=8)
-    for axis in column:
-        axis.set_axis_off()
+below = torch.from_numpy(landmarks_to_mask(film.landmarks[4:] / 3, 192, 64)).float()[None, None]
+priors = {"perfect": x_0, "blurred": 2 * F.avg_pool2d(mask, 7, 1, 3) - 1, "off by one": 2 * below - 1, "zero": torch.zeros_like(x_0)}
+late = {name: process.q_sample(x_0, torch.tensor([999]), p, noise) for name, p in priors.items()}
+film_strip([list(priors.values()), list(late.values())], priors, height=2.1)
 
 # %% [markdown]
-# How much does $x_t$ say about the mask? Count the distance between the means of vertebra and background, in units of the noise: $d_t = 2\,(\sqrt{\bar\alpha_t} + s_t\,q)/s_t$ where the prior is right with strength $q$. Without a prior it vanishes; with one it never falls below $2q$. A wrong prior, $q < 0$, cancels the mask at the time where $\sqrt{\bar\alpha_t} = |q|\,s_t$.
+# Above the priors, below $x_t$ at the end of the chain. How much does $x_t$ say about the mask, to somebody who sees one pixel and is not told $f$? Count the pixels on the wrong side of zero:
 
 # %%
-fig, axis = plt.subplots(figsize=(5, 2.5), layout="constrained")
-for q, style in ((1, "tab:green"), (0.5, "tab:blue"), (0, "k"), (-0.5, "crimson")):
-    axis.plot(2 * (root + sigma * q) / sigma, color=style, label=f"q = {q}")
-axis.set(xlabel="t", ylabel="distance / noise", ylim=(-3, 8)); axis.legend(fontsize=8)
-blind = int((root + sigma * -0.5).abs().argmin())
+times, many = range(0, 1000, 20), torch.randn(4, 1, 192, 64, generator=g)
+fig, axes = plt.subplots(1, 2, figsize=(7.4, 2.8), layout="constrained")
+lost = (mask - below).bool().expand(4, -1, -1, -1)
+for name, p in priors.items():
+    p4, x4 = p.expand(4, -1, -1, -1), x_0.expand(4, -1, -1, -1)
+    wrong = [(process.q_sample(x4, torch.tensor([t]), p4, many) > 0) != (x4 > 0) for t in times]
+    style = "--" if name == "off by one" else "-"
+    axes[0].plot(times, [w.float().mean() for w in wrong], style, label=name); axes[1].plot(times, [w[lost].float().mean() for w in wrong], style)
+axes[0].set(xlabel="t", ylabel="share of pixels wrong", ylim=(0, 0.9)); axes[0].legend(fontsize=8)
+axes[1].set(xlabel="t", ylabel="the same in the top vertebra", ylim=(0, 0.9))
+
+# %% [markdown]
+# With a perfect prior the answer never gets worse than one pixel in six; without one it becomes a coin toss. A prior that is wrong in one place is worse there than none: the shift writes its mistake into $x_t$, and it stays.
+#
+# The same in one number, the signal to noise ratio. Plain: $\bar\alpha_t / s_t^2$. If the shift counts as signal where the prior is right with strength $q$ (that is, $f = q\,x_0$), it is $(\sqrt{\bar\alpha_t} + q\,s_t)^2/s_t^2$. That never falls below $q^2$; a wrong prior, $q < 0$, wipes the mask out at the time where $\sqrt{\bar\alpha_t} = |q|\,s_t$, and from there on tells the opposite.
+
+# %%
+fig, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
+axis.semilogy(process.snr(), "k", label="no shift")
+for q, style in ((1, "tab:green"), (0.5, "tab:blue"), (-0.5, "crimson")):
+    axis.semilogy((root + sigma * q) ** 2 / sigma ** 2, color=style, label=f"f = {q:+g} $x_0$")
+axis.set(xlabel="t", ylabel="signal to noise", ylim=(1e-5, 1e4)); axis.legend(fontsize=8)
+blind = int((root - 0.5 * sigma).abs().argmin())
 print(f"a wrong prior of strength 0.5 hides the mask at t = {blind}")
-wrong = process.q_sample(x_0, torch.tensor([blind]), -0.5 * x_0, 0 * noise)
-assert wrong.abs().max() < 0.01
+assert process.q_sample(x_0, torch.tensor([blind]), -0.5 * x_0, 0 * noise).abs().max() < 0.01
 
 # %% [markdown]
-# So the shift carries information to the end, right or wrong. The network also *sees* $f$ as an input, and can subtract it. Nothing is lost by a wrong prior in principle; in practice a network learns to trust a prior that was good in training.
+# That is the view of somebody who does not know $f$. The network *does* see $f$ as an input, can compute $y_t$, and for $y_t$ the black line holds, whatever the prior. Nothing is lost by a wrong prior in principle; in practice a network learns to trust a prior that was good in training.
 #
 # ## 8 · Turn the knob
 #
-# The same noise at every $t$; left plain, right shifted. Drag the slider if a kernel is running, or play the film.
+# The same noise at every $t$. From the left: the plain process, the shifted one, the values of $x_t$ in both (grey plain, orange shifted), and the place on the schedule. Drag the slider if a kernel is running, or play the film.
 
 # %%
 def draw(t, axes=None):
     if axes is None:
         _, axes = plt.subplots(1, 4, figsize=(7.5, 2.8), layout="constrained", width_ratios=(1, 1, 1.8, 2.2))
-    step = torch.tensor([t])
-    for axis, p, title in zip(axes, (None, f), ("plain", "shifted")):
-        axis.clear(); axis.imshow(process.q_sample(x_0, step, p, noise)[0, 0], cmap="magma", vmin=-3, vmax=3)
-        axis.set_axis_off(); axis.set_title(title, fontsize=9)
-    axes[2].clear()
-    for p, colour in ((None, "grey"), (f, "orange")):
-        axes[2].hist(process.q_sample(x_0, step, p, noise).flatten().numpy(), bins=60, range=(-4, 4), histtype="step", color=colour)
-    axes[2].set(title="values of $x_t$", yticks=[])
-    axes[3].clear(); axes[3].plot(root, "k", label="mask"); axes[3].plot(sigma, "orange", label="prior and noise")
-    axes[3].axvline(t, color="tab:blue"); axes[3].set(xlabel="t", title=f"t = {t}"); axes[3].legend(fontsize=7)
+    for axis in axes:
+        axis.clear()
+    for axis, p, title, colour in zip(axes, (None, f), ("plain", "shifted"), ("grey", "orange")):
+        x_t = process.q_sample(x_0, torch.tensor([t]), p, noise)
+        axis.imshow(x_t[0, 0], cmap="magma", vmin=-3, vmax=3); axis.set_axis_off(); axis.set_title(title, fontsize=9)
+        axes[2].hist(x_t.flatten().numpy(), bins=60, range=(-4, 4), histtype="step", color=colour)
+    axes[2].set(xlabel="values of $x_t$", yticks=[])
+    axes[3].plot(root, "k", label="mask"); axes[3].plot(sigma, "orange", label="prior and noise")
+    axes[3].axvline(t, color="tab:blue"); axes[3].set(xlabel="t", title=f"t = {t}"); axes[3].legend(fontsize=7, loc="center right")
 
 
 interact(lambda t: draw(t), t=IntSlider(300, 0, 999, 10, continuous_update=False));
 
 # %%
-fig, axes = plt.subplots(1, 4, figsize=(7, 2.6), dpi=56, layout="constrained", width_ratios=(1, 1, 1.8, 2.2))
+fig, axes = plt.subplots(1, 4, figsize=(7, 2.5), dpi=50, layout="constrained", width_ratios=(1, 1, 1.8, 2.2))
 movie = FuncAnimation(fig, lambda t: draw(t, axes), frames=range(0, 1000, 70), interval=150)
 html = movie.to_jshtml()
 plt.close(fig)
@@ -435,8 +540,8 @@ HTML(html)
 # | | paper | ours | why |
 # |---|---|---|---|
 # | marginal | Eq. (3), (5) | the same | |
-# | one step | $\sqrt{1-\alpha_t}\,f$, Eq. (2) | $(s_t - \sqrt{\alpha_t}\,s_{t-1})\,f$ | only this one leads to Eq. (3); the printed one ends at 15 f |
-# | $T$, schedule | not given | 1000, linear $10^{-4}$ to 0.02 | the defaults of DDPM, which the paper cites |
+# | one step | $\sqrt{1-\alpha_t}\,f$, Eq. (2) | $(s_t - \sqrt{\alpha_t}\,s_{t-1})\,f$ | only this one leads to Eq. (3); the printed one piles the prior up |
+# | $T$, schedule | not given | 1000, linear $10^{-4}$ to 0.02 | the defaults of DDPM, on which the paper builds |
 # | start of sampling | $\mathcal N(0, I)$ in Algorithm 2, $\mathcal N(f, I)$ in Eq. (5) | $\mathcal N(f, I)$ | it is where the forward process ends |
 #
 # ## Exercises
@@ -455,18 +560,22 @@ plt.figure(figsize=(4, 2)); plt.semilogy(pull); plt.xlabel("t"); plt.ylabel("pul
 assert abs(pull[0] - 0.01) < 1e-12 and pull[1:-1].max() < pull[-1] < 0.0101 and pull.min() > 0.003
 
 # %% [markdown]
-# **2 · Change.** Give the process a *perfect* prior, $f = x_0$. What is the signal to noise ratio of $x_t$ now, with the shift counted as signal?
+# **2 · Change.** Take the cosine schedule in place of the linear one. Does the printed kernel still drift? And does the exact one still lead to Eq. (3)?
 #
 # <details><summary>Answer</summary>
 #
-# The mean is $(\sqrt{\bar\alpha_t} + s_t)\,x_0$, so the ratio is $(\sqrt{\bar\alpha_t} + s_t)^2 / s_t^2$. It never falls below 1.
+# The printed kernel is wrong on every schedule, by another amount: what piles up depends on how the $\beta$ are spread. (Here the last steps, with $\beta$ near 1, forget most of it; the worst is in the middle.) The exact kernel is right on every schedule, by construction.
 #
 # </details>
 
 # %%
-ratio = (root + sigma) ** 2 / sigma ** 2
-print(f"at the end {ratio[-1]:.2f} instead of {process.snr()[-1]:.6f}")
-assert ratio.min() >= 1 and process.snr()[-1] < 1e-4
+other, x, y, worst = ShiftedDiffusion(cosine_schedule()), one, one, 0.0
+for t in range(1000):
+    x, y = (step(v, torch.tensor([t]), prior, zero) for step, v in ((other.q_step_printed, x), (other.q_step, y)))
+    worst = max(worst, (x - other.q_sample(one, torch.tensor([t]), prior, zero)).abs().item() / 0.8)
+print(f"printed kernel, cosine schedule: off by up to {worst:.1f} times the prior, at the end by {abs(x.item() / 0.8 - 1):.2f}")
+assert worst > 5
+torch.testing.assert_close(y, other.q_sample(one, torch.tensor([999]), prior, zero), rtol=1e-9, atol=1e-12)
 
 # %% [markdown]
 # **3 · Implement.** Write CARD's one-step kernel, and check it as we checked ours.

@@ -2,7 +2,7 @@
 # # 05 · The posterior
 # > The same road backwards: one step of it, exactly, and three ways to say what a network predicts
 #
-# You will derive $q(x_{t-1} \mid x_t, x_0, f)$, check it against Bayes' rule done by brute force, see where the printed Eq. (6) goes wrong and by how much, and turn noise into masks into velocities and back. No network yet. A quarter of a minute on a laptop.
+# You will derive $q(x_{t-1} \mid x_t, x_0, f)$ line by line, check each line against Bayes' rule done by brute force, see where the printed Eq. (6) goes wrong and by how much, and turn noise into masks into velocities and back. No network yet. Half a minute on a laptop, no GPU.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/05_posterior.ipynb)
 
@@ -17,29 +17,34 @@
 #| export
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from verdiff.forward import ShiftedDiffusion
 
 # %%
+import math
+
 import matplotlib.pyplot as plt
+import torch
+from diffusers import DDPMScheduler
 from IPython.display import HTML
 from ipywidgets import IntSlider, interact
 from matplotlib.animation import FuncAnimation
 from matplotlib_inline.backend_inline import set_matplotlib_formats
+
 from verdiff.data import draw_phantom, landmarks_to_mask
 from verdiff.forward import linear_schedule
 
 # %%
-set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})  # noise does not compress: small pages
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 82})  # noise does not compress: small pages
 plt.rcParams["animation.frame_format"] = "jpeg"
 process = ShiftedDiffusion(linear_schedule())
+g = torch.Generator().manual_seed(35)
 
 # %% [markdown]
 # ## 1 · Take the shift off
 #
-# Page 04 ended with a coordinate: $y_t = x_t - s_t f$ is plain DDPM. Two functions go there and back. The way back knows one more time than the process has, $t = -1$: the end of the road, where $s_{-1} = 0$ and nothing is left to put on.
+# Page 04 ended with a coordinate: $y_t = x_t - s_t f$ is plain DDPM. Two functions go there and back.
 
 # %%
 #| export
@@ -53,6 +58,11 @@ def unshift(
     return x_t - process.coefficient(process.sigmas, t, x_t) * process.prior_or_zero(prior, x_t)
 
 
+# %% [markdown]
+# The way back knows one more time than the process has, $t = -1$: the end of the road, where $s_{-1} = 0$ and nothing is left to put on.
+
+# %%
+#| export
 def reshift(
     process: ShiftedDiffusion,
     y_t: Tensor,  # (B, ...)
@@ -60,47 +70,109 @@ def reshift(
     prior: Tensor | None,  # f, of the shape of y_t
 ) -> Tensor:  # x_t
     "x_t = y_t + s_t f."
-    before = torch.cat([torch.zeros(1).double(), process.sigmas])[:-1]  # s_{-1} ... s_{T-2}
-    last = t == process.timesteps - 1
-    inner = process.coefficient(before, (t + 1).clamp(max=process.timesteps - 1), y_t)
-    end = process.coefficient(process.sigmas, t.clamp(min=0), y_t)
-    s = torch.where(last.to(y_t.device).view(-1, *[1] * (y_t.ndim - 1)), end, inner)
+    s = process.coefficient(process.sigmas, t.clamp(min=0), y_t)
+    s = s * (t >= 0).to(s).view(-1, *[1] * (y_t.ndim - 1))
     return y_t + s * process.prior_or_zero(prior, y_t)
 
 
 # %%
-g = torch.Generator().manual_seed(35)
 x, f = (torch.randn(4, 1, 6, 5, generator=g).double() for _ in range(2))
 t = torch.tensor([0, 7, 500, 999])
 torch.testing.assert_close(reshift(process, unshift(process, x, t, f), t, f), x)
 assert torch.equal(reshift(process, x, torch.full((4,), -1), f), x)
 
 # %% [markdown]
-# ## 2 · One step back, exactly
+# What does that buy? Here are five walkers of one pixel, all from $x_0 = -1$ and with the same noise, but each with another prior. In $x$ they part. In $y$ there is only one walker:
+
+# %%
+guesses = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0]).double()
+walk = [torch.full((5,), -1.0).double()]
+for t in range(1000):
+    walk.append(process.q_step(walk[-1], torch.tensor([t]), guesses, torch.randn(1, generator=g).double().expand(5)))
+walk = torch.stack(walk[1:])  # t f
+plain = torch.stack([unshift(process, x, torch.tensor([t]), guesses) for t, x in enumerate(walk)])
+fig, axes = plt.subplots(1, 2, figsize=(7, 2.5), sharey=True, layout="constrained")
+for axis, paths, title in zip(axes, (walk, plain), ("$x_t$: shifted", "$y_t = x_t - s_t f$: plain DDPM")):
+    axis.plot(paths, lw=0.8, label=[f"f = {v:g}" for v in guesses]); axis.set(xlabel="t", title=title)
+axes[1].legend(fontsize=7, loc="upper left")
+assert (plain - plain[:, :1]).abs().max() < 1e-12
+
+# %% [markdown]
+# So everything that is known of DDPM can be used in $y$ and carried back to $x$. We do that now for the step backwards.
 #
-# Given where the walker is ($x_t$) and where it started ($x_0$), where was it one step ago? In $y$ this is the formula of DDPM (Ho et al. 2020, Eq. 7),
+# ## 2 · One step back, line by line
 #
-# $$y_{t-1} \sim \mathcal N\bigl(A_t\,x_0 + B_t\,y_t,\; \sigma_t^2 I\bigr), \quad A_t = \frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1-\bar\alpha_t}, \quad B_t = \frac{\sqrt{\alpha_t}\,(1-\bar\alpha_{t-1})}{1-\bar\alpha_t}, \quad \sigma_t^2 = \frac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}\,\beta_t .$$
+# Given where the walker is ($y_t$) and where it started ($x_0$), where was it one step ago? Call the unknown place $z = y_{t-1}$. Bayes' rule says
 #
-# Put the shifts back, $y_t = x_t - s_t f$ and $x_{t-1} = y_{t-1} + s_{t-1} f$:
+# $$q(z \mid y_t, x_0) \;\propto\; \underbrace{q(y_t \mid z)}_{\text{the step}}\;\underbrace{q(z \mid x_0)}_{\text{the marginal}} .$$
+#
+# Both factors are known from page 04, and both are Gaussian. Their logarithms are parabolas in $z$, so their product is a Gaussian again. **Line 1**, the sum of the two:
+#
+# $$\ell(z) = -\frac{(y_t - \sqrt{\alpha_t}\,z)^2}{2\beta_t} - \frac{(z - \sqrt{\bar\alpha_{t-1}}\,x_0)^2}{2 (1-\bar\alpha_{t-1})} .$$
+#
+# We follow every line with numbers, on a grid of candidates $z$, for one pixel at $t = 300$:
+
+# %%
+k, x_0, y = 300, 1.0, 0.4
+a, b = process.alphas[k], process.betas[k]
+bar, bar_prev = process.alphas_cumprod[k], process.alphas_cumprod_prev[k]
+z = torch.linspace(-8, 8, 200_001, dtype=torch.float64)
+line1 = -(y - a.sqrt() * z) ** 2 / (2 * b) - (z - bar_prev.sqrt() * x_0) ** 2 / (2 * (1 - bar_prev))
+
+# %% [markdown]
+# **Line 2**: multiply out and sort by powers of $z$. What does not contain $z$ only scales the density; we leave it out.
+#
+# $$\ell(z) = -\frac{P}{2}\,z^2 + Q\,z + \dots, \qquad P = \frac{\alpha_t}{\beta_t} + \frac{1}{1-\bar\alpha_{t-1}}, \qquad Q = \frac{\sqrt{\alpha_t}}{\beta_t}\,y_t + \frac{\sqrt{\bar\alpha_{t-1}}}{1-\bar\alpha_{t-1}}\,x_0 .$$
+#
+# Two functions that differ by a constant: on the grid their difference must not depend on $z$.
+
+# %%
+def same_up_to_a_constant(one, two):
+    gap = one - two
+    assert (gap - gap.mean()).abs().max() < 1e-9 * one.abs().max()
+
+
+P = a / b + 1 / (1 - bar_prev)
+Q = a.sqrt() / b * y + bar_prev.sqrt() / (1 - bar_prev) * x_0
+line2 = -P / 2 * z ** 2 + Q * z
+same_up_to_a_constant(line1, line2)
+
+# %% [markdown]
+# **Line 3**: complete the square. $-\frac P2 z^2 + Qz = -\frac P2\bigl(z - \frac QP\bigr)^2 + \frac{Q^2}{2P}$, and the last term is a constant again. That is a Gaussian with mean $Q/P$ and variance $1/P$.
+
+# %%
+line3 = -P / 2 * (z - Q / P) ** 2
+same_up_to_a_constant(line2, line3)
+
+# %% [markdown]
+# **Line 4**: the variance in the paper's form. On a common denominator $P = \dfrac{\alpha_t(1-\bar\alpha_{t-1}) + \beta_t}{\beta_t(1-\bar\alpha_{t-1})}$, and the numerator is $\alpha_t - \bar\alpha_t + 1 - \alpha_t = 1 - \bar\alpha_t$. So
+#
+# $$\sigma_t^2 = \frac1P = \frac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}\,\beta_t .$$
+
+# %%
+torch.testing.assert_close(a * (1 - bar_prev) + b, 1 - bar)
+variance = (1 - bar_prev) / (1 - bar) * b
+torch.testing.assert_close(1 / P, variance)
+
+# %% [markdown]
+# **Line 5**: the mean, $Q\,\sigma_t^2$, sorted by $x_0$ and $y_t$:
+#
+# $$\mu = A_t\,x_0 + B_t\,y_t, \qquad A_t = \frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1-\bar\alpha_t}, \qquad B_t = \frac{\sqrt{\alpha_t}\,(1-\bar\alpha_{t-1})}{1-\bar\alpha_t} .$$
+
+# %%
+A, B = bar_prev.sqrt() * b / (1 - bar), a.sqrt() * (1 - bar_prev) / (1 - bar)
+torch.testing.assert_close(Q / P, A * x_0 + B * y)
+weight = torch.softmax(line1, 0)  # Bayes' rule by brute force: a sum over the grid
+print(f"mean: derived {(A * x_0 + B * y).item():.9f}, on the grid {(weight * z).sum().item():.9f}")
+torch.testing.assert_close((weight * z).sum(), A * x_0 + B * y, atol=1e-9, rtol=0)
+torch.testing.assert_close((weight * (z - Q / P) ** 2).sum(), variance, atol=1e-9, rtol=0)
+
+# %% [markdown]
+# That was DDPM's own posterior (Ho et al. 2020, Eq. 7). **Line 6**, the only new one: put the shifts back, $y_t = x_t - s_t f$ and $x_{t-1} = y_{t-1} + s_{t-1} f$.
 #
 # $$x_{t-1} \sim \mathcal N\bigl(A_t\,x_0 + B_t\,x_t + C_t\,f,\; \sigma_t^2 I\bigr), \qquad C_t = s_{t-1} - B_t\,s_t .$$
 #
-# Where do $A$, $B$ and $\sigma^2$ come from? Bayes' rule adds two parabolas in $z = y_{t-1}$, the step and the marginal:
-#
-# $$-\frac{(y_t - \sqrt{\alpha_t}\,z)^2}{2\beta_t} - \frac{(z - \sqrt{\bar\alpha_{t-1}}\,x_0)^2}{2 (1-\bar\alpha_{t-1})} = -\frac{z^2}{2}\underbrace{\Bigl(\frac{\alpha_t}{\beta_t} + \frac{1}{1-\bar\alpha_{t-1}}\Bigr)}_{1/\sigma_t^2} + z\,\underbrace{\Bigl(\frac{\sqrt{\alpha_t}}{\beta_t}\,y_t + \frac{\sqrt{\bar\alpha_{t-1}}}{1-\bar\alpha_{t-1}}\,x_0\Bigr)}_{\mu/\sigma_t^2} + \dots$$
-#
-# A sum of parabolas is a parabola: its curvature gives the variance, its linear term the mean. With $\alpha_t(1-\bar\alpha_{t-1}) + \beta_t = 1 - \bar\alpha_t$ the curvature becomes $\sigma_t^{-2} = (1-\bar\alpha_t) / (\beta_t (1-\bar\alpha_{t-1}))$, and multiplying the linear term by $\sigma_t^2$ gives $A_t$ and $B_t$ above. Each line, in numbers:
-#
 # The paper's Eq. (6) has the same $A$, $B$ and $\sigma^2$, and prints $C_t = s_t$.
-
-# %%
-bar, bar_prev, beta, alpha = process.alphas_cumprod[1:], process.alphas_cumprod_prev[1:], process.betas[1:], process.alphas[1:]
-curvature = alpha / beta + 1 / (1 - bar_prev)
-torch.testing.assert_close(alpha * (1 - bar_prev) + beta, 1 - bar)
-torch.testing.assert_close(1 / curvature, (1 - bar_prev) / (1 - bar) * beta)
-torch.testing.assert_close(bar_prev.sqrt() / (1 - bar_prev) / curvature, bar_prev.sqrt() * beta / (1 - bar))
-torch.testing.assert_close(alpha.sqrt() / beta / curvature, alpha.sqrt() * (1 - bar_prev) / (1 - bar))
 
 # %%
 #| export
@@ -129,12 +201,23 @@ def printed_prior_coefficient(process: ShiftedDiffusion) -> Tensor:  # (T,)
 
 # %%
 exact = posterior_coefficients(process)
+assert isinstance(exact, PosteriorCoefficients)
+print({name: f"{row[k].item():.5f}" for name, row in exact._asdict().items()}, "at t =", k)
+torch.testing.assert_close(torch.stack([row[k] for row in exact]), torch.stack([A, B, process.sigmas_prev[k] - B * process.sigmas[k], variance]))
+
+# %% [markdown]
+# How different are the two weights of the prior?
+
+# %%
 fig, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
 axis.semilogy(exact.prior[1:], label="exact $C_t = s_{t-1} - B_t s_t$")
 axis.semilogy(printed_prior_coefficient(process)[1:], color="crimson", label="Eq. (6) as printed: $s_t$")
 axis.set(xlabel="t", ylabel="weight of the prior in one step"); axis.legend()
 print(f"exact: {exact.prior.min():.2e} to {exact.prior.max():.4f}; printed: {process.sigmas.min():.2f} to {process.sigmas.max():.2f}")
 assert exact.prior[0] == 0 and 0 <= exact.prior.min() and exact.prior.max() < 0.0101 and process.sigmas.max() > 0.99
+
+# %% [markdown]
+# The exact weight is tiny: at $t$ most of the shift is already in $x_t$, and one step adds or removes only the difference. The printed one pays the whole shift again at every step. It is the weight that Eq. (5) gives the prior in the marginal, not in a step.
 
 # %%
 #| export
@@ -171,79 +254,75 @@ def q_posterior_printed(
 # %% [markdown]
 # ## 3 · Ask Bayes
 #
-# Derivations can err. Bayes' rule cannot: the posterior density of $x_{t-1}$ is proportional to $q(x_t \mid x_{t-1}, f)\; q(x_{t-1} \mid x_0, f)$. Both factors are known from page 04, both checked there. So we multiply them on a fine grid, in float64, and compute mean and variance as sums.
+# Derivations can err. Bayes' rule cannot: the posterior density of $x_{t-1}$ is proportional to $q(x_t \mid x_{t-1}, f)\; q(x_{t-1} \mid x_0, f)$, this time in $x$, with the shift. We multiply both factors on a fine grid, in float64, and compute mean and variance as sums.
 
 # %%
-def bayes(t, x_0, x_t, f, n=200_001):
-    z = torch.linspace(-8, 8, n, dtype=torch.float64)  # candidates for x_{t-1}
-    bar_prev, s_prev = process.alphas_cumprod_prev[t], process.sigmas_prev[t]
-    pull = process.sigmas[t] - process.alphas[t].sqrt() * s_prev
-    before = -(z - bar_prev.sqrt() * x_0 - s_prev * f) ** 2 / (2 * s_prev ** 2)
-    step = -(x_t - process.alphas[t].sqrt() * z - pull * f) ** 2 / (2 * process.betas[t])
-    weight = torch.softmax(before + step, 0)
+def logs(t, x_0, x_t, f, z):
+    "Logarithms of the marginal at t - 1 and of the step to x_t, at the candidates z."
+    s_prev, a = process.sigmas_prev[t], process.alphas[t].sqrt()
+    before = -(z - process.alphas_cumprod_prev[t].sqrt() * x_0 - s_prev * f) ** 2 / (2 * s_prev ** 2)
+    step = -(x_t - a * z - (process.sigmas[t] - a * s_prev) * f) ** 2 / (2 * process.betas[t])
+    return before, step
+
+
+def bayes(t, x_0, x_t, f):
+    z = torch.linspace(-8, 8, 200_001, dtype=torch.float64)  # candidates for x_{t-1}
+    weight = torch.softmax(sum(logs(t, x_0, x_t, f, z)), 0)
     mean = (weight * z).sum()
-    return mean, (weight * (z - mean) ** 2).sum(), z, weight
+    return mean, (weight * (z - mean) ** 2).sum()
 
 
 def scalar(v):
     return torch.full((1, 1), v, dtype=torch.float64)
 
 
+# %%
 worst = 0.0
 for t_ in (1, 5, 50, 300, 700, 999):
     for a_, b_, f_ in ((1, 0.4, 0.8), (-1, 0.9, 0.6), (1, -1.2, -0.9)):
         mean, variance = q_posterior(process, scalar(a_), scalar(b_), torch.tensor([t_]), scalar(f_))
-        m, v, *_ = bayes(t_, a_, b_, f_)
+        m, v = bayes(t_, a_, b_, f_)
         worst = max(worst, abs(mean - m).item(), abs(variance - v).item())
 print(f"largest difference to Bayes' rule: {worst:.1e}")
 assert worst < 1e-9
 
 # %% [markdown]
-# And the printed one? Here is the density in the middle of the chain with both means.
+# All three densities over one line: where the walker could have been a step ago if one only knew $x_0$ and $f$ (the marginal at $t-1$), how well each place explains $x_t$ (the step), and their normalised product, the posterior. The dashed line is our mean, the red one Eq. (6) as printed.
 
 # %%
-t_ = 300
-m, v, z, weight = bayes(t_, 1.0, 0.4, 0.8)
-ours, _ = q_posterior(process, scalar(1.0), scalar(0.4), torch.tensor([t_]), scalar(0.8))
-printed, _ = q_posterior_printed(process, scalar(1.0), scalar(0.4), torch.tensor([t_]), scalar(0.8))
-fig, axis = plt.subplots(figsize=(5, 2.4), layout="constrained")
-axis.plot(z, weight / (z[1] - z[0]), "k", label="Bayes' rule")
-axis.axvline(ours.item(), color="tab:blue", ls="--", label=f"exact mean {ours.item():.3f}")
-axis.axvline(printed.item(), color="crimson", label=f"Eq. (6): {printed.item():.3f}")
-axis.set(xlim=(0, 1.5), xlabel="$x_{t-1}$"); axis.legend()
-print(f"Eq. (6) misses by {abs(printed - ours).item() / v.sqrt().item():.1f} standard deviations of the step")
+grid = torch.linspace(-1.2, 2.6, 2001, dtype=torch.float64)
 
-# %% [markdown]
-# All three densities over one line: where the walker could have been a step ago if one only knew $x_0$ and $f$ (the marginal at $t-1$), how well each place explains $x_t$ (the step), and their normalised product, the posterior. Drag $t$, or play the film: early in the chain the start dominates, late in the chain only $x_t$ counts.
 
-# %%
 def three(t, axis=None, legend=True, x_0=1.0, x_t=0.4, f=0.8):
-    if axis is None:
-        _, axis = plt.subplots(figsize=(5, 2.4), layout="constrained")
-    _, _, z, _ = bayes(t, x_0, x_t, f, n=32_001)
-    s_prev, b = process.sigmas_prev[t], process.betas[t].sqrt()
-    pull = process.sigmas[t] - process.alphas[t].sqrt() * s_prev
-    before = -(z - process.alphas_cumprod_prev[t].sqrt() * x_0 - s_prev * f) ** 2 / (2 * s_prev ** 2)
-    step = -(x_t - process.alphas[t].sqrt() * z - pull * f) ** 2 / (2 * b ** 2)
+    axis = axis or plt.subplots(figsize=(5.5, 2.5), layout="constrained")[1]
     axis.clear()
-    for log, name, style in ((before, "marginal at t − 1", "tab:orange"), (step, "step to $x_t$", "tab:green"), (before + step, "posterior", "k")):
-        axis.plot(z, (log - log.max()).exp(), color=style, label=name)
-    mean, _ = q_posterior(process, scalar(x_0), scalar(x_t), torch.tensor([t]), scalar(f))
-    axis.axvline(mean.item(), color="tab:blue", ls="--", label="our mean"); axis.axvline(x_t, color="grey", lw=0.6)
-    axis.set(xlim=(-0.6, 2.4), title=f"t = {t}", xlabel="$x_{t-1}$", yticks=[])
+    before, step = logs(t, x_0, x_t, f, grid)
+    for log, name, colour in ((before, f"marginal at {t - 1}", "tab:orange"), (step, f"step to $x_{{{t}}}$ = {x_t}", "tab:green"), (before + step, "posterior", "k")):
+        axis.plot(grid, (log - log.max()).exp(), color=colour, label=name)
+    for how, colour, style in ((q_posterior, "tab:blue", "--"), (q_posterior_printed, "crimson", "-")):
+        axis.axvline(how(process, scalar(x_0), scalar(x_t), torch.tensor([t]), scalar(f))[0].item(), color=colour, ls=style, lw=1)
+    axis.set(xlim=(-1.2, 2.6), title=f"t = {t}", xlabel="$x_{t-1}$", yticks=[])
     if legend:
         axis.legend(fontsize=7, loc="upper right")
 
 
+three(100)
+off = [abs(how(process, scalar(1.0), scalar(0.4), torch.tensor([100]), scalar(0.8))[0] - bayes(100, 1.0, 0.4, 0.8)[0]) / bayes(100, 1.0, 0.4, 0.8)[1].sqrt() for how in (q_posterior, q_posterior_printed)]
+print(f"at t = 100 Eq. (6) misses Bayes' mean by {off[1].item():.1f} standard deviations of the step, ours by {off[0].item():.0e}")
+
+# %% [markdown]
+# (Each curve is scaled to height one.) Drag $t$, or play the film: early in the chain the start $x_0$ has a say; later the marginal is so wide that only $x_t$ counts.
+
+# %%
 interact(lambda t: three(t), t=IntSlider(20, 1, 999, 1, continuous_update=False));
 
 # %%
 fig, axes = plt.subplots(1, 4, figsize=(9, 2), layout="constrained")
 for axis, t in zip(axes, (2, 5, 20, 300)):
-    three(t, axis, t == 2)
+    three(t, axis, legend=False)
 
 # %%
-fig, axis = plt.subplots(figsize=(4.2, 2.2), dpi=60, layout="constrained")
+fig, axis = plt.subplots(figsize=(4.4, 2.3), dpi=58, layout="constrained")
 movie = FuncAnimation(fig, lambda t: three(t, axis), frames=[1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 30, 40, 55, 75, 100, 150, 250, 400, 650, 999], interval=200)
 html = movie.to_jshtml()
 plt.close(fig)
@@ -276,29 +355,56 @@ assert gap < 4 / 4000 ** 0.5 < 10 < max(paths["q_posterior_printed"])
 # %% [markdown]
 # The printed posterior pays the whole shift at every step, and the walkers end up far out, where no network was ever trained. The exact one keeps to the road.
 #
-# With $f = 0$ the posterior must be that of a public DDPM, mean and variance. (Its tables are float32, where $1 - \bar\alpha_1$ has three good digits; we lend it our float64 table, so that the formulas are compared and not the rounding.)
-
-# %%
-from diffusers import DDPMScheduler
+# With $f = 0$ the posterior must be that of a public DDPM, at every step of a whole chain. (The "network" is any smooth function, the noise is the same for both. Its tables are float32, where $1 - \bar\alpha_1$ has three good digits; we lend it our float64 table, so that the formulas are compared and not the rounding.)
 
 # %%
 public = DDPMScheduler(beta_schedule="linear", prediction_type="sample", clip_sample=False, variance_type="fixed_small")
 public.betas, public.alphas, public.alphas_cumprod = process.betas, process.alphas, process.alphas_cumprod
-x_0, x_t = (torch.randn(1, 1, 8, 4, generator=g).double() for _ in range(2))
-for t_ in (1, 250, 999):
-    mean, variance = q_posterior(process, x_0, x_t, torch.tensor([t_]), torch.zeros_like(x_t))
-    noise = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(1), dtype=x_t.dtype)
-    theirs = public.step(x_0, t_, x_t, generator=torch.Generator().manual_seed(1)).prev_sample
-    torch.testing.assert_close(mean + variance.sqrt() * noise, theirs, atol=1e-9, rtol=1e-9)
+ours = theirs = torch.randn(1, 1, 8, 4, generator=g).double()
+for t_ in reversed(range(1000)):
+    mean, variance = q_posterior(process, torch.tanh(ours), ours, torch.tensor([t_]), torch.zeros_like(ours))
+    z = torch.randn(ours.shape, generator=torch.Generator().manual_seed(t_), dtype=ours.dtype)
+    ours = mean + variance.sqrt() * z
+    theirs = public.step(torch.tanh(theirs), t_, theirs, generator=torch.Generator().manual_seed(t_)).prev_sample
+    torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+print("1000 steps back, the same at each of them")
 
 # %% [markdown]
 # ## 4 · What should the network say?
 #
-# Whoever knows $x_t$, $f$ and one of three things knows the other two: the noise $\varepsilon$, the mask $x_0$, or the *velocity* (Salimans and Ho 2022), which in $y$ is
+# Whoever knows $y_t$ and one of three things knows the other two: the noise $\varepsilon$, the mask $x_0$, or the *velocity* $v$ (Salimans and Ho 2022). Why three? Since $\bar\alpha_t + s_t^2 = 1$, there is an angle with $\sqrt{\bar\alpha_t} = \cos\varphi$ and $s_t = \sin\varphi$, and
 #
-# $$v = \sqrt{\bar\alpha_t}\,\varepsilon - s_t\,x_0 .$$
+# $$y_t = \cos\varphi\;x_0 + \sin\varphi\;\varepsilon, \qquad v_t = \frac{d y_t}{d\varphi} = \cos\varphi\;\varepsilon - \sin\varphi\;x_0 .$$
 #
-# From $y_t = \sqrt{\bar\alpha_t}\,x_0 + s_t\,\varepsilon$ follow $x_0 = (y_t - s_t\,\varepsilon)/\sqrt{\bar\alpha_t}$ and $x_0 = \sqrt{\bar\alpha_t}\,y_t - s_t\,v$.
+# Draw $x_0$ to the right and $\varepsilon$ upwards: $y_t$ walks on a circle from the mask to the noise, and $v_t$ is its direction of travel. Two perpendicular axes, turned: that is the whole triangle.
+
+# %%
+def triangle(t, axis=None):
+    axis = axis or plt.subplots(figsize=(3, 3), layout="constrained")[1]
+    axis.clear()
+    c, s = process.alphas_cumprod[t].sqrt().item(), process.sigmas[t].item()
+    arc = torch.linspace(0, math.pi / 2, 100)
+    axis.plot(arc.cos(), arc.sin(), color="0.8")
+    arrows = {"$x_0$": ((0, 0), (1, 0), "tab:orange", (0.9, -0.12)), "$ε$": ((0, 0), (0, 1), "tab:green", (-0.1, 0.8)),
+              "$y_t$": ((0, 0), (c, s), "k", (1.12 * c + 0.05, 1.12 * s)), "$v_t$ / 2": ((c, s), (c - s / 2, s + c / 2), "tab:purple", (c - 0.62 * s, s + 0.62 * c + 0.06))}
+    for name, (tail, tip, colour, place) in arrows.items():
+        axis.annotate("", tip, tail, arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0})
+        axis.text(*place, name, color=colour, ha="center", va="center")
+    axis.plot([c, c], [0, s], "k:", lw=0.8); axis.plot([0, c], [s, s], "k:", lw=0.8)
+    axis.set(xlim=(-0.6, 1.25), ylim=(-0.15, 1.55), aspect="equal", title=f"t = {t}"); axis.set_axis_off()
+
+
+interact(lambda t: triangle(t), t=IntSlider(250, 0, 999, 1, continuous_update=False));
+
+# %%
+fig, axes = plt.subplots(1, 4, figsize=(9, 2.5), layout="constrained")
+for axis, t in zip(axes, (50, 200, 350, 700)):
+    triangle(t, axis)
+
+# %% [markdown]
+# Reading the picture backwards gives each from each. The mask is $y_t$ minus the noise, rescaled; or $y_t$ turned back by the angle:
+#
+# $$x_0 = \frac{y_t - s_t\,\varepsilon}{\sqrt{\bar\alpha_t}} = \sqrt{\bar\alpha_t}\,y_t - s_t\,v .$$
 
 # %%
 #| export
@@ -307,7 +413,8 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
 def _check(prediction_type: str) -> None:
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, not {prediction_type!r}")
+        allowed = ", ".join(PREDICTION_TYPES)
+        raise ValueError(f"prediction_type must be one of {allowed}, not {prediction_type!r}")
 
 
 def _roots(process: ShiftedDiffusion, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -316,6 +423,13 @@ def _roots(process: ShiftedDiffusion, t: Tensor, like: Tensor) -> tuple[Tensor, 
             process.coefficient(process.sigmas, t, like))
 
 
+# %%
+root, s = _roots(process, torch.tensor([0, 500, 999]), torch.zeros(3, 1).double())
+torch.testing.assert_close(root ** 2 + s ** 2, torch.ones(3, 1).double())
+print("three languages:", PREDICTION_TYPES)
+
+# %%
+#| export
 def predict_x_0(
     process: ShiftedDiffusion,
     x_t: Tensor,  # (B, ...)
@@ -333,6 +447,17 @@ def predict_x_0(
     return (y - s * output) / root if prediction_type == "epsilon" else root * y - s * output
 
 
+# %% [markdown]
+# Make $x_t$ from a known mask and a known noise, tell the function the noise, and the mask must come back. The noise is found in the same way:
+
+# %%
+x_0, noise, f = (torch.randn(5, 1, 6, 4, generator=g).double() for _ in range(3))
+t = torch.tensor([0, 10, 300, 700, 999])
+x_t = process.q_sample(x_0, t, f, noise)
+torch.testing.assert_close(predict_x_0(process, x_t, t, noise, f), x_0, atol=1e-9, rtol=1e-9)
+
+# %%
+#| export
 def predict_noise(
     process: ShiftedDiffusion,
     x_t: Tensor,  # (B, ...)
@@ -350,6 +475,14 @@ def predict_noise(
     return (y - root * output) / s if prediction_type == "sample" else s * y + root * output
 
 
+# %%
+torch.testing.assert_close(predict_noise(process, x_t, t, x_0, f, "sample"), noise, atol=1e-9, rtol=1e-9)
+
+# %% [markdown]
+# And what should a network of each kind be *trained* to say? Eq. (8) is the first row.
+
+# %%
+#| export
 def v_target(
     process: ShiftedDiffusion,
     x_0: Tensor,
@@ -370,17 +503,15 @@ def training_target(
 ) -> Tensor:
     "What a network of that prediction type should say; Eq. (8) is \"epsilon\"."
     _check(prediction_type)
-    return {"epsilon": lambda: noise, "sample": lambda: x_0,
-            "v_prediction": lambda: v_target(process, x_0, t, noise)}[prediction_type]()
+    if prediction_type == "v_prediction":
+        return v_target(process, x_0, t, noise)
+    return noise if prediction_type == "epsilon" else x_0
 
 
 # %% [markdown]
-# Round trips, all three ways, with a prior, from the quietest time to the loudest:
+# Round trips, all three ways, with a prior, from the quietest time to the loudest; and the velocity against a public library:
 
 # %%
-x_0, noise, f = (torch.randn(5, 1, 6, 4, generator=g).double() for _ in range(3))
-t = torch.tensor([0, 10, 300, 700, 999])
-x_t = process.q_sample(x_0, t, f, noise)
 for kind in PREDICTION_TYPES:
     said = training_target(process, x_0, t, noise, kind)
     torch.testing.assert_close(predict_x_0(process, x_t, t, said, f, kind), x_0, atol=1e-9, rtol=1e-9)
@@ -403,7 +534,7 @@ print(f"an error of the noise is multiplied by {amplify:.0f} at the loudest time
 assert 150 < amplify < 170
 
 # %% [markdown]
-# At the start of sampling an error in $\varepsilon$ is multiplied by 157. That is harmless in a photograph generator that takes a thousand steps, and ruinous for a segmenter that wants to take one. A mask is nothing but $-1$ and $1$; a network can say it outright. So outside the profile `paper` our networks predict $x_0$ (`sample`); Eq. (8), the noise, is one word away, and [13](13_paper_checked.ipynb) compares them.
+# At the start of sampling an error in $\varepsilon$ is multiplied by more than a hundred: the circle is almost at its top, and the mask is what little $y_t$ leans to the right. That is harmless in a photograph generator that takes a thousand steps, and ruinous for a segmenter that wants to take one. A mask is nothing but $-1$ and $1$; a network can say it outright. So outside the profile `paper` our networks predict $x_0$ (`sample`); Eq. (8), the noise, is one word away, and [13](13_paper_checked.ipynb) compares them.
 #
 # What one step from the loudest time makes of a spine, if the output is wrong by 0.05 per pixel:
 
@@ -426,7 +557,7 @@ assert (shown[0] - x_0).abs().mean() > 4 > 0.1 > (shown[1] - x_0).abs().mean()
 # |---|---|---|---|
 # | prior in the posterior | $s_t\,f$ | $(s_{t-1} - B_t s_t)\,f$ | Bayes' rule |
 # | ancestral step, Eq. (7) | leaves the shift out | takes it off, steps, puts the next one on | otherwise $x_t$ leaves its own marginal |
-# | prediction | $\varepsilon$, Eq. (8) | $x_0$; $\varepsilon$ in `paper` | an error of $\varepsilon$ is multiplied by up to 157 |
+# | prediction | $\varepsilon$, Eq. (8) | $x_0$; $\varepsilon$ in `paper` | an error of $\varepsilon$ is multiplied by more than a hundred at the start |
 #
 # ## Exercises
 #

@@ -12,12 +12,11 @@ __all__ = ['PREDICTION_TYPES', 'unshift', 'reshift', 'PosteriorCoefficients', 'p
 # %% ../nbs/05_posterior.ipynb #16eaac1c
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .forward import ShiftedDiffusion
 
-# %% ../nbs/05_posterior.ipynb #725df5ed
+# %% ../nbs/05_posterior.ipynb #57865458
 def unshift(
     process: ShiftedDiffusion,
     x_t: Tensor,  # (B, ...)
@@ -27,7 +26,7 @@ def unshift(
     "y_t = x_t - s_t f."
     return x_t - process.coefficient(process.sigmas, t, x_t) * process.prior_or_zero(prior, x_t)
 
-
+# %% ../nbs/05_posterior.ipynb #725df5ed
 def reshift(
     process: ShiftedDiffusion,
     y_t: Tensor,  # (B, ...)
@@ -35,11 +34,8 @@ def reshift(
     prior: Tensor | None,  # f, of the shape of y_t
 ) -> Tensor:  # x_t
     "x_t = y_t + s_t f."
-    before = torch.cat([torch.zeros(1).double(), process.sigmas])[:-1]  # s_{-1} ... s_{T-2}
-    last = t == process.timesteps - 1
-    inner = process.coefficient(before, (t + 1).clamp(max=process.timesteps - 1), y_t)
-    end = process.coefficient(process.sigmas, t.clamp(min=0), y_t)
-    s = torch.where(last.to(y_t.device).view(-1, *[1] * (y_t.ndim - 1)), end, inner)
+    s = process.coefficient(process.sigmas, t.clamp(min=0), y_t)
+    s = s * (t >= 0).to(s).view(-1, *[1] * (y_t.ndim - 1))
     return y_t + s * process.prior_or_zero(prior, y_t)
 
 # %% ../nbs/05_posterior.ipynb #7977569a
@@ -101,7 +97,8 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
 def _check(prediction_type: str) -> None:
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, not {prediction_type!r}")
+        allowed = ", ".join(PREDICTION_TYPES)
+        raise ValueError(f"prediction_type must be one of {allowed}, not {prediction_type!r}")
 
 
 def _roots(process: ShiftedDiffusion, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +106,7 @@ def _roots(process: ShiftedDiffusion, t: Tensor, like: Tensor) -> tuple[Tensor, 
     return (process.coefficient(process.alphas_cumprod.sqrt(), t, like),
             process.coefficient(process.sigmas, t, like))
 
-
+# %% ../nbs/05_posterior.ipynb #4edcf650
 def predict_x_0(
     process: ShiftedDiffusion,
     x_t: Tensor,  # (B, ...)
@@ -126,7 +123,7 @@ def predict_x_0(
     y = unshift(process, x_t, t, prior)
     return (y - s * output) / root if prediction_type == "epsilon" else root * y - s * output
 
-
+# %% ../nbs/05_posterior.ipynb #90e64ff5
 def predict_noise(
     process: ShiftedDiffusion,
     x_t: Tensor,  # (B, ...)
@@ -143,7 +140,7 @@ def predict_noise(
     y = unshift(process, x_t, t, prior)
     return (y - root * output) / s if prediction_type == "sample" else s * y + root * output
 
-
+# %% ../nbs/05_posterior.ipynb #acac7c12
 def v_target(
     process: ShiftedDiffusion,
     x_0: Tensor,
@@ -164,5 +161,6 @@ def training_target(
 ) -> Tensor:
     "What a network of that prediction type should say; Eq. (8) is \"epsilon\"."
     _check(prediction_type)
-    return {"epsilon": lambda: noise, "sample": lambda: x_0,
-            "v_prediction": lambda: v_target(process, x_0, t, noise)}[prediction_type]()
+    if prediction_type == "v_prediction":
+        return v_target(process, x_0, t, noise)
+    return noise if prediction_type == "epsilon" else x_0
