@@ -2,7 +2,7 @@
 # # 00 · Settings, and how to read this course
 # > Every number of every run in one file that you can read, and a map of where we are going
 #
-# Thirteen lessons build a diffusion model that segments vertebrae in spine radiographs, from the pixels to the command line. This first one
+# The lessons of this course build a diffusion model that segments vertebrae in spine radiographs, from the pixels to the command line. This first one
 # is short. It tells you how the pages are made, which symbol of the paper is which name in the code, and it builds the piece that
 # everything else leans on: a settings file that refuses nonsense in one clear sentence, and a way to save files that never leaves half of one.
 #
@@ -135,6 +135,26 @@ except OSError as error:
 
 # %%
 #| export
+def _sync_folder(folder: Path) -> None:
+    "Let the rename, too, survive a power cut, where the system can."
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):  # some network drives refuse
+            os.fsync(number)
+        os.close(number)
+
+
+def _disk_trouble(error: Exception) -> bool:
+    "Whether a library wrapped an error of the disk: torch's writer and safetensors do."
+    words = str(error).lower()
+    return any(w in words for w in ("no space left", "file write failed", "unexpected pos", "i/o error"))
+
+
+# %%
+assert _disk_trouble(RuntimeError("PytorchStreamWriter failed: file write failed")) and not _disk_trouble(KeyError("nsa"))
+
+# %%
+#| export
 @contextmanager
 def atomic_write(
     path: str | Path,  # the file to write; its folder must exist
@@ -164,21 +184,6 @@ def atomic_write(
     finally:
         temporary.unlink(missing_ok=True)
 
-
-def _sync_folder(folder: Path) -> None:
-    "Let the rename, too, survive a power cut, where the system can."
-    if os.name == "posix":
-        number = os.open(folder, os.O_RDONLY)
-        with suppress(OSError):  # some network drives refuse
-            os.fsync(number)
-        os.close(number)
-
-
-def _disk_trouble(error: Exception) -> bool:
-    "Whether a library wrapped an error of the disk: torch's writer and safetensors do."
-    words = str(error).lower()
-    return any(w in words for w in ("no space left", "file write failed", "unexpected pos", "i/o error"))
-
 # %%
 notes.write_text("three days of training")
 def careful_save():
@@ -188,6 +193,33 @@ def careful_save():
 print(complaint(careful_save).replace(str(folder), "runs"))
 assert notes.read_text() == "three days of training"
 assert list(folder.iterdir()) == [notes]  # nothing left behind
+
+# %% [markdown]
+# Now pull the plug at every moment. Six parts are written, and the failure comes before part 0, 1, 2 …, or not at all:
+
+# %%
+def after_failure(save, at):
+    notes.write_text("old" * 6)
+    try:
+        save([None if k == at else "new" for k in range(6)])
+    except (OSError, VerdiffError):
+        pass
+    return {"old" * 6: 0, "new" * 6: 2}.get(notes.read_text(), 1)
+
+
+def atomic_save(parts):
+    with atomic_write(notes) as path:
+        naive_save(path, parts)
+
+# %%
+states = [[after_failure(save, at) for at in range(7)] for save in (lambda parts: naive_save(notes, parts), atomic_save)]
+fig, ax = plt.subplots(figsize=(5, 1.5), layout="constrained")
+ax.imshow(states, cmap="RdYlGn", vmin=-0.6, vmax=2.6, aspect="auto")
+for row, found in enumerate(states):
+    for at, state in enumerate(found):
+        ax.text(at, row, ("old", "broken", "new")[state], ha="center", va="center", fontsize=8)
+ax.set_yticks([0, 1], ["naive", "atomic"]); ax.set_xticks(range(7), [*range(6), "never"]); ax.set_xlabel("failure before part")
+assert states[0] == [1] * 6 + [2] and states[1] == [0] * 6 + [2]
 
 # %% [markdown]
 # ## 5 · The numbers of a run
@@ -201,6 +233,8 @@ assert list(folder.iterdir()) == [notes]  # nothing left behind
 # | `demo` | `make demo`, phantoms | minutes on 2 cores |
 # | `laptop` | real radiographs without a GPU | an hour or so on 2 cores |
 # | `ablation` | each of the many runs of a sweep, [14](14_ablation.ipynb) | a minute |
+# | `fine` | a second stage at twice the size, from the weights of `laptop` | hours on 2 cores |
+# | `comparison` | the same budget for several methods, [16](16_comparison.ipynb) | minutes each |
 # | `gpu` | the full size, our choices | a GPU |
 # | `paper` | Section 3.3 of the paper to the letter | a GPU |
 #
@@ -219,13 +253,13 @@ ini = settings_path()
 print(*ini.read_text(encoding="utf-8").splitlines()[:14], sep="\n")
 
 # %% [markdown]
-# Text is friendly but untyped: is `1e-4` a number, is `yes` true, may `channels` be empty? A frozen dataclass gives every key a type and a meaning.
+# Text is friendly but untyped: is `1e-4` a number, is `yes` true, may `channels` be empty? A frozen dataclass gives every key a type and a meaning. There are many keys, so here they come in four helpings, each a class that adds to the one before. First the data and the process:
 
 # %%
 #| export
 @dataclass(frozen=True)
-class Settings:
-    "All numbers of one run; made by `load_settings`, which checks them."
+class _DataKeys:
+    "What goes in, and how it is drowned in noise."
 
     profile: str  # section of settings.ini
     seed: int  # of weights, batches, augmentation, noise
@@ -241,6 +275,16 @@ class Settings:
     beta_end: float
     prediction_type: str  # "epsilon", "sample" (x_0) or "v_prediction"
     shift: bool  # Eq. (3); false: plain DDPM
+
+# %% [markdown]
+# The networks and their loss:
+
+# %%
+#| export
+@dataclass(frozen=True)
+class _ModelKeys(_DataKeys):
+    "The two U-Nets and what they are trained for."
+
     channels: tuple[int, ...]  # width of each level of both U-Nets
     blocks: int  # residual blocks a level
     norm: str  # "group" or "batch"
@@ -251,6 +295,16 @@ class Settings:
     detach_prior: bool  # keep the diffusion loss out of the conditional U-Net
     bce_weight: float  # of the prior's binary cross entropy
     dice_weight: float  # of the prior's soft Dice
+
+# %% [markdown]
+# How it is trained, and what is done to the images on the way:
+
+# %%
+#| export
+@dataclass(frozen=True)
+class _TrainingKeys(_ModelKeys):
+    "Optimisation and augmentation."
+
     max_steps: int  # optimiser steps
     batch_size: int  # images a step (a device)
     accumulate: int  # batches a step
@@ -271,6 +325,20 @@ class Settings:
     scale_max: float
     flip: float  # probability of a left-right flip
     stream: str  # decode images when needed: "true", "false", "auto" (where memory is short)
+
+# %%
+assert [len(fields(c)) for c in (_DataKeys, _ModelKeys)] < [len(fields(c)) for c in (_ModelKeys, _TrainingKeys)]
+print(*[f.name for f in fields(_TrainingKeys)], sep=", ")
+
+# %% [markdown]
+# Book-keeping and sampling complete them:
+
+# %%
+#| export
+@dataclass(frozen=True)
+class _RunKeys(_TrainingKeys):
+    "What is written on the way, and how masks are drawn."
+
     validate_every: int  # steps
     val_images: int  # how many validation images are sampled on the way
     checkpoint_every: int  # steps
@@ -279,6 +347,26 @@ class Settings:
     sampler: str  # "ddpm", "ddim" or "dpm"
     sample_steps: int
     ensemble: int  # samples an image
+
+# %%
+#| export
+def _text(value: Any) -> str:
+    "A value as settings.ini has it."
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+# %%
+assert [_text(v) for v in (True, [8, 16], 0.5)] == ["true", "8,16", "0.5"]
+
+# %% [markdown]
+# The finished class can be turned into plain values and back:
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Settings(_RunKeys):
+    "All numbers of one run; made by `load_settings`, which checks them."
 
     @property
     def size(self) -> tuple[int, int]:
@@ -311,11 +399,7 @@ class Settings:
         return settings
 
     def __str__(self) -> str:
-        lines = []
-        for key, value in self.to_dict().items():
-            text = ",".join(map(str, value)) if isinstance(value, list) else value
-            lines.append(f"{key:18s}{str(text).lower() if isinstance(text, bool) else text}")
-        return "\n".join(lines)
+        return "\n".join(f"{key:18s}{_text(value)}" for key, value in self.to_dict().items())
 
 # %% [markdown]
 # Types are read from the annotations, so a new key is one new line. What may a value be? Two small tables, and a few rules that join keys:
@@ -356,26 +440,32 @@ def _known(key: str, allowed: Any, what: str) -> None:
     if key not in allowed:
         near = get_close_matches(key, list(allowed), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise VerdiffError(f"{what} {key!r}{hint} Allowed: {', '.join(allowed)}" if hint
+        raise VerdiffError(f"{what} {key!r}{hint} (allowed: {', '.join(allowed)})" if hint
                            else f"{what} {key!r}; allowed: {', '.join(allowed)}")
+
+
+# %%
+#| export
+def _check_value(key: str, value: Any, where: str) -> None:
+    "Refuse a value of the wrong type or out of range."
+    kind = get_type_hints(Settings)[key]
+    if key == "channels":
+        if not value or not all(type(c) is int and c >= 2 for c in value):
+            raise VerdiffError(f"{where}: channels = {value!r} must be whole numbers from 2 on,"
+                               " such as 16,32,64")
+    elif type(value) not in {int: (int,), float: (int, float)}.get(kind, (kind,)):
+        raise VerdiffError(f"{where}: {key} = {value!r} must be {_WORDS[kind]}")
+    if key in CHOICES:
+        _known(value, CHOICES[key], f"{where}: {key} cannot be")
+    low, high = RANGES.get(key, (0, 0))
+    if key in RANGES and not low <= value <= high:
+        raise VerdiffError(f"{where}: {key} = {value!r} must lie between {low:g} and {high:g}")
 
 
 def _validate(settings: Settings, where: str) -> None:
     "Refuse what is out of range or does not go together."
-    types = get_type_hints(Settings)
     for key, value in asdict(settings).items():
-        kinds = {int: (int,), float: (int, float)}.get(types[key], (types[key],))
-        if key == "channels":
-            if not value or not all(type(c) is int and c >= 2 for c in value):
-                raise VerdiffError(f"{where}: channels = {value!r} must be whole numbers from 2 on,"
-                                   " such as 16,32,64")
-        elif type(value) not in kinds:
-            raise VerdiffError(f"{where}: {key} = {value!r} must be {_WORDS[types[key]]}")
-        if key in CHOICES:
-            _known(value, CHOICES[key], f"{where}: {key} cannot be")
-        low, high = RANGES.get(key, (0, 0))
-        if key in RANGES and not low <= value <= high:
-            raise VerdiffError(f"{where}: {key} = {value!r} must lie between {low:g} and {high:g}")
+        _check_value(key, value, where)
     for small, large in (("beta_start", "beta_end"), ("shift_min", "shift_max"),
                          ("scale_min", "scale_max"), ("sample_steps", "timesteps")):
         if getattr(settings, small) > getattr(settings, large):
@@ -425,7 +515,11 @@ def profiles(
     "Names of the profiles."
     return _read(path)[0].sections()
 
+# %%
+print(profiles())
 
+# %%
+#| export
 def load_settings(
     profile: str = "laptop",  # section of settings.ini
     overrides: Sequence[str] = (),  # "key=value", as `--set` gives them
@@ -458,13 +552,14 @@ print(laptop)
 # All profiles beside each other: pixels a step against the number of steps. From left to right a run learns longer, upwards it sees more.
 
 # %%
-fig, ax = plt.subplots(figsize=(5, 3))
+fig, ax = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
 for name in profiles():
     s = load_settings(name)
-    ax.scatter(s.max_steps, s.batch_size * s.height * s.width, s=12 * len(s.channels) ** 2)
-    ax.annotate(name, (s.max_steps, s.batch_size * s.height * s.width), (8, 6), textcoords="offset points")
-ax.set(xscale="log", yscale="log", xlabel="optimiser steps", ylabel="pixels a step", xlim=(2, 1e5), ylim=(4e3, 1e7))
-ax.set_title("the profiles of settings.ini", fontsize=10)
+    seen = s.max_steps, s.batch_size * s.height * s.width
+    ax.scatter(*seen, s=12 * len(s.channels) ** 2, alpha=0.7)
+    below = name in ("paper", "comparison", "ablation")
+    ax.annotate(name, seen, (0, -16 if below else 11), textcoords="offset points", ha="center", fontsize=9)
+ax.set(xscale="log", yscale="log", xlabel="optimiser steps", ylabel="pixels a step", xlim=(1, 1e5), ylim=(3e3, 1e7))
 
 # %% [markdown]
 # Anything can be changed for one run, on the command line with `--set`, here with a list. `from_dict(to_dict())` gives the same object back, which is how checkpoints carry their settings.
@@ -482,7 +577,7 @@ assert short.size == laptop.size == (laptop.height, laptop.width) and len(short.
 for profile, override in [("labtop", ""), ("laptop", "max_step=3"), ("laptop", "nsa=maybe"), ("laptop", "beta_end=1.5"),
                           ("laptop", "norm=layer"), ("laptop", "beta_end=1e-5"), ("laptop", "channels=16;32")]:
     sentence = complaint(lambda: load_settings(profile, [override] if override else []))
-    print("-", sentence.split(" Allowed")[0])
+    print("-", sentence.split(" (allowed")[0])
     assert sentence
 
 # %% [markdown]

@@ -22,6 +22,21 @@ class VerdiffError(ValueError):
     "Something that a user can put right; the message is one sentence that says how."
 
 # %% ../nbs/00_settings.ipynb #f7cf3afd
+def _sync_folder(folder: Path) -> None:
+    "Let the rename, too, survive a power cut, where the system can."
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):  # some network drives refuse
+            os.fsync(number)
+        os.close(number)
+
+
+def _disk_trouble(error: Exception) -> bool:
+    "Whether a library wrapped an error of the disk: torch's writer and safetensors do."
+    words = str(error).lower()
+    return any(w in words for w in ("no space left", "file write failed", "unexpected pos", "i/o error"))
+
+# %% ../nbs/00_settings.ipynb #bbeb3abb
 @contextmanager
 def atomic_write(
     path: str | Path,  # the file to write; its folder must exist
@@ -51,21 +66,6 @@ def atomic_write(
     finally:
         temporary.unlink(missing_ok=True)
 
-
-def _sync_folder(folder: Path) -> None:
-    "Let the rename, too, survive a power cut, where the system can."
-    if os.name == "posix":
-        number = os.open(folder, os.O_RDONLY)
-        with suppress(OSError):  # some network drives refuse
-            os.fsync(number)
-        os.close(number)
-
-
-def _disk_trouble(error: Exception) -> bool:
-    "Whether a library wrapped an error of the disk: torch's writer and safetensors do."
-    words = str(error).lower()
-    return any(w in words for w in ("no space left", "file write failed", "unexpected pos", "i/o error"))
-
 # %% ../nbs/00_settings.ipynb #4534765c
 def settings_path() -> Path:
     "The settings.ini of this installation: the top of a clone, or the copy inside the package."
@@ -75,8 +75,8 @@ def settings_path() -> Path:
 
 # %% ../nbs/00_settings.ipynb #2e35ddb2
 @dataclass(frozen=True)
-class Settings:
-    "All numbers of one run; made by `load_settings`, which checks them."
+class _DataKeys:
+    "What goes in, and how it is drowned in noise."
 
     profile: str  # section of settings.ini
     seed: int  # of weights, batches, augmentation, noise
@@ -92,6 +92,12 @@ class Settings:
     beta_end: float
     prediction_type: str  # "epsilon", "sample" (x_0) or "v_prediction"
     shift: bool  # Eq. (3); false: plain DDPM
+
+# %% ../nbs/00_settings.ipynb #9c028f86
+@dataclass(frozen=True)
+class _ModelKeys(_DataKeys):
+    "The two U-Nets and what they are trained for."
+
     channels: tuple[int, ...]  # width of each level of both U-Nets
     blocks: int  # residual blocks a level
     norm: str  # "group" or "batch"
@@ -102,6 +108,12 @@ class Settings:
     detach_prior: bool  # keep the diffusion loss out of the conditional U-Net
     bce_weight: float  # of the prior's binary cross entropy
     dice_weight: float  # of the prior's soft Dice
+
+# %% ../nbs/00_settings.ipynb #6aa22f9b
+@dataclass(frozen=True)
+class _TrainingKeys(_ModelKeys):
+    "Optimisation and augmentation."
+
     max_steps: int  # optimiser steps
     batch_size: int  # images a step (a device)
     accumulate: int  # batches a step
@@ -122,6 +134,12 @@ class Settings:
     scale_max: float
     flip: float  # probability of a left-right flip
     stream: str  # decode images when needed: "true", "false", "auto" (where memory is short)
+
+# %% ../nbs/00_settings.ipynb #3e3c7953
+@dataclass(frozen=True)
+class _RunKeys(_TrainingKeys):
+    "What is written on the way, and how masks are drawn."
+
     validate_every: int  # steps
     val_images: int  # how many validation images are sampled on the way
     checkpoint_every: int  # steps
@@ -130,6 +148,18 @@ class Settings:
     sampler: str  # "ddpm", "ddim" or "dpm"
     sample_steps: int
     ensemble: int  # samples an image
+
+# %% ../nbs/00_settings.ipynb #91df2e99
+def _text(value: Any) -> str:
+    "A value as settings.ini has it."
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+# %% ../nbs/00_settings.ipynb #fbd96d09
+@dataclass(frozen=True)
+class Settings(_RunKeys):
+    "All numbers of one run; made by `load_settings`, which checks them."
 
     @property
     def size(self) -> tuple[int, int]:
@@ -162,11 +192,7 @@ class Settings:
         return settings
 
     def __str__(self) -> str:
-        lines = []
-        for key, value in self.to_dict().items():
-            text = ",".join(map(str, value)) if isinstance(value, list) else value
-            lines.append(f"{key:18s}{str(text).lower() if isinstance(text, bool) else text}")
-        return "\n".join(lines)
+        return "\n".join(f"{key:18s}{_text(value)}" for key, value in self.to_dict().items())
 
 # %% ../nbs/00_settings.ipynb #360ae569
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -202,26 +228,30 @@ def _known(key: str, allowed: Any, what: str) -> None:
     if key not in allowed:
         near = get_close_matches(key, list(allowed), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise VerdiffError(f"{what} {key!r}{hint} Allowed: {', '.join(allowed)}" if hint
+        raise VerdiffError(f"{what} {key!r}{hint} (allowed: {', '.join(allowed)})" if hint
                            else f"{what} {key!r}; allowed: {', '.join(allowed)}")
+
+# %% ../nbs/00_settings.ipynb #d84f2517
+def _check_value(key: str, value: Any, where: str) -> None:
+    "Refuse a value of the wrong type or out of range."
+    kind = get_type_hints(Settings)[key]
+    if key == "channels":
+        if not value or not all(type(c) is int and c >= 2 for c in value):
+            raise VerdiffError(f"{where}: channels = {value!r} must be whole numbers from 2 on,"
+                               " such as 16,32,64")
+    elif type(value) not in {int: (int,), float: (int, float)}.get(kind, (kind,)):
+        raise VerdiffError(f"{where}: {key} = {value!r} must be {_WORDS[kind]}")
+    if key in CHOICES:
+        _known(value, CHOICES[key], f"{where}: {key} cannot be")
+    low, high = RANGES.get(key, (0, 0))
+    if key in RANGES and not low <= value <= high:
+        raise VerdiffError(f"{where}: {key} = {value!r} must lie between {low:g} and {high:g}")
 
 
 def _validate(settings: Settings, where: str) -> None:
     "Refuse what is out of range or does not go together."
-    types = get_type_hints(Settings)
     for key, value in asdict(settings).items():
-        kinds = {int: (int,), float: (int, float)}.get(types[key], (types[key],))
-        if key == "channels":
-            if not value or not all(type(c) is int and c >= 2 for c in value):
-                raise VerdiffError(f"{where}: channels = {value!r} must be whole numbers from 2 on,"
-                                   " such as 16,32,64")
-        elif type(value) not in kinds:
-            raise VerdiffError(f"{where}: {key} = {value!r} must be {_WORDS[types[key]]}")
-        if key in CHOICES:
-            _known(value, CHOICES[key], f"{where}: {key} cannot be")
-        low, high = RANGES.get(key, (0, 0))
-        if key in RANGES and not low <= value <= high:
-            raise VerdiffError(f"{where}: {key} = {value!r} must lie between {low:g} and {high:g}")
+        _check_value(key, value, where)
     for small, large in (("beta_start", "beta_end"), ("shift_min", "shift_max"),
                          ("scale_min", "scale_max"), ("sample_steps", "timesteps")):
         if getattr(settings, small) > getattr(settings, large):
@@ -269,7 +299,7 @@ def profiles(
     "Names of the profiles."
     return _read(path)[0].sections()
 
-
+# %% ../nbs/00_settings.ipynb #e570bda1
 def load_settings(
     profile: str = "laptop",  # section of settings.ini
     overrides: Sequence[str] = (),  # "key=value", as `--set` gives them
