@@ -103,7 +103,7 @@ def bootstrap_interval(
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
-
+# %% ../nbs/03_metrics.ipynb #fa14c0b3
 class Summary(NamedTuple):
     "Mean, standard deviation over images, interval of the mean, number of images."
 
@@ -183,7 +183,7 @@ TABLE_1 = tuple(
 TABLE_2 = {(False, False): (88.68, 83.96), (True, False): (91.96, 86.82),  # (MSFM, NSA): (Dice, IoU)
            (False, True): (90.27, 85.21), (True, True): (93.86, 88.58)}
 
-
+# %% ../nbs/03_metrics.ipynb #41350964
 def jensen_check(
     rounding: float = 0.005,  # per cent: the table prints two digits
 ) -> list[tuple[Cell, float, float, str]]:  # cell, bounds in per cent, "fits", "too low" or "too high"
@@ -219,7 +219,7 @@ def expected_calibration_error(
     p, t, count = reliability(prob, target, bins)
     return float(((p - t).abs().nan_to_num() * count).sum() / count.sum())
 
-
+# %% ../nbs/03_metrics.ipynb #79c30614
 def risk_coverage(
     error: Values,  # of each image or pixel
     uncertainty: Values,  # of the same
