@@ -5,7 +5,13 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verdiff.forward import ShiftedDiffusion, cosine_schedule, linear_schedule, make_schedule
+from verdiff.forward import (
+    ShiftedDiffusion,
+    betas_from_alphas_cumprod,
+    cosine_schedule,
+    linear_schedule,
+    make_schedule,
+)
 from verdiff.posterior import (
     PREDICTION_TYPES,
     posterior_coefficients,
@@ -145,52 +151,186 @@ def test_times_and_priors_that_are_wrong():
 
 
 @st.composite
-def schedules(draw):
-    "Any schedule: linear, cosine or drawn at random, from one step to two thousand."
-    timesteps = draw(st.sampled_from([1, 2, 3, 10, 100, 1000, 2000]))
-    kind = draw(st.sampled_from(["linear", "cosine", "random"]))
+def schedules(draw, most=2000):
+    "Any schedule: linear, cosine, constant or drawn at random, from one step to two thousand."
+    timesteps = draw(st.one_of(st.sampled_from([1, 2, most]), st.integers(1, most)))
+    kind = draw(st.sampled_from(["linear", "cosine", "constant", "random"]))
     if kind == "cosine":
         return ShiftedDiffusion(cosine_schedule(timesteps))
-    if kind == "linear":
-        return ShiftedDiffusion(linear_schedule(timesteps, 1e-4, draw(st.floats(1e-3, 0.5))))
-    g = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     top = min(0.5, 20 / timesteps)  # the signal must not underflow
+    if kind == "linear":
+        return ShiftedDiffusion(linear_schedule(timesteps, 1e-4, draw(st.floats(1e-3, top))))
+    if kind == "constant":  # for short chains abar_T stays far from zero
+        return ShiftedDiffusion(torch.full((timesteps,), draw(st.floats(1e-5, top))).double())
+    g = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     return ShiftedDiffusion(1e-5 + top * torch.rand(timesteps, generator=g, dtype=torch.float64))
 
 
-@given(schedules(), st.sampled_from([torch.float32, torch.float64]), st.booleans(), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
-def test_one_step_of_the_mean_on_any_schedule(process, dtype, plain, seed):
-    "q_step of the marginal's mean at t-1 is the marginal's mean at t, at both ends of every schedule."
-    g = torch.Generator().manual_seed(seed)
-    x_0, f = (torch.rand(1, 2, 3, generator=g, dtype=torch.float64).to(dtype) * 2 - 1 for _ in range(2))
-    f = None if plain else f
-    zero = torch.zeros_like(x_0)
-    for t in {0, process.timesteps // 2, process.timesteps - 1}:
-        before = x_0 if t == 0 else process.q_sample(x_0, torch.tensor([t - 1]), f, zero)
-        after = process.q_step(before, torch.tensor([t]), f, zero)
-        torch.testing.assert_close(after, process.q_sample(x_0, torch.tensor([t]), f, zero), atol=2e-6, rtol=1e-5)
-        assert after.dtype == dtype
+@st.composite
+def batches(draw, process_of=schedules):
+    "A process, x_0, a prior (none, zero, perfect, opposite, any), noise, and times with both ends."
+    process, dtype = draw(process_of()), draw(st.sampled_from([torch.float32, torch.float64]))
+    shape = (draw(st.integers(1, 4)), *draw(st.lists(st.integers(1, 5), min_size=0, max_size=3)))
+    g = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    x_0 = (torch.rand(shape, generator=g, dtype=torch.float64) * 2 - 1).to(dtype)
+    f = {"none": None, "zero": torch.zeros_like(x_0), "perfect": x_0, "opposite": -x_0,
+         "any": torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)}[
+        draw(st.sampled_from(["none", "zero", "perfect", "opposite", "any"]))]
+    noise = torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
+    last = process.timesteps - 1
+    t = torch.tensor([draw(st.sampled_from([0, last, last // 2])) for _ in range(shape[0])])
+    return process, x_0, f, noise, t
 
 
-@given(schedules(), st.booleans(), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
-def test_posterior_keeps_to_the_marginal_on_any_schedule(process, plain, seed):
-    "Mean and variance of q(x_{t-1} | x_t, x_0) averaged over x_t are those of the marginal at t-1."
-    g = torch.Generator().manual_seed(seed)
-    x_0, f = (torch.randn(1, 4, generator=g, dtype=torch.float64) for _ in range(2))
-    f = None if plain else f
+def closeness(dtype):
+    return {"atol": 5e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 1e-11, "rtol": 1e-11}
+
+
+def earlier(process, x_0, t, f, noise):
+    "The marginal one step earlier; x_0 itself before t = 0."
+    before = process.q_sample(x_0, (t - 1).clamp(min=0), f, noise)
+    return torch.where((t == 0).view(-1, *[1] * (x_0.ndim - 1)), x_0, before)
+
+
+@given(batches())
+@settings(max_examples=80, deadline=None)
+def test_one_step_of_the_mean_is_the_marginals_mean(batch):
+    "On any schedule, shape, prior and type, at both ends; each row has a time of its own."
+    process, x_0, f, noise, t = batch
     zero = torch.zeros_like(x_0)
+    after = process.q_step(earlier(process, x_0, t, f, zero), t, f, zero)
+    torch.testing.assert_close(after, process.q_sample(x_0, t, f, zero), **closeness(x_0.dtype))
+    variance = process.alphas * process.sigmas_prev ** 2 + process.betas
+    torch.testing.assert_close(variance, process.sigmas ** 2, atol=1e-12, rtol=1e-9)
+    assert after.dtype == x_0.dtype and after.shape == x_0.shape
+
+
+@given(batches())
+@settings(max_examples=80, deadline=None)
+def test_the_posterior_keeps_to_the_marginal(batch):
+    "Averaged over x_t, mean and variance of q(x_{t-1} | x_t, x_0, f) are those of the marginal at t-1."
+    process, x_0, f, noise, t = batch
+    x_t = process.q_sample(x_0, t, f, torch.zeros_like(x_0))
+    mean, variance = q_posterior(process, x_0, x_t, t, f)
+    wanted = earlier(process, x_0, t, f, torch.zeros_like(x_0))
+    torch.testing.assert_close(mean, wanted, **closeness(x_0.dtype))
     k = posterior_coefficients(process)
-    for t in {0, process.timesteps // 2, process.timesteps - 1}:
-        x_t = process.q_sample(x_0, torch.tensor([t]), f, zero)
-        mean, variance = q_posterior(process, x_0, x_t, torch.tensor([t]), f)
-        wanted = x_0 if t == 0 else process.q_sample(x_0, torch.tensor([t - 1]), f, zero)
-        torch.testing.assert_close(mean, wanted, atol=1e-9, rtol=1e-9)
-        spread = variance.item() + k.x_t[t].item() ** 2 * (1 - process.alphas_cumprod[t].item())
-        assert abs(spread - (1 - process.alphas_cumprod_prev[t].item())) < 1e-9
+    spread = k.variance + k.x_t ** 2 * process.sigmas ** 2
+    torch.testing.assert_close(spread, process.sigmas_prev ** 2, atol=1e-12, rtol=1e-9)
+    assert k.variance[0] == 0 and (k.variance >= 0).all() and variance.dtype == x_0.dtype
 
 
-def test_times_that_increase_are_no_schedule():
-    with pytest.raises(ValueError, match="decrease"):
-        ShiftedDiffusion(torch.tensor([0.1, -0.05, 0.1]))  # a negative beta: the signal would grow
+@given(batches())
+@settings(max_examples=80, deadline=None)
+def test_without_its_shift_it_is_plain(batch):
+    "unshift(x_t) is the process without a prior, and reshift goes back."
+    process, x_0, f, noise, t = batch
+    x_t = process.q_sample(x_0, t, f, noise)
+    y_t = unshift(process, x_t, t, f)
+    tolerance = closeness(x_0.dtype)
+    torch.testing.assert_close(y_t, process.q_sample(x_0, t, None, noise), **tolerance)
+    torch.testing.assert_close(reshift(process, y_t, t, f), x_t, **tolerance)
+    unshifted = ShiftedDiffusion(process.betas, shift=False)
+    torch.testing.assert_close(unshifted.q_sample(x_0, t, f, noise), y_t, **tolerance)
+    ends = reshift(process, y_t, torch.full_like(t, -1), f)
+    assert torch.equal(ends, y_t)
+
+
+@given(schedules(60), st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_any_schedule_is_that_of_a_public_ddpm_step_by_step(process, seed):
+    "f = 0: the whole chain, there and back, on any schedule."
+    public = DDPMScheduler(process.timesteps, trained_betas=process.betas.tolist(), clip_sample=False,
+                           prediction_type="sample")
+    public.betas, public.alphas = process.betas, process.alphas
+    public.alphas_cumprod = process.alphas_cumprod
+    g = torch.Generator().manual_seed(seed)
+    x = y = torch.randn(2, 1, 3, 2, generator=g).double()
+    zero = torch.zeros_like(x)
+    for t in reversed(range(process.timesteps)):
+        steps = torch.full((2,), t)
+        noisy = public.add_noise(torch.cos(x), x, steps)
+        torch.testing.assert_close(process.q_sample(torch.cos(x), steps, zero, x), noisy)
+        mean, variance = q_posterior(process, torch.cos(x), x, steps, zero)
+        z = torch.randn(x.shape, generator=torch.Generator().manual_seed(t), dtype=x.dtype)
+        x = mean + variance.sqrt() * z if t else mean
+        y = public.step(torch.cos(y), t, y, generator=torch.Generator().manual_seed(t)).prev_sample
+        # the public one puts a floor of 1e-20 under the variance
+        torch.testing.assert_close(x, y, atol=1e-9, rtol=1e-9)
+
+
+@given(schedules(300), st.data())
+@settings(max_examples=40, deadline=None)
+def test_the_posterior_is_bayes_rule_on_any_schedule(process, data):
+    if process.timesteps == 1:
+        return  # the only step back leads to x_0 itself; no density to compare
+    t = data.draw(st.integers(1, process.timesteps - 1))
+    x_0, x_t, f = (data.draw(st.floats(-1.5, 1.5)) for _ in range(3))
+    mean, variance = (v.item() for v in q_posterior(process, col(x_0), col(x_t), torch.tensor([t]), col(f)))
+    z = mean + variance ** 0.5 * torch.linspace(-9, 9, 20_001, dtype=torch.float64)
+    s_prev, a = process.sigmas_prev[t], process.alphas[t].sqrt()
+    log = -(z - process.alphas_cumprod_prev[t].sqrt() * x_0 - s_prev * f) ** 2 / (2 * s_prev ** 2)
+    log -= (x_t - a * z - (process.sigmas[t] - a * s_prev) * f) ** 2 / (2 * process.betas[t])
+    w = torch.softmax(log, 0)
+    found = (w * z).sum()
+    assert abs(found.item() - mean) < 1e-6 * variance ** 0.5 + 1e-9
+    assert abs((w * (z - found) ** 2).sum().item() / variance - 1) < 1e-6
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 2000])
+def test_the_shortest_and_the_longest_chain(timesteps):
+    process = ShiftedDiffusion(linear_schedule(timesteps))
+    x_0, f, noise = torch.ones(1, 2), torch.full((1, 2), 0.5), torch.zeros(1, 2)
+    x = x_0
+    for t in range(timesteps):
+        x = process.q_step(x, torch.tensor([t]), f, noise)
+    torch.testing.assert_close(x, process.q_sample(x_0, torch.tensor([timesteps - 1]), f, noise), atol=1e-4, rtol=0)
+    mean, variance = q_posterior(process, x_0, x, torch.tensor([0]), f)
+    torch.testing.assert_close(mean, x_0)
+    assert variance.item() == 0
+
+
+def test_where_abar_T_is_not_zero_the_start_is_not_the_end():
+    "N(f, I) misses the marginal by what is left of the mask; with abar_T near zero by nothing."
+    x_0, f, noise = torch.ones(1, 1), torch.full((1, 1), 0.5), torch.zeros(1, 1)
+    for process, small in ((PROCESS, True), (ShiftedDiffusion(linear_schedule(50)), False)):
+        last = torch.tensor([process.timesteps - 1])
+        gap = (process.q_sample(x_0, last, f, noise) - process.prior_sample(f, noise)).abs().item()
+        left = process.alphas_cumprod[-1].sqrt().item()
+        assert (gap < 0.01) == small and abs(gap - abs(left - 0.5 * (1 - process.sigmas[-1].item()))) < 1e-6
+
+
+@given(schedules())
+@settings(max_examples=40, deadline=None)
+def test_betas_from_their_product(process):
+    back = betas_from_alphas_cumprod(process.alphas_cumprod)
+    torch.testing.assert_close(back, process.betas, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("bar, t", [([0.9, 0.5, 0.6], 2), ([0.9, 0.9], 1), ([1.0, 0.5], 0), ([1.2, 0.5], 0),
+                                    ([0.9, 0.0], 1), ([0.9, -0.1], 1), ([0.9, float("nan")], 1)])
+def test_a_schedule_that_increases_is_refused(bar, t):
+    with pytest.raises(ValueError, match=f"alphas_cumprod must fall.*t = {t}"):
+        betas_from_alphas_cumprod(torch.tensor(bar))
+
+
+@pytest.mark.parametrize("betas, text", [([0.1, -0.05, 0.1], r"decreases; betas\[1\] is -0.05"),
+                                         ([0.1, 0.2, 1.5], r"betas\[2\] is 1.5"), ([0.0], r"betas\[0\] is 0")])
+def test_a_beta_out_of_range_is_named(betas, text):
+    with pytest.raises(ValueError, match=text):
+        ShiftedDiffusion(torch.tensor(betas))
+
+
+def test_every_way_in_refuses_a_wrong_time_and_a_wrong_prior():
+    x, t, off = torch.zeros(2, 1, 3, 3), torch.tensor([0, 1]), torch.tensor([0, 1000])
+    calls = [lambda t, f: PROCESS.q_sample(x, t, f, x), lambda t, f: PROCESS.q_step(x, t, f, x),
+             lambda t, f: PROCESS.q_step_printed(x, t, f, x), lambda t, f: q_posterior(PROCESS, x, x, t, f),
+             lambda t, f: unshift(PROCESS, x, t, f), lambda t, f: reshift(PROCESS, x, t, f),
+             lambda t, f: predict_x_0(PROCESS, x, t, x, f), lambda t, f: predict_noise(PROCESS, x, t, x, f, "sample")]
+    for call in calls:
+        with pytest.raises(ValueError, match="t must lie between 0 and 999, not reach from 0 to 1000"):
+            call(off, None)
+        with pytest.raises(ValueError, match="the prior has shape"):
+            call(t, x[:1])
+    with pytest.raises(ValueError, match="the prior has shape"):
+        PROCESS.prior_sample(x[:1], x)

@@ -6,9 +6,10 @@ Docs: https://verdiff.github.io/verdiff/sampling.html.md"""
 
 # %% auto #0
 __all__ = ['Predictor', 'Noise', 'Callback', 'randn', 'ddpm_sample', 'ddpm_sample_printed', 'timestep_sequence', 'ddim_sample',
-           'dpm_solver_sample', 'SeededNoise', 'SegmentationSamples', 'sample']
+           'dpm_solver_sample', 'SeededNoise', 'SegmentationSamples', 'in_batches', 'sample']
 
 # %% ../nbs/11_sampling.ipynb #a0596aab
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from .forward import ShiftedDiffusion
 from .model import VerdiffNet
 from .posterior import predict_x_0, q_posterior, reshift, unshift
+from .settings import VerdiffError
 
 # %% ../nbs/11_sampling.ipynb #0b22a5bc
 Predictor = Callable[[Tensor, Tensor], Tensor]  # x_t (B, ...), t int64 (B,) -> output (B, ...)
@@ -33,6 +35,11 @@ def randn(generator: torch.Generator | None = None) -> Noise:
     return lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
 
+def _all(x: Tensor, value: int) -> Tensor:
+    "One time for every row of x."
+    return torch.full((len(x),), value, dtype=torch.int64, device=x.device)
+
+# %% ../nbs/11_sampling.ipynb #878760bf
 def _guess(process: ShiftedDiffusion, predict: Predictor, x: Tensor, t: Tensor, prior: Tensor | None,
            prediction_type: str, clip: bool) -> Tensor:
     "x_0 as the network sees it, kept in [-1, 1]."
@@ -53,7 +60,7 @@ def ddpm_sample(
     "Algorithm 2 with the exact posterior: ancestral sampling in T steps."
     x, noise = x_T, noise or randn()
     for i in reversed(range(process.timesteps)):
-        t = torch.full((len(x),), i, dtype=torch.int64, device=x.device)
+        t = _all(x, i)
         x_0 = _guess(process, predict, x, t, prior, prediction_type, clip)
         if callback is not None:
             callback(i, x, x_0)
@@ -75,7 +82,7 @@ def ddpm_sample_printed(
     under = process.sigmas if bar else process.betas.sqrt()
     variance = (1 - process.alphas_cumprod_prev) / (1 - process.alphas_cumprod) * process.betas
     for i in reversed(range(process.timesteps)):
-        t = torch.full((len(x),), i, dtype=torch.int64, device=x.device)
+        t = _all(x, i)
         eps = predict(x, t)
         if callback is not None:
             callback(i, x, eps)
@@ -83,7 +90,7 @@ def ddpm_sample_printed(
         x = (x - beta / root * eps) / alpha.sqrt() + (v.sqrt() * noise(x) if i else 0)
     return x
 
-# %% ../nbs/11_sampling.ipynb #6d8a49ea
+# %% ../nbs/11_sampling.ipynb #86b0952e
 def timestep_sequence(
     timesteps: int,  # T
     steps: int,  # how many to visit
@@ -93,7 +100,7 @@ def timestep_sequence(
         raise ValueError(f"steps must lie between 1 and {timesteps}, not {steps}")
     return [round(timesteps - i * timesteps / steps) - 1 for i in range(steps)]
 
-
+# %% ../nbs/11_sampling.ipynb #6e9e4977
 def ddim_sample(
     process: ShiftedDiffusion,
     predict: Predictor,
@@ -107,17 +114,17 @@ def ddim_sample(
     callback: Callback | None = None,
 ) -> Tensor:  # x_0
     "DDIM (Song et al. 2021, Eq. 12) in the coordinate without shift."
-    x, noise = x_T, noise or randn()
-    times = timestep_sequence(process.timesteps, steps)
+    x, noise, times = x_T, noise or randn(), timestep_sequence(process.timesteps, steps)
+    bars = [*process.alphas_cumprod.tolist(), 1.0]  # the last one, bars[-1], is that of t = -1
     for i, after in zip(times, [*times[1:], -1], strict=True):
-        t, t_next = (torch.full((len(x),), v, dtype=torch.int64, device=x.device) for v in (i, after))
+        t, t_next = _all(x, i), _all(x, after)
         x_0 = _guess(process, predict, x, t, prior, prediction_type, clip)
         if callback is not None:
             callback(i, x, x_0)
-        bar, bar_next = process.alphas_cumprod[i], process.alphas_cumprod[after] if after >= 0 else torch.ones(()).double()
-        eps = (unshift(process, x, t, prior) - float(bar.sqrt()) * x_0) / float((1 - bar).sqrt())
-        sigma = eta * float(((1 - bar_next) / (1 - bar) * (1 - bar / bar_next)).sqrt())
-        y = float(bar_next.sqrt()) * x_0 + max(float(1 - bar_next) - sigma ** 2, 0.0) ** 0.5 * eps
+        bar, bar_next = bars[i], bars[after]
+        eps = (unshift(process, x, t, prior) - bar ** 0.5 * x_0) / (1 - bar) ** 0.5
+        sigma = eta * ((1 - bar_next) / (1 - bar) * (1 - bar / bar_next)) ** 0.5
+        y = bar_next ** 0.5 * x_0 + max(1 - bar_next - sigma ** 2, 0.0) ** 0.5 * eps
         x = reshift(process, y + sigma * noise(y) if sigma else y, t_next, prior)
     return x
 
@@ -138,7 +145,7 @@ def dpm_solver_sample(
     root, s = process.alphas_cumprod.sqrt(), process.sigmas
     log_snr = torch.log(root / s)
     for i, after in zip(times, [*times[1:], -1], strict=True):
-        t, t_next = (torch.full((len(x),), v, dtype=torch.int64, device=x.device) for v in (i, after))
+        t, t_next = _all(x, i), _all(x, after)
         x_0 = _guess(process, predict, x, t, prior, prediction_type, clip)
         if callback is not None:
             callback(i, x, x_0)
@@ -147,11 +154,11 @@ def dpm_solver_sample(
         h = float(log_snr[after] - log_snr[i])
         d = x_0 if last is None else x_0 + (x_0 - last) * (h / last_h / 2)
         y = float(s[after] / s[i]) * unshift(process, x, t, prior)
-        y = y - float(root[after]) * float(torch.expm1(torch.tensor(-h, dtype=torch.float64))) * d
+        y = y - float(root[after]) * math.expm1(-h) * d
         x, last, last_h = reshift(process, y, t_next, prior), x_0, h
     return x
 
-# %% ../nbs/11_sampling.ipynb #a9e45aa0
+# %% ../nbs/11_sampling.ipynb #77fd6c43
 class SeededNoise:
     "Noise whose rows come from generators of their own, seeded by (seed, image, member)."
 
@@ -166,7 +173,7 @@ class SeededNoise:
         rows = [torch.randn(x.shape[1:], generator=g, dtype=torch.float32) for g in self.generators]
         return torch.stack(rows).to(x.device, x.dtype)
 
-
+# %% ../nbs/11_sampling.ipynb #9eae5a17
 @dataclass
 class SegmentationSamples:
     "What sampling gives for a batch of images, all as probabilities in [0, 1]."
@@ -189,6 +196,46 @@ class SegmentationSamples:
         "Standard deviation over the members: a doubt in [0, 0.5], (B, 1, H, W)."
         return self.samples.std(0, correction=0)
 
+# %% ../nbs/11_sampling.ipynb #a9e45aa0
+def in_batches(
+    run: Callable[[int, int], Tensor],  # first row, end -> the result of rows first ... end - 1
+    rows: int,
+    batch_size: int | None = None,  # rows at once, to begin with; None: all
+    progress: bool = False,
+) -> Tensor:  # (rows, ...)
+    "Run over all rows; where CUDA's memory runs short, halve the batch and try again."
+    size, done, first = min(batch_size or rows, rows), [], 0
+    with tqdm(total=rows, desc="sample", disable=None if progress else True) as bar:
+        while first < rows:
+            try:
+                done.append(run(first, min(first + size, rows)))
+                first += len(done[-1])
+                bar.update(len(done[-1]))
+                continue
+            except torch.cuda.OutOfMemoryError as error:
+                if size == 1:
+                    raise VerdiffError("the GPU's memory does not hold even one sample; take a smaller "
+                                       "size, or the CPU") from error
+                size = -(-min(size, rows - first) // 2)
+            torch.cuda.empty_cache()  # here, where the error and what it held are gone
+    return torch.cat(done)
+
+# %% ../nbs/11_sampling.ipynb #ae2e1828
+def _walk(model: VerdiffNet, sampler: str, steps: int) -> Callable[..., Tensor]:
+    "The sampler by its name, with everything set but x_T, the prior and the noise."
+    if sampler not in ("ddim", "dpm", "ddpm"):
+        raise ValueError(f"sampler must be 'ddim', 'dpm' or 'ddpm', not {sampler!r}")
+    process, kind = model.process(), model.config.prediction_type
+
+    def walk(predict: Predictor, x_T: Tensor, prior: Tensor, noise: Noise) -> Tensor:
+        if sampler == "dpm":
+            return dpm_solver_sample(process, predict, x_T, prior, kind, steps)
+        if sampler == "ddpm" and steps == process.timesteps:
+            return ddpm_sample(process, predict, x_T, prior, kind, noise)
+        return ddim_sample(process, predict, x_T, prior, kind, steps, float(sampler == "ddpm"), noise)
+
+    return walk
+
 
 @torch.no_grad()
 def sample(
@@ -199,32 +246,20 @@ def sample(
     seed: int = 0,
     sampler: str = "ddim",  # "ddim", "dpm", or "ddpm" (ancestral; strided where steps < T)
     first_index: int = 0,  # number of the first image, for the seeds of its noise
-    batch_size: int | None = None,  # rows (image x member) at once; None: all
+    batch_size: int | None = None,  # rows (image x member) at once; None: all, halved if need be
     progress: bool = False,
 ) -> SegmentationSamples:
-    "Segment a batch several times over; start at N(f, I)."
-    if sampler not in ("ddim", "dpm", "ddpm"):
-        raise ValueError(f"sampler must be 'ddim', 'dpm' or 'ddpm', not {sampler!r}")
-    process, conditioning = model.process(), model.condition(image)
-    every = conditioning.repeat(ensemble)  # (b e) ...: image 0, image 0, ..., image 1, ...
-    keys = [(first_index + i, e) for i in range(len(image)) for e in range(ensemble)]
-    done, size = [], batch_size or len(keys)
-    for first in tqdm(range(0, len(keys), size), "sample", disable=None if progress else True):
-        part = every.select(slice(first, first + size))
-        noise = SeededNoise(seed, keys[first:first + size])
+    "Segment a batch several times over, from N(f, I); the batch size changes nothing but rounding."
+    walk, process, conditioning = _walk(model, sampler, steps), model.process(), model.condition(image)
+    keys = [(i, e) for i in range(len(image)) for e in range(ensemble)]
+
+    def run(first: int, end: int) -> Tensor:
+        part = conditioning.select([i for i, _ in keys[first:end]])
+        noise = SeededNoise(seed, [(first_index + i, e) for i, e in keys[first:end]])
         x_T = process.prior_sample(part.prior, noise(part.prior))
-        options = dict(prior=part.prior, prediction_type=model.config.prediction_type)
+        x_0 = walk(lambda x, t: model.denoise(x, t, part), x_T, part.prior, noise)
+        return ((x_0 + 1) / 2).clamp(0, 1)
 
-        def predict(x: Tensor, t: Tensor, part=part) -> Tensor:
-            return model.denoise(x, t, part)
-
-        if sampler == "dpm":
-            x_0 = dpm_solver_sample(process, predict, x_T, steps=steps, **options)
-        elif sampler == "ddpm" and steps == process.timesteps:
-            x_0 = ddpm_sample(process, predict, x_T, noise=noise, **options)
-        else:
-            eta = float(sampler == "ddpm")
-            x_0 = ddim_sample(process, predict, x_T, steps=steps, eta=eta, noise=noise, **options)
-        done.append(((x_0 + 1) / 2).clamp(0, 1))
-    samples = rearrange(torch.cat(done), "(b e) c h w -> e b c h w", e=ensemble)
+    rows = in_batches(run, len(keys), batch_size, progress)
+    samples = rearrange(rows, "(b e) c h w -> e b c h w", e=ensemble)
     return SegmentationSamples((conditioning.prior + 1) / 2, samples)
