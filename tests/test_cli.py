@@ -4,8 +4,10 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -87,10 +89,11 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     out = capsys.readouterr().out
     assert end.value.code == 0
-    assert all(word in out for word in "demo data train segment evaluate diagnosis".split())
+    assert all(word in out for word in "demo data train segment evaluate calibrate diagnosis".split())
 
 
-@pytest.mark.parametrize("command", ["demo", "data", "train", "segment", "evaluate"])
+@pytest.mark.parametrize("command", ["demo", "data", "train", "segment", "evaluate",
+                                     "calibrate"])
 def test_help_of_each_command_has_an_example(capsys, command):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -275,6 +278,67 @@ def test_one_bad_image_does_not_stop_the_others(fails, run, phantoms, tmp_path, 
                   "--ensemble", "1", words=["1.jpg"])
     assert "0.jpg" not in error
     assert {p.name[0] for p in (tmp_path / "out").iterdir()} == {"0", "2"}
+    (folder / "1.jpg").rename(folder / "1.dcm")
+    assert main(["segment", str(folder), "-o", str(tmp_path / "out"), "--model", str(run), "--steps",
+                 "1", "--ensemble", "1"]) == 0
+    assert "passed over" in (err := capsys.readouterr().err) and "1.dcm" in err
+
+
+def test_images_of_one_name_from_two_folders(run, phantoms, tmp_path):
+    for folder in ("monday", "friday"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(one(phantoms, "*.jpg"), tmp_path / folder / "a.jpg")
+    assert main(["segment", str(tmp_path / "monday"), str(tmp_path / "friday"), "-o",
+                 str(tmp_path / "out"), "--model", str(run), "--steps", "1", "--ensemble", "1"]) == 0
+    assert len(list((tmp_path / "out").rglob("*_mask.png"))) == 2
+
+
+def test_a_folder_is_streamed(run, phantoms, tmp_path, monkeypatch):
+    "Each image is saved before the next one is read, so memory does not grow with the folder."
+    from verdiff import inference
+    order, read, save = [], inference.read_image, inference.save_segmentation
+
+    def spy(word, function):
+        def inner(*args, **kwargs):
+            order.append(word)
+            return function(*args, **kwargs)
+        return inner
+
+    monkeypatch.setattr(inference, "save_segmentation", spy("save", save))
+    monkeypatch.setattr(inference, "overlay", lambda image, result: image)
+    monkeypatch.setattr(inference, "read_file", spy("read", inference.read_file))
+    folder = sorted(phantoms.rglob("test"))[0]
+    assert main(["segment", str(folder), "-o", str(tmp_path), "--model", str(run), "--steps", "1",
+                 "--ensemble", "1"]) == 0
+    assert order == ["read", "save"] * 3 and read is inference.read_image
+
+
+def test_a_warning_is_printed_and_written_and_is_no_error(mine, phantoms, tmp_path, capsys):
+    from verdiff.inference import TRAITS, Reference, save_reference, sha256_of_weights
+    image, model = one(phantoms, "*.jpg"), mine / "model"
+    for middle, odd in ((0.5, False), (-0.9, True)):  # limits that everything, and nothing, meets
+        wide = dict.fromkeys(TRAITS, (middle - (0.01 if odd else 5), middle, middle + (
+            0.01 if odd else 5)))
+        save_reference(Reference(wide, 9, sha256_of_weights(model)), model)
+        assert main(["segment", str(image), "-o", str(tmp_path), "--model", str(mine), "--steps",
+                     "1", "--ensemble", "1"]) == 0
+        said = capsys.readouterr()
+        record = json.loads((tmp_path / f"{image.stem}.json").read_text())
+        assert (record["warning"] is not None) == odd == (record["confidence"] < 0.5)
+        assert (f"verdiff: warning: {image}: confidence 0.00" in said.err) == odd
+        assert ("1 with a warning" in said.out) == odd
+
+
+def test_calibrate(fails, mine, phantoms, tmp_path, monkeypatch, capsys):
+    fails("calibrate", "--data", phantoms, "--model", mine, words=["too few"])
+    fails("calibrate", "--data", tmp_path / "no.zip", "--model", mine, words=["no.zip"])
+    assert not (mine / "model" / "reference.json").exists()
+    from verdiff import inference
+    monkeypatch.setattr(inference, "traits", lambda image, result: dict.fromkeys(
+        inference.TRAITS, 0.5))
+    assert main(["calibrate", "--data", "phantom", "--model", str(mine)]) == 0
+    assert "from 24 radiographs" in capsys.readouterr().out
+    assert inference.Segmenter.from_pretrained(mine, "cpu").reference.films == 24
 
 
 def test_a_missing_image_is_named_too(fails, run, tmp_path):
@@ -379,6 +443,24 @@ def test_words_that_do_not_exist(argv, capsys):
     assert end.value.code == 2 and "verdiff" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["segment", "evaluate"])
+def test_more_steps_than_the_model_has(fails, run, phantoms, tmp_path, command):
+    where = [one(phantoms, "*.jpg")] if command == "segment" else ["--data", phantoms]
+    fails(command, *where, "-o", tmp_path / "out", "--model", run, "--steps", "5000",
+          words=["5000", "50"])
+    assert not (tmp_path / "out").exists()
+    fails("train", "--data", phantoms, *SMOKE, "--set", "sample_steps=51", "--out",
+          tmp_path / "out", words=["sample_steps", "51", "timesteps"])
+
+
+@pytest.mark.parametrize("words", [["--steps", "0"], ["--ensemble", "-1"], ["--steps", "ten"]])
+def test_numbers_that_are_none_get_one_sentence(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["segment", "a.png", "-o", "out", *words])
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1 and words[1] in err and words[0] in err
+
+
 # ---------------------------------------------------------------- a disk that is full
 
 
@@ -434,9 +516,19 @@ def test_a_write_that_stops_in_the_middle(fails, unfinished):
 
 def test_an_output_folder_that_is_a_file(fails, run, phantoms, tmp_path):
     (tmp_path / "out").write_text("")
-    fails("segment", one(phantoms, "*.jpg"), "-o", tmp_path / "out", "--model", run, "--steps", "1",
-          "--ensemble", "1", words=["out"])
-    fails("train", "--data", phantoms, *SMOKE, "--out", tmp_path / "out", words=["out"])
+    for out in (tmp_path / "out", tmp_path / "out" / "below"):
+        fails("segment", one(phantoms, "*.jpg"), "-o", out, "--model", run, words=["out is a file"])
+        fails("train", "--data", phantoms, *SMOKE, "--out", out, words=["out is a file"])
+        fails("demo", *SMOKE, "--out", out, words=["out is a file"])
+        fails("evaluate", "--data", phantoms, "--model", run, "-o", out, words=["out is a file"])
+    assert (tmp_path / "out").read_text() == ""
+
+
+def test_an_output_folder_without_permission(fails, run, phantoms, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *args: False)  # root may write everywhere
+    fails("segment", one(phantoms, "*.jpg"), "-o", tmp_path / "a" / "b", "--model", run,
+          words=[tmp_path, "no permission"])
+    assert not (tmp_path / "a").exists()
 
 
 # ---------------------------------------------------------------- interruptions and devices
@@ -450,6 +542,32 @@ def test_interrupted(run, phantoms, tmp_path, monkeypatch, capsys):
     assert main(["segment", image, "-o", str(tmp_path), "--model", str(run)]) == 130
     err = capsys.readouterr().err
     assert "verdiff: interrupted" in err and "Traceback" not in err
+
+
+def test_ctrl_c_leaves_whole_files_only(run, phantoms, tmp_path):
+    "A real process and a real signal."
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    for i in range(200):
+        shutil.copy(one(phantoms, "*.jpg"), scans / f"{i:03d}.jpg")
+    command = [sys.executable, "-m", "verdiff.inference", "segment", scans, "-o", out, "--model", run,
+               "--device", "cpu"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
+                          cwd=Path(__file__).parent.parent) as process:
+        deadline = time.monotonic() + 120
+        while not (out / "001.json").exists() and time.monotonic() < deadline:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "verdiff: interrupted" in err and "Traceback" not in err
+    left = sorted(p.name for p in out.iterdir())
+    assert 10 <= len(left) < 1000 and not [name for name in left if name.endswith(".part")]
+    for name in left:
+        if name.endswith(".png"):
+            Image.open(out / name).load()
+        else:
+            json.loads((out / name).read_text())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,4 +1,5 @@
 """verdiff.inference: files in, masks out at the file's own size, scores in a table."""
+import argparse
 import csv
 import json
 import os
@@ -19,24 +20,39 @@ from verdiff import inference
 from verdiff.data import CROSS_SPLIT_DUPLICATES, Packed
 from verdiff.inference import (
     KINDS,
+    SLACK,
+    TRAITS,
     Evaluation,
+    Reference,
     Scores,
     Segmentation,
     Segmenter,
     bundled_model,
+    calibrate,
+    distinct,
     draw_samples,
     evaluate,
     find_model,
     image_from_array,
+    is_ours,
+    judge,
+    learn_limits,
     list_images,
+    load_reference,
+    mark,
     overlay,
+    passed_over,
     pick_device,
+    positive,
     read_image,
     save_figure,
+    save_reference,
     save_segmentation,
+    sha256_of_weights,
     size_pair,
     steps_list,
     to_uint8,
+    traits,
 )
 from verdiff.model import VerdiffNet
 from verdiff.sampling import SegmentationSamples, sample
@@ -299,28 +315,62 @@ def test_overlay_touches_only_the_mask(result):
         overlay(image.resize((10, 10)), result)
 
 
-def test_the_four_files_hold_the_result(result, tmp_path):
+def test_the_five_files_hold_the_result(result, tmp_path):
     image = Image.fromarray((GREY % 256).astype(np.uint8))
-    paths = save_segmentation(result, image, tmp_path / "new" / "folder", "a.b")
+    *paths, record = save_segmentation(result, image, tmp_path / "new" / "folder", "a.b", seed=3)
     assert [p.name for p in paths] == [f"a.b_{kind}.png" for kind in KINDS]
+    assert record.name == "a.b.json" and all(map(is_ours, paths))
+    said = json.loads(record.read_text())
+    assert said["seed"] == 3 and said["height"] == 48 and said["confidence"] is None
+    assert said["share_of_bone"] == pytest.approx(result.mask.mean(), abs=1e-4)
     mask, probability, spread, picture = (np.array(Image.open(p)) for p in paths)
     assert np.array_equal(mask, 255 * result.mask) and picture.shape == (48, 32, 3)
     assert np.abs(probability / 65535 - result.probability).max() < 1e-5
     assert np.abs(spread / 131070 - result.uncertainty).max() < 1e-5
 
 
+def test_a_mask_that_somebody_else_drew_is_not_written_over(result, tmp_path):
+    image, drawn = Image.fromarray(result.mask * 255), tmp_path / "a_mask.png"
+    image.save(drawn)
+    before = drawn.read_bytes()
+    with pytest.raises(VerdiffError, match="a_mask.png: not a result of verdiff"):
+        save_segmentation(result, image, tmp_path, "a")
+    assert drawn.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a_mask.png"]
+    drawn.unlink()
+    for _ in range(2):  # ours may be replaced
+        save_segmentation(result, image, tmp_path, "a")
+    assert not is_ours(tmp_path / "missing.png") and not is_ours(tmp_path / "a.json")
+
+
 def test_list_images(tmp_path):
-    for name in ("b.PNG", "a/x.png", "a/x.jpg", "a/notes.txt", "out/a/x_mask.png", "out/new.png"):
+    for name in ("b.PNG", "a/x.png", "a/x.jpg", "a/notes.txt", "out/a/x_mask.png", "out/new.png",
+                 ".hidden", "out/more.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(b"")
+    Image.new("L", (3, 3)).save(tmp_path / "out/a/x_mask.png", pnginfo=mark())
     found = list_images([tmp_path], tmp_path / "out")
     names = {str(p.relative_to(tmp_path)): str(stem) for p, stem in found}
     assert names == {
         "a/x.jpg": "a/x.jpg", "a/x.png": "a/x.png", "b.PNG": "b", "out/new.png": "out/new"}
     assert list_images(["some.png"], "out") == [(Path("some.png"), Path("some"))]
+    assert list_images(["some.png", "some.png"], "out") == [(Path("some.png"), Path("some"))]
+    assert passed_over([tmp_path], tmp_path / "out") == [tmp_path / "a/notes.txt"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(VerdiffError, match="empty: no image in this folder"):
         list_images([tmp_path / "empty"], "out")
+
+
+@given(st.lists(st.tuples(*map(st.sampled_from, (["", "m", "f", "m/f"], ["a", "b"],
+                                                  [".png", ".tif"]))), unique=True, max_size=16))
+@settings(max_examples=60, deadline=None)
+def test_no_two_results_share_a_name(parts):
+    paths = [Path(folder) / (name + suffix) for folder, name, suffix in parts]
+    names = distinct(paths, [Path(p.stem) for p in paths])
+    assert len(set(names)) == len(names) == len(paths)
+    for path, name in zip(paths, names, strict=True):
+        assert path.stem in str(name)
+        if sum(p.stem == path.stem for p in paths) == 1:
+            assert name == Path(path.stem)
 
 
 def test_draw_samples(model, tmp_path):
@@ -399,9 +449,127 @@ def test_no_second_block_without_duplicates():
 
 def test_words_of_the_command_line():
     assert steps_list("1,5,5,10") == [1, 5, 10] and size_pair("768X256") == (768, 256)
-    for bad in ("0", "1,,2", "a", ""):
-        with pytest.raises(ValueError):
-            steps_list(bad)
+    assert positive("7") == 7
+    for function, bads in ((steps_list, ("0", "1,,2", "a", "", "-1", "1.5", "²")),
+                           (size_pair, ("768", "768x", "7x8x9", "ax3"))):
+        for bad in bads:
+            with pytest.raises(argparse.ArgumentTypeError, match="is no"):
+                function(bad)
+
+
+# ---------------------------------------------------------------- confidence
+
+
+def spine(**more):
+    "A segmentation of 90 x 30 with a column that widens downwards."
+    mask = np.zeros((90, 30), np.uint8)
+    for row in range(10, 85):
+        mask[row, 15 - 3 - row // 30:15 + 3 + row // 30] = 1
+    probability = np.where(mask, 0.95, 0.02).astype(np.float32)
+    return Segmentation(**{"mask": mask, "probability": probability, "prior": probability,
+                           "uncertainty": np.zeros_like(probability)} | more)
+
+
+def test_traits_by_hand():
+    image = np.zeros((90, 30), np.uint8)
+    image[:, 15:] = 255
+    good = traits(image, spine())
+    assert list(good) == list(TRAITS)
+    assert good["agreement"] == 1 and good["contrast"] == pytest.approx(0.5)
+    assert good["margin"] == pytest.approx(0.9, abs=1e-6)
+    assert good["extent"] == pytest.approx(75 / 90) and 0 < good["widening"] < 0.5
+    assert good["area"] == pytest.approx(spine().mask.mean())
+    turned = spine(**{k: getattr(spine(), k)[::-1] for k in ("mask", "probability", "prior")})
+    assert traits(image, turned)["widening"] < 0
+    other = spine(prior=np.roll(spine().prior, 15, 1))
+    assert traits(image, other)["agreement"] < 0.1
+    empty = spine(mask=np.zeros((90, 30), np.uint8))
+    assert [traits(image, empty)[k] for k in ("agreement", "margin", "area", "extent")] == [0] * 4
+    one = np.zeros((90, 30), np.uint8)
+    one[4, 4] = 1
+    assert all(np.isfinite(v) for v in traits(image, spine(mask=one)).values())
+
+
+def test_traits_do_not_depend_on_the_size():
+    small, image = spine(), (GREY % 256).astype(np.uint8)
+    large = spine(**{k: np.kron(getattr(small, k), np.ones((4, 4), getattr(small, k).dtype))
+                     for k in ("mask", "probability", "prior", "uncertainty")})
+    a, b = traits(image, small), traits(image, large)
+    assert all(a[k] == pytest.approx(b[k], abs=1e-6) for k in TRAITS)
+
+
+FOUND = [dict.fromkeys(TRAITS, 0.5 + 0.01 * i) for i in range(-10, 11)]
+
+
+def test_limits_lie_a_quarter_farther_than_the_films():
+    for low, middle, high in learn_limits(FOUND).values():
+        assert (low, middle, high) == pytest.approx((0.5 - 0.1 * SLACK, 0.5, 0.5 + 0.1 * SLACK))
+    same = learn_limits([dict.fromkeys(TRAITS, 0.3)] * 9)
+    assert all(low < middle < high for low, middle, high in same.values())
+
+
+def test_confidence_falls_with_the_worst_trait_and_names_it():
+    reference, usual = Reference(learn_limits(FOUND)), dict.fromkeys(TRAITS, 0.5)
+    assert judge(reference, usual) == (1.0, None)
+    assert judge(reference, usual | {"area": 0.5 + 0.1 * SLACK})[0] == pytest.approx(0.5)
+    last = 1.0
+    for x in (0.45, 0.4, 0.3, 0.1):
+        confidence, warning = judge(reference, usual | {"area": x, "margin": 0.49})
+        assert confidence < last and (warning is not None) == (confidence < 0.5)
+        last = confidence
+    assert "unusually small" in warning and warning.startswith(f"confidence {confidence:.2f}")
+    assert judge(reference, usual | {"agreement": 0.99, "margin": 0.99, "contrast": 0.99})[0] == 1
+    assert "upside down" in judge(reference, usual | {"widening": -0.3})[1]
+
+
+def test_calibrate_needs_films_and_masks(model, monkeypatch):
+    segmenter = Segmenter(model, "cpu")
+    films = [np.full((48, 32), 9, np.uint8)] * 9
+    monkeypatch.setattr(Segmenter, "predict", lambda self, image: spine())
+    with pytest.raises(VerdiffError, match="7 radiographs are too few"):
+        calibrate(segmenter, films[:7], progress=False)
+    assert calibrate(segmenter, films, "abc", progress=False) == 0
+    assert segmenter.reference.films == 9 and segmenter.reference.weights == "abc"
+    nothing = spine(mask=np.zeros((90, 30), np.uint8))
+    monkeypatch.setattr(Segmenter, "predict", lambda self, image: nothing)
+    with pytest.raises(VerdiffError, match="finds nothing in 9 of 9"):
+        calibrate(segmenter, films, progress=False)
+
+
+def test_the_reference_travels_with_its_weights_only(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert load_reference(tmp_path) is None
+    reference = Reference(learn_limits(FOUND), 21, sha256_of_weights(tmp_path))
+    path = save_reference(reference, tmp_path)
+    assert load_reference(tmp_path) == reference
+    got = Segmenter.from_pretrained(tmp_path, "cpu").predict((GREY % 256).astype(np.uint8), 2, 1)
+    assert 0 <= got.confidence <= 1 and (got.warning is None) == (got.confidence >= 0.5)
+    good = path.read_text()
+    for bad in (good[:50], "[]", good.replace("area", "aera"), good.replace("21", '"x"'),
+                good.replace("0.5,", "NaN,")):
+        path.write_text(bad)
+        with pytest.raises(VerdiffError, match="reference.json is damaged"):
+            Segmenter.from_pretrained(tmp_path, "cpu")
+    path.write_text(good)
+    torch.nn.init.ones_(model.diffusion.out[-1].weight)
+    model.save_pretrained(tmp_path)
+    assert load_reference(tmp_path) is None
+
+
+def test_an_empty_mask_is_warned_about_without_a_reference(model, monkeypatch):
+    monkeypatch.setattr("verdiff.sampling.sample", oracle)
+    black, white = (np.full((48, 32), v, np.uint8) for v in (0, 255))
+    segmenter = Segmenter(model, "cpu")
+    assert "empty" in segmenter.predict(black).warning and segmenter.predict(white).warning is None
+
+
+def test_the_bundled_model_is_calibrated():
+    folder = bundled_model()
+    if folder is None:
+        pytest.skip("no model is bundled")
+    reference = load_reference(folder)
+    assert reference is not None, "run: verdiff calibrate --data scoliosis-xray-single-view.zip"
+    assert reference.films >= 40
 
 
 def test_importing_the_command_line_imports_no_torch():

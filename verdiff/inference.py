@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
+import os
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 import verdiff
 from .settings import Settings, VerdiffError, atomic_write, load_settings
@@ -35,13 +39,18 @@ if TYPE_CHECKING:  # torch takes seconds to import: `verdiff --help` does withou
     from verdiff.sampling import SegmentationSamples
 
 # %% auto #0
-__all__ = ['BITS', 'PHOTOMETRIC', 'KINDS', 'IMAGE_SUFFIXES', 'COMMANDS', 'to_uint8', 'image_from_array', 'read_with_pillow',
-           'read_file', 'read_tiff', 'read_image', 'Segmentation', 'bundled_model', 'find_model', 'pick_device',
-           'Segmenter', 'overlay', 'Scores', 'Row', 'Evaluation', 'write_json', 'write_csv', 'evaluate', 'draw_samples',
-           'save_figure', 'save_segmentation', 'is_output', 'list_images', 'steps_list', 'positive', 'size_pair',
-           'run_segment', 'sampling_options', 'segment_options', 'open_data', 'training_data', 'run_train',
-           'settings_options', 'train_options', 'run_evaluate', 'evaluate_options', 'run_data', 'phantom_options',
-           'data_options', 'run_demo', 'demo_options', 'make_parser', 'main']
+__all__ = ['BITS', 'PHOTOMETRIC', 'TRAITS', 'SLACK', 'REFERENCE_FILE', 'WEIGHTS_FILE', 'Way', 'KINDS', 'IMAGE_SUFFIXES',
+           'COMMANDS', 'to_uint8', 'image_from_array', 'read_with_pillow', 'read_file', 'read_tiff', 'read_image',
+           'Segmentation', 'bundled_model', 'find_model', 'pick_device', 'check_steps', 'segment_image', 'Segmenter',
+           'overlay', 'traits', 'Reference', 'learn_limits', 'judge', 'calibrate', 'write_json', 'sha256_of_weights',
+           'save_reference', 'load_reference', 'Scores', 'Row', 'Evaluation', 'write_csv', 'save_evaluation',
+           'ways_to_segment', 'evaluate', 'overlaps', 'draw_samples', 'save_figure', 'deep', 'mark', 'is_ours',
+           'save_segmentation', 'is_output', 'distinct', 'list_images', 'passed_over', 'positive', 'steps_list',
+           'size_pair', 'output_folder', 'say', 'say_before', 'run_segment', 'sampling_options', 'segment_options',
+           'open_data', 'training_data', 'run_train', 'settings_options', 'train_options', 'run_evaluate',
+           'evaluate_options', 'validation_films', 'run_calibrate', 'calibrate_options', 'run_data', 'phantom_options',
+           'data_options', 'run_demo', 'demo_options', 'run_ablate', 'ablate_options', 'run_compare', 'compare_options',
+           'Parser', 'make_parser', 'main']
 
 # %% ../nbs/12_segment.ipynb #9c215c99
 def to_uint8(
@@ -156,6 +165,16 @@ class Segmentation:
     probability: np.ndarray  # mean of the ensemble, float32 in [0, 1], (H, W)
     uncertainty: np.ndarray  # standard deviation of the ensemble, float32 in [0, 0.5], (H, W)
     prior: np.ndarray  # the conditional U-Net's probability alone, float32 in [0, 1], (H, W)
+    confidence: float | None = None  # in [0, 1], see "Does the question make sense?"; None: unknown
+    warning: str | None = None  # a sentence where the confidence is below one half
+
+    def record(self) -> dict[str, Any]:
+        "Its numbers in short, for JSON."
+        confidence = None if self.confidence is None else round(self.confidence, 3)
+        return {"height": self.mask.shape[0], "width": self.mask.shape[1],
+                "share_of_bone": round(float(self.mask.mean()), 4),
+                "mean_uncertainty": round(float(self.uncertainty.mean()), 4),
+                "confidence": confidence, "warning": self.warning}
 
 # %% ../nbs/12_segment.ipynb #2138da97
 def bundled_model() -> Path | None:
@@ -197,6 +216,41 @@ def pick_device(
     return device
 
 # %% ../nbs/12_segment.ipynb #c70bebde
+def check_steps(
+    model: VerdiffNet,  # whose process has T times
+    steps: Sequence[int],  # of the sampler
+) -> None:
+    "VerdiffError where the sampler cannot take that many steps."
+    if bad := [k for k in steps if not 1 <= k <= model.config.timesteps]:
+        raise VerdiffError(f"{bad[0]} steps are not possible: this model has "
+                           f"{model.config.timesteps} times, so give a number from 1 to that")
+
+# %% ../nbs/12_segment.ipynb #ba255060
+def segment_image(
+    model: VerdiffNet,  # trained
+    image: Image.Image,  # mode "L", of any size
+    steps: int = 10,  # steps of the sampler
+    ensemble: int = 5,  # samples whose mean and spread are given
+    seed: int = 0,  # the same seed, the same mask
+) -> Segmentation:  # at the image's own size
+    "Fit to the network's canvas, sample, undo the fit: pixels match those of the original."
+    import torch
+
+    from verdiff.data import fit_image, unfit
+    from verdiff.sampling import sample
+
+    canvas, placement = fit_image(image, model.size, model.config.fit)
+    b = torch.from_numpy(np.array(canvas, dtype=np.float32) / 255)[None, None]  # 1 1 h w
+    got = sample(model, b.to(model.device), steps=steps, ensemble=ensemble, seed=seed)
+
+    def back(x: torch.Tensor) -> np.ndarray:  # 1 1 h w -> H W
+        return unfit(x[0, 0].float().cpu().numpy(), placement).astype(np.float32)
+
+    probability = back(got.mean)
+    return Segmentation((probability > 0.5).astype(np.uint8), probability,
+                        back(got.std), back(got.prior_prob))
+
+# %% ../nbs/12_segment.ipynb #d32646e2
 class Segmenter:
     "A trained network that takes radiographs of any size."
 
@@ -204,44 +258,30 @@ class Segmenter:
         self,
         model: VerdiffNet,  # trained
         device: str | None = None,  # None: the first GPU, else the CPU
+        reference: Reference | None = None,  # what `calibrate` learned; None: no confidence is given
     ):
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
+        self.reference = reference
 
     @classmethod
-    def from_pretrained(
-        cls,
-        model: str | Path | None = None,  # a model or run folder, a Hub id; None: the bundled model
-        device: str | None = None,  # None: the first GPU, else the CPU
-    ) -> Segmenter:
-        "Load a model that `save_pretrained` or `verdiff train` wrote."
+    def from_pretrained(cls, model: str | Path | None = None, device: str | None = None) -> Segmenter:
+        "Load what `save_pretrained` or `verdiff train` wrote: folder, Hub id, None for the bundled."
         from verdiff.model import VerdiffNet
 
-        return cls(VerdiffNet.from_pretrained(find_model(model)), device)
+        found = find_model(model)
+        return cls(VerdiffNet.from_pretrained(found), device, load_reference(found))
 
-    def predict(
-        self,
-        image: Any,  # a path, a PIL image, a numpy array or a tensor, of any size
-        steps: int = 10,  # steps of the sampler
-        ensemble: int = 5,  # samples whose mean and spread are given
-        seed: int = 0,  # the same seed, the same mask
-    ) -> Segmentation:  # at the image's own size
-        "Fit to the network's canvas, sample, undo the fit: pixels match those of the original."
-        import torch
-
-        from verdiff.data import fit_image, unfit
-        from verdiff.sampling import sample
-
-        canvas, placement = fit_image(read_image(image), self.model.size, self.model.config.fit)
-        b = torch.from_numpy(np.array(canvas, dtype=np.float32) / 255)[None, None]  # 1 1 h w
-        got = sample(self.model, b.to(self.device), steps=steps, ensemble=ensemble, seed=seed)
-
-        def back(x: torch.Tensor) -> np.ndarray:  # 1 1 h w -> H W
-            return unfit(x[0, 0].float().cpu().numpy(), placement).astype(np.float32)
-
-        probability = back(got.mean)
-        return Segmentation((probability > 0.5).astype(np.uint8), probability,
-                            back(got.std), back(got.prior_prob))
+    def predict(self, image: Any, steps: int = 10, ensemble: int = 5, seed: int = 0) -> Segmentation:
+        "Mask, probability and doubt of an image as `read_image` takes it, at its own size."
+        check_steps(self.model, [steps])
+        grey = read_image(image)
+        result = segment_image(self.model, grey, steps, ensemble, seed)
+        if self.reference is not None:
+            result.confidence, result.warning = judge(self.reference, traits(grey, result))
+        elif not result.mask.any():
+            result.warning = "the mask is empty; the model found no vertebra"
+        return result
 
 # %% ../nbs/12_segment.ipynb #49f8656d
 def overlay(
@@ -261,6 +301,147 @@ def overlay(
     for where, share in ((mask & ~line, alpha), (line, 0.9)):
         pixels[where] = (1 - share) * pixels[where] + share * np.array(colour, np.float32)
     return Image.fromarray(np.rint(pixels).astype(np.uint8))
+
+# %% ../nbs/12_segment.ipynb #5875a5a7
+TRAITS = {  # name -> what a value below and one above the usual means; None: never strange
+    "agreement": ("prior and diffusion contradict each other", None),
+    "margin": ("the samples are undecided even inside the mask", None),
+    "area": ("the mask is unusually small", "the mask is unusually large"),
+    "extent": ("the mask covers little of the height", "the mask covers too much of the height"),
+    "widening": ("the mask narrows downwards, is the film upside down?",
+                 "the mask widens too much downwards"),
+    "contrast": ("the image is almost blank", None),
+}
+
+
+def traits(
+    image: Any,  # the radiograph, as `read_image` takes it
+    segmentation: Segmentation,  # of that radiograph
+) -> dict[str, float]:  # one value for each of TRAITS
+    "Six numbers in [-1, 1] by which a strange result gives itself away; an empty mask: zeros."
+    mask, prior = segmentation.mask.astype(bool), segmentation.prior > 0.5
+    contrast = float(np.asarray(read_image(image), np.float32).std() / 255)
+    if not mask.any():
+        return dict.fromkeys(TRAITS, 0.0) | {"contrast": contrast}
+    rows = np.flatnonzero(mask.any(1))
+    thirds = np.array_split(mask[rows[0]:rows[-1] + 1], 3)
+    upper, lower = thirds[0].sum(), thirds[-1].sum()
+    inside = segmentation.probability[mask]
+    return {"agreement": float(2 * (mask & prior).sum() / (mask.sum() + prior.sum())),
+            "margin": float((2 * np.abs(inside - 0.5)).mean()), "area": float(mask.mean()),
+            "extent": float((rows[-1] - rows[0] + 1) / len(mask)),
+            "widening": float((lower - upper) / max(lower + upper, 1)), "contrast": contrast}
+
+# %% ../nbs/12_segment.ipynb #ba2a2177
+SLACK = 1.25  # how much farther than the validation films a trait may lie
+
+
+@dataclass(frozen=True)
+class Reference:
+    "What is usual for the masks of one model."
+
+    limits: dict[str, tuple[float, float, float]]  # trait -> lower limit, median, upper limit
+    films: int = 0  # how many radiographs it was learned from
+    weights: str = ""  # SHA-256 of the model's weights
+
+
+def learn_limits(
+    found: Sequence[dict[str, float]],  # traits of radiographs that the model was not trained on
+) -> dict[str, tuple[float, float, float]]:  # trait -> lower limit, median, upper limit
+    "Medians, and limits a quarter farther out than the most extreme film."
+    limits = {}
+    for name in TRAITS:
+        x = np.array([f[name] for f in found])
+        middle = float(np.median(x))
+        below, above = (max(SLACK * float(d), 0.01) for d in (middle - x.min(), x.max() - middle))
+        limits[name] = middle - below, middle, middle + above
+    return limits
+
+# %% ../nbs/12_segment.ipynb #5bd0bf47
+def judge(
+    reference: Reference,
+    found: dict[str, float],  # of one image, by `traits`
+) -> tuple[float, str | None]:  # confidence in [0, 1], and a sentence where it is below one half
+    "How usual the worst of the traits is, and its name."
+    worst, why = 0.0, ""
+    for name, (low, middle, high) in reference.limits.items():
+        below, above = TRAITS[name]
+        limit, reason = (low, below) if found[name] < middle else (high, above)
+        z = abs(found[name] - middle) / abs(limit - middle)
+        if reason and z > worst:
+            worst, why = z, reason
+    confidence = 1 / (1 + worst ** 4)
+    sentence = (f"confidence {confidence:.2f}: {why}; unlike the radiographs that this model knows, "
+                "so look before you use the mask")
+    return confidence, sentence if confidence < 0.5 else None
+
+# %% ../nbs/12_segment.ipynb #c3095609
+def calibrate(
+    segmenter: Segmenter,  # gets the reference
+    images: Iterable[Any],  # radiographs that it was not trained on, at least 8
+    weights: str = "",  # SHA-256 of the model's weights
+    progress: bool = True,  # show a bar
+) -> float:  # share of the radiographs that is flagged when the others set the limits
+    "Learn what is usual, by segmenting with the settings that `predict` has if nobody asks for others."
+    from tqdm import tqdm
+
+    images = tqdm(images, "calibrate", unit="image", disable=None if progress else True)
+    found = [traits(grey, segmenter.predict(grey)) for grey in map(read_image, images)]
+    if len(found) < 8:
+        raise VerdiffError(f"{len(found)} radiographs are too few to calibrate with; give 8 or more")
+    if (empty := sum(f["area"] == 0 for f in found)) > len(found) / 4:
+        raise VerdiffError(f"the model finds nothing in {empty} of {len(found)} radiographs; train it "
+                           "longer before it is calibrated")
+    others = (Reference(learn_limits(found[:i] + found[i + 1:])) for i in range(len(found)))
+    flagged = [judge(r, f)[1] is not None for r, f in zip(others, found, strict=True)]
+    segmenter.reference = Reference(learn_limits(found), len(found), weights)
+    return sum(flagged) / len(flagged)
+
+# %% ../nbs/12_segment.ipynb #74c659c2
+def write_json(path: Path, content: Any) -> None:
+    "Write JSON, whole or not at all."
+    with atomic_write(path) as temporary:
+        Path(temporary).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+# %% ../nbs/12_segment.ipynb #72bbd812
+REFERENCE_FILE, WEIGHTS_FILE = "reference.json", "model.safetensors"
+
+
+def sha256_of_weights(
+    folder: str | Path,  # of a model
+) -> str:  # "" where there are none
+    "What tells these weights from others."
+    path = Path(folder) / WEIGHTS_FILE
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def save_reference(
+    reference: Reference,
+    folder: str | Path,  # of the model
+) -> Path:  # reference.json
+    "Put it beside the weights, whole or not at all."
+    path = Path(folder) / REFERENCE_FILE
+    write_json(path, asdict(reference))
+    return path
+
+# %% ../nbs/12_segment.ipynb #437bb39e
+def load_reference(
+    folder: str | Path,  # of a model
+) -> Reference | None:  # None: never calibrated, or calibrated with other weights
+    "The reference beside the weights; VerdiffError where it is damaged."
+    path = Path(folder) / REFERENCE_FILE
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        limits = {name: tuple(map(float, values["limits"][name])) for name in TRAITS}
+        if not all(low < middle < high for low, middle, high in limits.values()):
+            raise ValueError("limits out of order")
+        reference = Reference(limits, int(values["films"]), str(values["weights"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VerdiffError(f"{path} is damaged ({type(error).__name__}: {error}); remove it, or "
+                           "write it again with `verdiff calibrate`") from None
+    return reference if reference.weights == sha256_of_weights(folder) else None
 
 # %% ../nbs/12_segment.ipynb #418abc96
 @dataclass
@@ -334,29 +515,9 @@ class Evaluation:
                          f"{row.scores.seconds:.2f}")
         return "\n".join(lines)
 
-    def save(
-        self,
-        folder: Path,  # where to
-        **about: Any,  # what else the JSON should say: model, data, seed, ...
-    ) -> list[Path]:  # evaluation.json, evaluation.csv and scores.csv
-        "The table as JSON and CSV, and the scores of every image as CSV."
-        rows = [row.to_dict() for row in self.rows()]
-        per_image = [{"name": name, "method": s.method, "steps": s.steps, "samples": s.samples,
-                      "dice": float(s.dice[i]), "iou": float(s.iou[i])}
-                     for s in self.scores for i, name in enumerate(self.names)]
-        about = {"verdiff": verdiff.__version__, **about, "size": list(self.size), "rows": rows}
-        paths = [Path(folder) / n for n in ("evaluation.json", "evaluation.csv", "scores.csv")]
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        write_json(paths[0], about)
-        write_csv(paths[1], rows)
-        write_csv(paths[2], per_image)
-        return paths
-
-# %% ../nbs/12_segment.ipynb #74c659c2
-def write_json(path: Path, content: Any) -> None:
-    "Write JSON, whole or not at all."
-    with atomic_write(path) as temporary:
-        Path(temporary).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    def save(self, folder: Path, **about: Any) -> list[Path]:
+        "As `save_evaluation`."
+        return save_evaluation(self, folder, **about)
 
 # %% ../nbs/12_segment.ipynb #af69d0d1
 def write_csv(path: Path, records: list[dict[str, Any]]) -> None:
@@ -367,7 +528,50 @@ def write_csv(path: Path, records: list[dict[str, Any]]) -> None:
             writer.writeheader()
             writer.writerows(records)
 
+
+def save_evaluation(
+    evaluation: Evaluation,
+    folder: Path,  # where to; made if missing
+    **about: Any,  # what else the JSON should say: model, data, seed, ...
+) -> list[Path]:  # evaluation.json, evaluation.csv and scores.csv
+    "The table as JSON and CSV, and the scores of every image as CSV."
+    rows = [row.to_dict() for row in evaluation.rows()]
+    per_image = [{"name": name, "method": s.method, "steps": s.steps, "samples": s.samples,
+                  "dice": float(s.dice[i]), "iou": float(s.iou[i])}
+                 for s in evaluation.scores for i, name in enumerate(evaluation.names)]
+    about = {"verdiff": verdiff.__version__, **about, "size": list(evaluation.size), "rows": rows}
+    paths = [Path(folder) / n for n in ("evaluation.json", "evaluation.csv", "scores.csv")]
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    write_json(paths[0], about)
+    write_csv(paths[1], rows)
+    write_csv(paths[2], per_image)
+    return paths
+
 # %% ../nbs/12_segment.ipynb #4c3291d7
+Way = tuple[str, int, int]  # method, steps, samples, as in `Scores`
+
+
+def ways_to_segment(
+    model: VerdiffNet,  # trained
+    image: torch.Tensor,  # (B, 1, H, W) in [0, 1], at the model's size
+    steps: Sequence[int],
+    ensemble: int,
+    **options: Any,  # of `sample`
+) -> Iterator[tuple[Way, torch.Tensor, float]]:  # which way, probability (B, 1, H, W), seconds
+    "Prior alone, then for each number of steps one sample and the ensemble's mean."
+    from verdiff.sampling import sample
+
+    for k in steps:
+        start = time.perf_counter()
+        got = sample(model, image, steps=k, ensemble=ensemble, **options)
+        took = time.perf_counter() - start
+        if k == steps[0]:
+            yield ("prior", 0, 0), got.prior_prob, 0.0
+        yield ("diffusion", k, 1), got.samples[0], took / ensemble
+        if ensemble > 1:
+            yield ("diffusion", k, ensemble), got.mean, took
+
+# %% ../nbs/12_segment.ipynb #b9187e95
 def evaluate(
     model: VerdiffNet,  # trained
     data: Packed,  # images and masks at the size at which to score
@@ -378,45 +582,34 @@ def evaluate(
     progress: bool = True,  # show a bar
 ) -> Evaluation:
     "Prior alone, and diffusion at each number of steps, as one sample and as the ensemble's mean."
-    import torch
     import torch.nn.functional as F
     from tqdm import tqdm
 
-    from verdiff.metrics import dice, iou
-    from verdiff.sampling import sample
-
-    device = next(model.parameters()).device
-    size = tuple(data.images.shape[-2:])
-    found: dict[tuple[str, int, int], list[np.ndarray]] = {}
-    seconds: Counter[tuple[str, int, int]] = Counter()
-    bar = tqdm(total=len(data) * len(steps), desc="evaluate", unit="image",
-               disable=None if progress else True)
-
-    def score(key: tuple[str, int, int], prob: torch.Tensor, took: float) -> None:
-        large = F.interpolate(prob.float(), size=size, mode="bilinear", align_corners=False) > 0.5
-        both = torch.stack([dice(large, mask), iou(large, mask)])  # 2 b
-        found.setdefault(key, []).append(both.double().cpu().numpy())
-        seconds[key] += took / len(data)
-
+    check_steps(model, steps)
+    size, found, seconds = tuple(data.images.shape[-2:]), {}, Counter()
     model.eval()
-    for first in range(0, len(data), batch_size):
+    for first in tqdm(range(0, len(data), batch_size), "evaluate", unit="batch",
+                      disable=None if progress else True):
         part = slice(first, first + batch_size)
-        mask = data.masks[part].to(device) > 0
-        image = data.images[part].to(device).float() / 255
+        mask = data.masks[part].to(model.device) > 0
+        image = data.images[part].to(model.device).float() / 255
         image = F.interpolate(image, model.size, mode="area")  # b 1 H W -> b 1 h w
-        for k in steps:
-            start = time.perf_counter()
-            got = sample(model, image, steps=k, ensemble=ensemble, seed=seed, first_index=first)
-            took = time.perf_counter() - start
-            if k == steps[0]:
-                score(("prior", 0, 0), got.prior_prob, 0.0)
-            score(("diffusion", k, 1), got.samples[0], took / ensemble)
-            if ensemble > 1:
-                score(("diffusion", k, ensemble), got.mean, took)
-            bar.update(len(image))
-    bar.close()
-    scores = [Scores(*key, *np.concatenate(parts, 1), seconds[key]) for key, parts in found.items()]
+        for way, prob, took in ways_to_segment(model, image, steps, ensemble, seed=seed,
+                                               first_index=first):
+            large = F.interpolate(prob.float(), size=size, mode="bilinear", align_corners=False)
+            found.setdefault(way, []).append(overlaps(large > 0.5, mask))
+            seconds[way] += took / len(data)
+    scores = [Scores(*way, *np.concatenate(parts, 1), seconds[way]) for way, parts in found.items()]
     return Evaluation(list(data.names), scores, size)
+
+
+def overlaps(pred: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
+    "Dice and IoU of a batch, float64 (2, B)."
+    import torch
+
+    from verdiff.metrics import dice, iou
+
+    return torch.stack([dice(pred, mask), iou(pred, mask)]).double().cpu().numpy()
 
 # %% ../nbs/12_segment.ipynb #9393ac5a
 def draw_samples(
@@ -461,26 +654,57 @@ def save_figure(
 KINDS = ("mask", "probability", "uncertainty", "overlay")
 
 
+def deep(
+    values: np.ndarray,  # in [0, 1]
+) -> Image.Image:
+    "A picture of 16 bits."
+    return Image.fromarray(np.rint(65535 * np.clip(values, 0, 1)).astype(np.uint16))
+
+
+def mark() -> PngInfo:
+    "What a PNG of ours says of itself."
+    info = PngInfo()
+    info.add_text("Software", "verdiff")
+    return info
+
+
+def is_ours(
+    path: Path,  # of a PNG
+) -> bool:
+    "Whether verdiff wrote this file. A file that cannot be read belongs to somebody else."
+    try:
+        with Image.open(path) as file:
+            return file.info.get("Software") == "verdiff"
+    except OSError:
+        return False
+
+# %% ../nbs/12_segment.ipynb #ac981085
 def save_segmentation(
     segmentation: Segmentation,  # what to save
     image: Any,  # the radiograph, for the overlay
     folder: Path,  # where to; made if missing
-    stem: str,  # start of the four file names
-) -> list[Path]:  # the four files
+    stem: str,  # start of the five file names
+    **about: Any,  # what else STEM.json should say
+) -> list[Path]:  # the five files
     """Write STEM_mask.png (0 or 255), STEM_probability.png (16 bits, value / 65535),
-    STEM_uncertainty.png (16 bits, value / 131070: white is 0.5) and STEM_overlay.png."""
-    def deep(x: np.ndarray) -> Image.Image:
-        return Image.fromarray(np.rint(65535 * np.clip(x, 0, 1)).astype(np.uint16))
+    STEM_uncertainty.png (16 bits, value / 131070: white is 0.5), STEM_overlay.png, STEM.json.
 
+    VerdiffError, before anything is written, where one of these names belongs to somebody else's PNG.
+    """
     pictures = (Image.fromarray(segmentation.mask * np.uint8(255)), deep(segmentation.probability),
                 deep(2 * segmentation.uncertainty), overlay(image, segmentation))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{stem}_{kind}.png" for kind in KINDS]
+    if others := [p for p in paths if p.exists() and not is_ours(p)]:
+        raise VerdiffError(f"{others[0]}: not a result of verdiff, so it is not written over; "
+                           "name another output folder")
     for path, picture in zip(paths, pictures, strict=True):
         with atomic_write(path) as temporary:
-            picture.save(temporary, format="PNG")
-    return paths
+            picture.save(temporary, format="PNG", pnginfo=mark())
+    record = folder / f"{stem}.json"
+    write_json(record, about | segmentation.record())
+    return [*paths, record]
 
 # %% ../nbs/12_segment.ipynb #5180a0e3
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -490,69 +714,131 @@ def is_output(
     path: Path,  # of an image
     out: Path,  # output folder
 ) -> bool:
-    "Whether an earlier run wrote this file into the output folder."
+    "Whether an earlier run wrote this file into the output folder: by name, place and mark."
     ends = tuple(f"_{kind}.png" for kind in KINDS)
-    return path.name.endswith(ends) and out.resolve() in path.resolve().parents
+    return path.name.endswith(ends) and out.resolve() in path.resolve().parents and is_ours(path)
 
 # %% ../nbs/12_segment.ipynb #413d53c4
+def distinct(
+    paths: list[Path],  # of images
+    stems: list[Path],  # what their results would be called
+) -> list[Path]:  # what they are called
+    "No two the same: the name, else with its suffix, else below its folder, else numbered."
+    better = (lambda p, s: s.with_name(p.name), lambda p, s: Path(p.absolute().parent.name, s))
+    for longer in better:
+        times = Counter(stems)
+        stems = [longer(p, s) if times[s] > 1 else s for p, s in zip(paths, stems, strict=True)]
+    seen: Counter[Path] = Counter()
+    for i, stem in enumerate(stems):
+        seen[stem] += 1
+        stems[i] = stem.with_name(f"{stem.name}-{seen[stem]}") if seen[stem] > 1 else stem
+    return stems
+
+# %% ../nbs/12_segment.ipynb #708fcf48
 def list_images(
     sources: Sequence[str | Path],  # files and folders
     out: str | Path,  # output folder, for what must not be read again
 ) -> list[tuple[Path, Path]]:  # (file, name of its results below the output folder)
     "Every image of files and folders, in order; two of one name keep their suffix as well."
-    found: list[tuple[Path, Path]] = []
+    found: dict[Path, Path] = {}  # a file that is named twice is segmented once
     for source in map(Path, sources):
         if not source.is_dir():
-            found.append((source, Path(source.stem)))
+            found.setdefault(source, Path(source.stem))
             continue
         inside = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         inside = [p for p in inside if not is_output(p, Path(out))]
         if not inside:
             raise VerdiffError(f"{source}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
-        found += [(p, p.relative_to(source).with_suffix("")) for p in inside]
-    times = Counter(stem for _, stem in found)
-    return [(p, stem if times[stem] == 1 else stem.with_name(p.name)) for p, stem in found]
+        for path in inside:
+            found.setdefault(path, path.relative_to(source).with_suffix(""))
+    return list(zip(found, distinct(list(found), list(found.values())), strict=True))
 
 # %% ../nbs/12_segment.ipynb #51ed49e9
-def steps_list(text: str) -> list[int]:
-    "Turn 1,5,10 into numbers, for argparse."
-    steps = [positive(word) for word in text.split(",")]
-    return list(dict.fromkeys(steps))
-
-# %% ../nbs/12_segment.ipynb #fb9dddba
-def positive(text: str) -> int:
-    "A whole number from 1 on, for argparse."
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
+def passed_over(
+    sources: Sequence[str | Path],  # files and folders
+    out: str | Path,  # output folder, whose files are no news
+) -> list[Path]:
+    "The files of folders that `list_images` leaves out because of their ending; hidden ones apart."
+    files = (p for s in map(Path, sources) if s.is_dir() for p in sorted(s.rglob("*")) if p.is_file())
+    return [p for p in files if p.suffix.lower() not in IMAGE_SUFFIXES and not p.name.startswith(".")
+            and Path(out).resolve() not in p.resolve().parents]
 
 # %% ../nbs/12_segment.ipynb #23057b91
+def positive(text: str) -> int:
+    "A whole number from 1 on, for argparse."
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+# %% ../nbs/12_segment.ipynb #b5d4b259
+def steps_list(text: str) -> list[int]:
+    "Turn 1,5,10 into numbers, for argparse."
+    return list(dict.fromkeys(positive(word) for word in text.split(",")))
+
+# %% ../nbs/12_segment.ipynb #8126b139
 def size_pair(text: str) -> tuple[int, int]:
     "Turn 768x256 into (height, width), for argparse."
-    height, width = map(positive, text.lower().split("x"))
-    return height, width
+    numbers = [positive(word) for word in text.lower().split("x")]
+    if len(numbers) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 768x256")
+    return numbers[0], numbers[1]
 
 # %% ../nbs/12_segment.ipynb #d5e8387b
+def output_folder(
+    name: str,  # as typed
+) -> Path:
+    "The folder where results go, before hours of work go into them; VerdiffError if it cannot be one."
+    folder = Path(name)
+    there = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+    if not there.is_dir():
+        raise VerdiffError(f"{there} is a file; name a folder for the results")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise VerdiffError(f"{there}: no permission to write there; name another folder")
+    return folder
+
+# %% ../nbs/12_segment.ipynb #cbfe5fd7
+def say(text: str) -> None:
+    "A line on stderr that leaves the bar whole."
+    from tqdm import tqdm
+
+    tqdm.write(f"verdiff: {text}", file=sys.stderr)
+
+
+def say_before(segmenter: Segmenter, sources: Sequence[str], out: Path) -> None:
+    "What a user should know before the first image."
+    if others := passed_over(sources, out):
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        say(f"note: passed over, no image by its ending: {', '.join(map(str, others[:3]))}{more}")
+    if segmenter.reference is None:
+        say("note: this model was not calibrated, so no result has a confidence; see "
+            "verdiff calibrate --help")
+
+# %% ../nbs/12_segment.ipynb #052953ae
 def run_segment(args: argparse.Namespace) -> int:
     "The command `verdiff segment`."
     from tqdm import tqdm
 
-    out = Path(args.out)
+    out = output_folder(args.out)
     images = list_images(args.images, out)
     segmenter = Segmenter.from_pretrained(args.model, args.device)
-    bad = 0
-    hide = True if args.quiet else None  # None: shown on a terminal only
-    for path, stem in tqdm(images, desc="segment", unit="image", disable=hide):
+    say_before(segmenter, args.images, out)
+    how = {"model": args.model or "bundled", "steps": args.steps, "ensemble": args.ensemble,
+           "seed": args.seed, "verdiff": verdiff.__version__}
+    bad = odd = 0
+    for path, stem in tqdm(images, "segment", unit="image", disable=args.quiet or None):
         try:
             image = read_image(path)
         except VerdiffError as error:
             bad += 1
-            tqdm.write(f"verdiff: error: {error}", file=sys.stderr)
+            say(f"error: {error}")
             continue
         result = segmenter.predict(image, args.steps, args.ensemble, args.seed)
-        save_segmentation(result, image, out / stem.parent, stem.name)
+        save_segmentation(result, image, out / stem.parent, stem.name, file=str(path), **how)
+        if result.warning:
+            odd += 1
+            say(f"warning: {path}: {result.warning}")
     print(f"{len(images) - bad} of {len(images)} images segmented, results in {out}"
-          + (f"; {bad} could not be read" if bad else ""))
+          + f"; {odd} with a warning" * bool(odd) + f"; {bad} could not be read" * bool(bad))
     return 2 if bad else 0
 
 # %% ../nbs/12_segment.ipynb #d4fe98fd
@@ -599,7 +885,10 @@ def training_data(
     "The training split, decoded, and divided by study into a training and a validation part."
     from verdiff.data import grouped_split, pack
 
-    packed = pack(open_data(data, "training", settings.size, settings.fit, **phantoms), cache=cache)
+    opened = open_data(data, "training", settings.size, settings.fit, **phantoms)
+    if cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+    packed = pack(opened, cache=cache)
     train_index, val_index = grouped_split(packed.names, settings.val_fraction, settings.seed)
     return packed.subset(train_index), packed.subset(val_index)
 
@@ -607,18 +896,18 @@ def training_data(
 def run_train(args: argparse.Namespace) -> int:
     "The command `verdiff train`."
     settings = load_settings(args.profile, args.set)
-    out = Path(args.out or f"runs/{args.profile}")
+    out = output_folder(args.out or f"runs/{args.profile}")
     from verdiff.training import train
 
     trained = Segmenter.from_pretrained(args.start_from).model if args.start_from else None
-    out.mkdir(parents=True, exist_ok=True)
     train_data, val_data = training_data(args.data, settings, out / "images.npz")
     print(f"{len(train_data)} images to train on, {len(val_data)} to validate on; profile "
           f"{args.profile}, {settings.height}x{settings.width}, {settings.max_steps} steps")
     train(settings, train_data, val_data, out, resume=not args.fresh, trained=trained)
     print(f"the model is in {out / 'model'}; next:\n"
           f"  verdiff evaluate --data {args.data} --model {out}\n"
-          f"  verdiff segment IMAGE -o DIR --model {out}")
+          f"  verdiff segment IMAGE -o DIR --model {out}\n"
+          f"  verdiff calibrate --data {args.data} --model {out}   (a confidence for each mask)")
     return 0
 
 # %% ../nbs/12_segment.ipynb #74f61f01
@@ -645,8 +934,10 @@ def run_evaluate(args: argparse.Namespace) -> int:
     "The command `verdiff evaluate`."
     from verdiff.data import pack
 
+    out = output_folder(args.out) if args.out else None
     segmenter = Segmenter.from_pretrained(args.model, args.device)
     model = segmenter.model
+    check_steps(model, args.steps)
     factor = max(1, round(768 / model.size[0]))
     size = args.size or (model.size[0] * factor, model.size[1] * factor)
     data = pack(open_data(args.data, args.split, size, model.config.fit))
@@ -654,9 +945,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
         data = data.subset(list(range(min(args.limit, len(data)))))
     result = evaluate(model, data, args.steps, args.ensemble, args.seed)
     print(f"scored at {size[0]}x{size[1]}; mean ± sd [95 % interval]\n{result}")
-    if args.out:
+    if out:
         written = result.save(
-            Path(args.out), model=str(args.model or "bundled"), data=Path(args.data).name,
+            out, model=str(args.model or "bundled"), data=Path(args.data).name,
             split=args.split, seed=args.seed, device=str(segmenter.device))
         print("written:", *written)
     return 0
@@ -673,6 +964,44 @@ def evaluate_options(parser: argparse.ArgumentParser) -> None:
         help="score at this size (default: the network's, enlarged to about 768 rows)")
     add("-o", "--out", metavar="DIR", help="write evaluation.json, evaluation.csv and scores.csv")
     sampling_options(parser)
+
+# %% ../nbs/12_segment.ipynb #ae46c80f
+def validation_films(
+    data: str,  # a zip, a folder, or the word "phantom"
+    segmenter: Segmenter,
+    folder: Path,  # of the model; run.json lies in it or above it
+) -> list[Any]:  # grey images
+    "The radiographs that the model was validated on, not trained on; of phantoms, new ones."
+    from verdiff.data import draw_phantom, grouped_split
+
+    if data == "phantom":
+        return [draw_phantom(seed=50_000 + i).image for i in range(24)]
+    opened = open_data(data, "training", segmenter.model.size, segmenter.model.config.fit)
+    notes = [p / "run.json" for p in (folder, folder.parent) if (p / "run.json").is_file()]
+    run = json.loads(notes[0].read_text())["settings"] if notes else load_settings().to_dict()
+    _, index = grouped_split(opened.names, run["val_fraction"], run["seed"])
+    return [opened.read_image(i) for i in index]
+
+# %% ../nbs/12_segment.ipynb #7f22f0c3
+def run_calibrate(args: argparse.Namespace) -> int:
+    "The command `verdiff calibrate`."
+    if not (folder := Path(find_model(args.model))).is_dir():
+        raise VerdiffError(f"{folder}: a model on the Hub; download it to a folder first")
+    segmenter = Segmenter.from_pretrained(folder, args.device)
+    films = validation_films(args.data, segmenter, folder)
+    share = calibrate(segmenter, films, sha256_of_weights(folder))
+    path = save_reference(segmenter.reference, folder)
+    print(f"written: {path}, from {len(films)} radiographs; of those {share:.1%} would be flagged "
+          "if the others set the limits")
+    return 0
+
+
+def calibrate_options(parser: argparse.ArgumentParser) -> None:
+    "Words of `verdiff calibrate`."
+    add = parser.add_argument
+    add("--data", required=True, metavar="PATH", help="what the model was trained on, as for train")
+    add("--model", metavar="PATH", help="model or run folder (default: bundled)")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
 
 # %% ../nbs/12_segment.ipynb #0a837e63
 def run_data(args: argparse.Namespace) -> int:
@@ -714,7 +1043,7 @@ def run_demo(args: argparse.Namespace) -> int:
     from verdiff.training import train
 
     start = time.perf_counter()
-    settings, out = load_settings(args.profile, args.set), Path(args.out)
+    settings, out = load_settings(args.profile, args.set), output_folder(args.out)
     counts = {"n_training": args.training, "n_test": args.test}
     train_data, val_data = training_data("phantom", settings, **counts)
     test = pack(open_data("phantom", "test", settings.eval_size, settings.fit, **counts))
@@ -742,6 +1071,41 @@ def demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="default: runs/demo")
     phantom_options(parser, 96, 24)
 
+# %% ../nbs/12_segment.ipynb #8c05d786
+def run_ablate(args: argparse.Namespace) -> int:
+    "The command `verdiff ablate`."
+    from verdiff.ablation import run_ablate as run
+
+    return run(args)
+
+
+def ablate_options(parser: argparse.ArgumentParser) -> None:
+    "Words of `verdiff ablate`."
+    from verdiff.ablation import ablate_options as options
+
+    options(parser)
+
+# %% ../nbs/12_segment.ipynb #821a7f5e
+def run_compare(args: argparse.Namespace) -> int:
+    "The command `verdiff compare`."
+    from verdiff.comparison import run
+
+    return run(args)
+
+
+def compare_options(parser: argparse.ArgumentParser) -> None:
+    "Words of `verdiff compare`."
+    add = parser.add_argument
+    add("--data", required=True, metavar="PATH", help="as for train")
+    add("--methods", default="laptop", metavar="LIST", help="names with commas, laptop or all (default: laptop)")
+    settings_options(parser, "comparison")
+    add("--masks", action="append", default=[], metavar="NAME=DIR",
+        help="score a folder of masks that another program made; may be repeated")
+    add("--limit", type=positive, metavar="N", help="only the first N test images")
+    add("--out", default="runs/comparison", metavar="DIR", help="default: runs/comparison")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
+    add("--fresh", action="store_true", help="start over instead of keeping what is finished")
+
 # %% ../nbs/12_segment.ipynb #a6405e18
 COMMANDS = (
     ("demo", run_demo, demo_options, "train on phantom spines, segment unseen ones, draw results",
@@ -755,12 +1119,28 @@ COMMANDS = (
     ("evaluate", run_evaluate, evaluate_options,
      "Dice and IoU of prior and diffusion, with intervals",
      "verdiff evaluate --data phantom --model runs/demo --steps 1,5,10 -o results"),
+    ("calibrate", run_calibrate, calibrate_options,
+     "learn which masks are usual for a model, so that each gets a confidence",
+     "verdiff calibrate --data phantom --model runs/demo"),
+    ("ablate", run_ablate, ablate_options, "train rows of an ablation, each with several seeds",
+     "verdiff ablate --data phantom --rows both,neither --seeds 35,36,37"),
+    ("compare", run_compare, compare_options,
+     "train the methods of the paper's table on the same images, and score them",
+     "verdiff compare --data phantom --methods verdiff,prior,unet --out runs/comparison"),
 )
 
+# %% ../nbs/12_segment.ipynb #ab1e7d7a
+class Parser(argparse.ArgumentParser):
+    "One whose complaint is one sentence."
 
-def make_parser() -> argparse.ArgumentParser:
+    def error(self, message: str) -> NoReturn:
+        "What is wrong, and where the right words stand; exit code 2."
+        self.exit(2, f"verdiff: error: {message}; see {self.prog} --help\n")
+
+
+def make_parser() -> Parser:
     "The whole command line."
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="verdiff", description="Segment vertebrae in spine radiographs with a diffusion "
         "model. For research and teaching, not for diagnosis.",
         epilog="verdiff COMMAND --help shows the words that a command takes.")
@@ -780,6 +1160,8 @@ def main(
 ) -> int:  # 0: well; 2: an error that a sentence explains; 130: interrupted
     "The command `verdiff`."
     args = make_parser().parse_args(argv)
+    as_before = threading.excepthook
+    threading.excepthook = lambda thread: None  # TensorBoard raises again in the main thread
     try:
         return args.run(args)
     except VerdiffError as error:
@@ -787,10 +1169,15 @@ def main(
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"verdiff: error: {where}{error.strerror or error}", file=sys.stderr)
+    except MemoryError:
+        print("verdiff: error: not enough memory; give smaller images, or --ensemble 1",
+              file=sys.stderr)
     except KeyboardInterrupt:
-        again = "; the same command again goes on" if args.command in ("train", "demo") else ""
+        again = "; the same command again goes on" if args.command in ("train", "demo", "ablate", "compare") else ""
         print(f"verdiff: interrupted{again}", file=sys.stderr)
         return 130
+    finally:
+        threading.excepthook = as_before
     return 2
 
 # %% ../nbs/12_segment.ipynb #08ba5522
