@@ -36,8 +36,9 @@ readme: .venv/dev  ## write README.md from nbs/index.ipynb
 docs: .venv/dev  ## build the site (needs Quarto)
 	$(BIN)/nbdev-docs
 
-bench: .venv/dev  ## ratios against other libraries, measured in one run
-	for f in bench/*.py; do $(BIN)/python $$f || exit 1; done
+bench: .venv/dev  ## seconds and ratios against other libraries, measured in one run
+	$(BIN)/python bench/networks.py --json bench/results/networks.json
+	$(BIN)/python bench/segment.py
 
 clean:
 	rm -rf .venv _proc _docs build *.egg-info
