@@ -1,8 +1,12 @@
 "Landmarks, placements, phantoms in the published layout, splits, twins, packing, download."
+import io
 import pickle
+import shutil
+import tempfile
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +22,14 @@ from verdiff.data import (
     DataError,
     MaskFolder,
     PhantomSet,
+    Store,
     XRaySet,
     clean_test_indices,
     cobb_angles,
+    decode,
     download_xray,
     draw_phantom,
+    fetch,
     find_duplicates,
     find_xray,
     fit_image,
@@ -34,6 +41,8 @@ from verdiff.data import (
     outline,
     pack,
     place,
+    read_bytes,
+    read_mask,
     study,
     unfit,
     write_phantoms,
@@ -149,8 +158,168 @@ def test_own_pairs(tmp_path):
     names = [open_dataset(tmp_path, s).names for s in ("training", "test")]
     assert sorted(sum(names, [])) == sorted(data.names) and not set(names[0]) & set(names[1])
     (tmp_path / "masks" / "7.png").unlink()
-    with pytest.raises(DataError, match="7.png"):
+    with pytest.raises(DataError, match="no mask 7.png"):
         open_dataset(tmp_path, "all")
+    (tmp_path / "images" / "7.png").unlink()
+    (tmp_path / "images" / "8.png").unlink()
+    with pytest.raises(DataError, match="no image 8.png"):
+        open_dataset(tmp_path, "all")
+    (tmp_path / "masks" / "8.png").rename(tmp_path / "masks" / "9.tif")
+    with pytest.raises(DataError, match="9.tif: 9.png has the same name"):
+        open_dataset(tmp_path, "all")
+
+
+@pytest.mark.parametrize("mode, name, inside", [
+    ("L", "a.png", 255), ("L", "a.png", 3), ("LA", "a.png", 3), ("RGB", "a.png", 200), ("RGBA", "a.tif", 200),
+    ("I;16", "a.png", 17), ("1", "a.png", 1), ("P", "a.png", 2), ("L", "a.jpg", 255)])
+def test_zero_is_background_in_any_kind_of_mask(tmp_path, mode, name, inside):
+    shape = np.zeros((40, 32), np.uint16)
+    shape[8:32, 8:24] = inside
+    picture = Image.fromarray(shape) if mode == "I;16" else Image.fromarray(shape.astype(np.uint8))
+    if mode == "P":
+        picture = Image.frombytes("P", picture.size, picture.tobytes())
+        picture.putpalette([255] * 768)
+    picture = picture if mode in ("I;16", "P") else picture.point(lambda v: 255 * (v > 0)).convert("1") if mode == "1" \
+        else picture.convert(mode)
+    picture.save(tmp_path / name)
+    assert (np.asarray(read_mask(tmp_path / name)) == 255 * (shape > 0)).mean() == 1
+
+
+# ---------------------------------------------------------------- data that is bad, as a user meets it
+
+
+def table(name, change):
+    "Spoil the third row of a table of the training and of the test split."
+    def spoil(top):
+        for path in top.rglob(name):
+            lines = path.read_text().splitlines()
+            lines[2:3] = change(lines[2])
+            path.write_text("\n".join(lines) + "\n")
+    return spoil
+
+
+def every(pattern, change):
+    "Do something to each file of that name."
+    def spoil(top):
+        for path in sorted(top.rglob(pattern)):
+            change(path)
+    return spoil
+
+
+def first(value):
+    return lambda row: [",".join([value, *row.split(",")[1:]])]
+
+
+def junk(path):
+    path.write_bytes(b"Dear colleague")
+
+
+def half(path):
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+
+
+BAD = {
+    "row missing": (table("landmarks.csv", lambda row: []), ["landmarks.csv", "rows but filenames.csv has"]),
+    "angle missing": (table("angles.csv", lambda row: []), ["angles.csv", "rows but filenames.csv has"]),
+    "name missing": (table("filenames.csv", lambda row: []), ["landmarks.csv", "rows but filenames.csv has"]),
+    "NaN": (table("landmarks.csv", first("nan")), ["row 3 of", "landmarks.csv", "'nan'"]),
+    "no number": (table("landmarks.csv", first("12,5"[:1] + "x")), ["row 3 of", "landmarks.csv", "'1x'"]),
+    "pixels, not shares": (table("landmarks.csv", first("412")), ["row 3 of", "'412'", "between -0.1 and 1.1"]),
+    "empty cell": (table("angles.csv", first("")), ["row 3 of", "angles.csv", "''"]),
+    "too few columns": (table("landmarks.csv", lambda row: [row.rsplit(",", 1)[0]]), ["row 3 of", "135 values, not 136"]),
+    "too many columns": (table("angles.csv", lambda row: [row + ",7"]), ["row 3 of", "4 values, not 3"]),
+    "name of no file": (table("filenames.csv", lambda row: ["ghost.jpg"]), ["filenames.csv names ghost.jpg"]),
+    "images gone": (every("*.jpg", lambda path: path.unlink()), ["filenames.csv names phantom-", "missing"]),
+    "tables empty": (every("filenames.csv", lambda path: path.write_text("\n")), ["filenames.csv names no image"]),
+    "no landmarks": (every("landmarks.csv", lambda path: path.unlink()), ["landmarks.csv is missing"]),
+    "no image": (every("*.jpg", junk), ["phantom-", "not an image"]),
+    "half an image": (every("*.jpg", half), ["phantom-", "damaged"]),
+    "tables of zeros": (every("*.csv", lambda path: path.write_bytes(bytes(99))), [".csv"]),
+}
+
+
+@pytest.fixture
+def fails(capsys):
+    "Run the command line; it must end with 2 and one sentence that holds the words."
+    from verdiff.inference import main
+
+    def check(*argv, words=()):
+        capsys.readouterr()
+        assert main([str(a) for a in argv]) == 2
+        err = capsys.readouterr().err
+        lines = [line for line in err.splitlines() if line.startswith("verdiff: error: ")]
+        assert len(lines) == 1 and "Traceback" not in err, err
+        for word in words:
+            assert word in lines[0], (word, lines[0])
+    return check
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+@pytest.mark.parametrize("name", BAD)
+def test_bad_data_is_one_sentence(root, tmp_path, fails, name, packed):
+    data = tmp_path / "data"
+    shutil.copytree(root, data)
+    spoil, words = BAD[name]
+    spoil(data)
+    if packed:
+        data = shutil.make_archive(str(tmp_path / "set"), "zip", data)
+    fails("train", "--data", data, "--profile", "smoke", "--out", tmp_path / "run", words=words)
+    fails("evaluate", "--data", data, "--model", "bundled", words=words)
+    assert not list(tmp_path.rglob("*.npz")) and not list(tmp_path.rglob("*.safetensors"))
+
+
+@given(st.floats(0, 1), st.integers(1, 255))
+@settings(max_examples=60, deadline=None)
+def test_a_zip_with_a_wrong_byte_is_read_or_refused(where, change):
+    memory = io.BytesIO()
+    with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("labels/test/filenames.csv", "a.jpg\n" * 20)
+        file.writestr("labels/test/angles.csv", "1,2,3\n" * 20)
+    data = bytearray(memory.getvalue())
+    data[int(where * (len(data) - 1))] ^= change
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "set.zip"
+        path.write_bytes(data)
+        try:
+            store = Store(path)
+            if store.top is not None:
+                read_bytes(store, "labels/test/angles.csv")
+                manifest(path)
+        except DataError as error:
+            assert "set.zip" in str(error)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["png", "jpeg", "tiff", "bmp"])
+def test_an_image_with_wrong_bytes_is_read_or_refused(kind):
+    rng, memory = np.random.default_rng(0), io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (30, 20), dtype=np.uint8)).save(memory, kind)
+    good = memory.getvalue()
+    for _ in range(150):
+        data = bytearray(good[:rng.integers(1, len(good) + 1)] if rng.random() < 0.3 else good)
+        for at in rng.integers(0, min(len(data), 200), 3):
+            data[at] = rng.integers(256)
+        try:
+            image, size = decode(bytes(data), "film")
+            assert image.mode == "L" and len(size) == 2
+        except DataError as error:
+            assert str(error).startswith("film: ")
+
+
+def test_a_folder_or_file_that_is_something_else(tmp_path, fails):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"x")
+    (tmp_path / "text.zip").write_text("no zip")
+    (tmp_path / "only" / "images").mkdir(parents=True)
+    (tmp_path / "none" / "images").mkdir(parents=True)
+    (tmp_path / "none" / "masks").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as file:
+        file.writestr("holiday.jpg", "")
+    for name, word in (("empty", "empty"), ("photos", "images/ and masks/"), ("text.zip", "not a complete zip"),
+                       ("only", "images/ and masks/"), ("none", "none of the 0 images"), ("other.zip", "published layout"),
+                       ("nowhere", "verdiff data xray")):
+        fails("train", "--data", tmp_path / name, "--profile", "smoke", "--out", tmp_path / "run", words=[name, word])
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.sampled_from("ABCD")), min_size=2, max_size=80, unique=True),
@@ -226,6 +395,83 @@ def test_download_says_what_to_do_by_hand(root, tmp_path):
     assert junk.url in str(error.value) and not list((tmp_path / "out").iterdir())
 
 
+def other_set(root, tmp_path):
+    "The same files but for one letter of one table."
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    path = next(copy.rglob("angles.csv"))
+    path.write_text(path.read_text()[:-2] + "9\n")
+    return Path(shutil.make_archive(str(tmp_path / "copy"), "zip", copy)).read_bytes()
+
+
+def test_a_set_with_another_checksum_is_not_taken(root, tmp_path):
+    good = Path(shutil.make_archive(str(tmp_path / "set"), "zip", root))
+    changed, right = serving(other_set(root, tmp_path)), serving(good.read_bytes())
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match="not those of the published set.*browser"):
+        download_xray(out, [changed.url], manifest(good), 5, False)
+    assert not list(out.iterdir())
+    assert download_xray(out, [changed.url, right.url], manifest(good), 5, False).read_bytes() == good.read_bytes()
+
+
+def test_a_damaged_set_that_lies_there_is_fetched_again(root, tmp_path):
+    good = Path(shutil.make_archive(str(tmp_path / "set"), "zip", root))
+    wanted, out = manifest(good), tmp_path / "out"
+    right = serving(good.read_bytes())
+    target = download_xray(out, [right.url], wanted, 5, False)
+    target.write_bytes(target.read_bytes()[:-500])
+    assert download_xray(out, [right.url], wanted, 5, False).read_bytes() == good.read_bytes()
+
+
+def breaking(content, chunked):
+    "A server whose connection breaks after a third of what is left, in the way of either kind of answer."
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1" if chunked else "HTTP/1.0"
+
+        def do_GET(self):
+            start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+            if start >= len(content):
+                return self.send_error(416)
+            rest = content[start:start + max(1000, (len(content) - start) // 3)]
+            self.send_response(206 if start else 200)
+            if chunked:
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                self.wfile.write(f"{len(content) - start:x}\r\n".encode() + rest)
+            else:
+                self.send_header("Content-Length", str(len(content) - start))
+                self.end_headers()
+                self.wfile.write(rest)
+            self.close_connection = True
+
+        def log_message(self, *words):
+            pass
+    return Server(Handler)
+
+
+def test_a_connection_that_breaks_again_and_again(tmp_path):
+    content = np.random.default_rng(0).bytes(50_000)
+    server, part = breaking(content, chunked=False), tmp_path / "part"
+    for _ in range(30):
+        try:
+            fetch(server.url, part, 5, False)
+            break
+        except OSError as error:
+            assert "ended after" in str(error)
+    assert part.read_bytes() == content
+    with pytest.raises(OSError, match="broke off"):
+        fetch(breaking(content, chunked=True).url, tmp_path / "other", 5, False)
+    with pytest.raises(OSError, match="refused|Connection"):
+        fetch("http://127.0.0.1:9/x.zip", tmp_path / "none", 2, False)
+
+
+def test_a_server_that_knows_no_ranges_starts_afresh(tmp_path):
+    content = np.random.default_rng(1).bytes(5_000)
+    (tmp_path / "part").write_bytes(content[:700])
+    fetch(serving(content, ranges=False).url, tmp_path / "part", 5, False)
+    assert (tmp_path / "part").read_bytes() == content
+
+
 @needs_xray
 def test_the_xray_set():
     data = XRaySet(XRAY, "all", (96, 32))
@@ -241,3 +487,5 @@ def test_the_xray_set():
         height, width = data._load(i, small=True)[1]
         ours.append(cobb_angles(data.shares[i] * (width, height), height) - data.angles[i])
     assert np.abs(np.array(ours)[:, :2]).max() < 0.5
+    known = [data.names[481:].index(b) for _, b in CROSS_SPLIT_DUPLICATES]
+    assert set(known) == {i - 481 for i in (548, 549, 550, 551, 553, 554, 555, 556)}
