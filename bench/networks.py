@@ -1,18 +1,21 @@
-"""Our diffusion U-Net beside MONAI's DiffusionModelUNet: seconds a step, ratios, in one run.
+"""Our diffusion U-Net beside other diffusion U-Nets: seconds a step and ratios, in one run.
 
-usage: python bench/networks.py [--full] [--threads N] [--json FILE]
+usage: python bench/networks.py [--full] [--sizes 256x256 ...] [--batches 1 8] [--json FILE] ...
 
-MONAI's network is that of its segmentation tutorial (channels 64, 64, 64, attention at the lowest
-level); ours is the diffusion U-Net of `VerdiffNet` with the widths whose number of parameters
-comes closest. Each network is timed in both memory formats and gets the faster one; the least
-disturbed of the repeats counts. A training step is forward, backward and AdamW; a sampling step
-is one forward. With a GPU the same there, in float32 and bfloat16. Where `med_seg_diff_pytorch`
-is installed, it gets rows too.
+The others: MONAI's `DiffusionModelUNet` with the settings of its segmentation tutorial (channels
+64, 64, 64, attention at the lowest level), and, where it is installed
+(`pip install med-seg-diff-pytorch`), the network of med-seg-diff-pytorch. Each is compared with a
+diffusion U-Net of `VerdiffNet` that has as many parameters as it has (within 1 %; of those that
+do the one with the widest first level, which is the slowest). Each network is timed in both
+memory formats and gets the faster one; the least disturbed of the repeats counts. A training step
+is forward, backward and AdamW; a sampling step is one forward. With a GPU the same there, in
+float32 and in bfloat16. With one thread on a CPU the clock is the processor's time of this
+process, so that other work on the machine counts little.
 """
 import argparse
-import contextlib
 import json
 import platform
+import re
 import time
 import warnings
 
@@ -21,7 +24,8 @@ from torch import Tensor, nn
 
 from verdiff.model import VerdiffNet
 
-SMALL, FULL = [(128, 64)], [(256, 256), (752, 256)]
+SMALL, FULL = ["128x64"], ["256x256", "752x256"]
+LAYOUTS = torch.contiguous_format, torch.channels_last
 
 
 def size_of(net: nn.Module) -> int:
@@ -30,14 +34,20 @@ def size_of(net: nn.Module) -> int:
 
 
 def ours_of_size(parameters: int) -> VerdiffNet:
-    "Verdiff-Net with widths (w, 2w, 4w, last), its diffusion U-Net closest to `parameters`."
-    widths = [(w, 2 * w, 4 * w, last) for w in (16, 24, 32) for last in range(4 * w, 8 * w + 1, 8)]
+    """Verdiff-Net whose diffusion U-Net has this many parameters within 1 %, the widest such.
 
-    def distance(channels: tuple[int, ...]) -> int:
+    Widths have the form of the profiles: (w, 2w, 4w, last), or (w, 2w, 4w, 6w, last) as in `gpu`.
+    """
+    heads = [(w, 2 * w, 4 * w, *more) for w in range(16, 57, 8) for more in ((), (6 * w,))]
+    shapes = [(*head, last) for head in heads for last in range(head[-1], 8 * head[0] + 1, 8)]
+
+    def distance(channels: tuple[int, ...]) -> float:
         with torch.device("meta"):  # shapes only
-            return abs(size_of(VerdiffNet(channels=channels).diffusion) - parameters)
+            return abs(size_of(VerdiffNet(channels=channels).diffusion) / parameters - 1)
 
-    return VerdiffNet(channels=min(widths, key=distance))
+    far = {shape: distance(shape) for shape in shapes}
+    near = [shape for shape in shapes if far[shape] < 0.01]
+    return VerdiffNet(channels=max(near) if near else min(shapes, key=far.get))
 
 
 class Ours(nn.Module):
@@ -49,6 +59,7 @@ class Ours(nn.Module):
         self.note = f"channels {model.config.channels}"
 
     def inputs(self, b: int, h: int, w: int) -> tuple[Tensor, ...]:
+        "The fused input, the timesteps, the prior."
         x = torch.randn(b, 2 + self.features, h, w)
         return x, torch.randint(0, 1000, (b,)), torch.rand(b, 1, h, w) * 2 - 1
 
@@ -57,117 +68,173 @@ class Ours(nn.Module):
 
 
 class Theirs(nn.Module):
-    "A network that takes the image and the noisy mask side by side."
+    "A network that takes the noisy mask and the image, side by side or one after the other."
 
-    def __init__(self, net: nn.Module, split: bool = False):
+    def __init__(self, net: nn.Module, note: str, split: bool = False):
         super().__init__()
-        self.net, self.split, self.note = net, split, ""
+        self.net, self.note, self.split = net, note, split
 
     def inputs(self, b: int, h: int, w: int) -> tuple[Tensor, ...]:
+        "Noisy mask and image as two channels, the timesteps."
         return torch.randn(b, 2, h, w), torch.randint(0, 1000, (b,))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.net(x[:, :1], t, x[:, 1:]) if self.split else self.net(x, t)
 
 
-def networks() -> dict[str, nn.Module]:
-    "Name -> network; ours is made to the size of each other one."
+def monai_network(height: int, width: int) -> Theirs:
+    "DiffusionModelUNet as MONAI's tutorial for segmentation by diffusion builds it."
     from monai.networks.nets import DiffusionModelUNet
 
-    monai = DiffusionModelUNet(
+    return Theirs(DiffusionModelUNet(
         spatial_dims=2, in_channels=2, out_channels=1, channels=(64, 64, 64),
-        attention_levels=(False, False, True), num_res_blocks=1, num_head_channels=64)
-    nets = {"verdiff": Ours(ours_of_size(size_of(monai))), "monai": Theirs(monai)}
-    with contextlib.suppress(ImportError):
-        from med_seg_diff_pytorch import Unet
-
-        nets["med-seg-diff"] = Theirs(Unet(dim=16, image_size=128, mask_channels=1,
-                                           input_img_channels=1), split=True)
-    return nets
+        attention_levels=(False, False, True), num_res_blocks=1, num_head_channels=64),
+        "channels (64, 64, 64)")
 
 
-def best_seconds(step, device: str, repeats: int) -> float:
-    "The shortest of `repeats` after one warm-up: other work on the machine only ever adds."
-    times = []
+def med_seg_diff_network(height: int, width: int) -> Theirs:
+    """med-seg-diff-pytorch's Unet of 16 channels; ImportError when it is not installed.
+
+    Its Fourier maps are square; these are of the image's shape, so that 752x256 runs at all.
+    """
+    from med_seg_diff_pytorch import Unet
+    from med_seg_diff_pytorch.med_seg_diff_pytorch import Conditioning
+
+    def conditioning(side: int, dim: int, image_size: int) -> nn.Module:
+        module = Conditioning(side, dim, dynamic=False)
+        module.ff_parser_attn_map = nn.Parameter(torch.ones(dim, side, side * width // height))
+        return module
+
+    net = Unet(dim=16, image_size=height, mask_channels=1, input_img_channels=1,
+               conditioning_klass=conditioning)
+    return Theirs(net, "dim 16, Fourier maps included", split=True)
+
+
+RIVALS = {"monai": monai_network, "med-seg-diff": med_seg_diff_network}
+
+
+def pairs_for(height: int, width: int) -> dict[str, tuple[Ours, Theirs]]:
+    "Rival -> (ours with as many parameters, it); a rival that is not installed is left out."
+    pairs = {}
+    for name, build in RIVALS.items():
+        try:
+            theirs = build(height, width)
+        except ImportError as error:
+            print(f"{name}: not installed ({error.name}), no rows")
+            continue
+        pairs[name] = Ours(ours_of_size(size_of(theirs))), theirs
+    return pairs
+
+
+def best_seconds(step, device: str, repeats: int, patience: float) -> float:
+    "The shortest of `repeats` after a warm-up; a step longer than `patience` is timed once."
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    clock, times = time.process_time if alone else time.perf_counter, []
     for _ in range(repeats + 1):
-        start = time.perf_counter()
+        start = clock()
         step()
         if device == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
+        if times[-1] > patience and device == "cpu":
+            return min(times)
     return min(times[1:])
 
 
-def measure(net: nn.Module, b: int, h: int, w: int, train: bool, device: str, bf16: bool,
-            repeats: int) -> float | None:
+def make_step(net: nn.Module, args: list[Tensor], train: bool, device: str, bf16: bool):
+    "A function that does one training or one sampling step."
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-4)
+
+    def step() -> None:
+        with torch.set_grad_enabled(train), torch.autocast(device, torch.bfloat16, bf16):
+            out = net(*args)
+        if train:
+            optimizer.zero_grad()
+            out.float().square().mean().backward()
+            optimizer.step()
+
+    return step
+
+
+def measure(net: nn.Module, shape: tuple[int, int, int], train: bool, device: str, bf16: bool,
+            options: argparse.Namespace) -> float | None:
     "Seconds of a step in the faster memory format; None when memory does not suffice."
-    best = None
-    for layout in (torch.contiguous_format, torch.channels_last):
+    best, kept = None, getattr(net, "layout", {})
+    for layout in [kept[train, device]] if (train, device) in kept else LAYOUTS:
         net.to(device, memory_format=layout)
-        args = [a.to(device) for a in net.inputs(b, h, w)]
+        args = [a.to(device) for a in net.inputs(*shape)]
         args[0] = args[0].contiguous(memory_format=layout)
-        optimizer = torch.optim.AdamW(net.parameters(), 1e-4)
-
-        def step(args=args, optimizer=optimizer):
-            with torch.set_grad_enabled(train), torch.autocast(device, torch.bfloat16, bf16):
-                out = net(*args)
-            if train:
-                optimizer.zero_grad()
-                out.float().square().mean().backward()
-                optimizer.step()
-
         try:
-            seconds = best_seconds(step, device, repeats)
-        except torch.cuda.OutOfMemoryError:
+            step = make_step(net, args, train, device, bf16)
+            seconds = best_seconds(step, device, options.repeats, options.patience)
+        except RuntimeError as error:
+            if not re.search("out of memory|allocate memory", str(error)):
+                raise
             continue
-        best = seconds if best is None else min(best, seconds)
+        if best is None or seconds < best:
+            best, winner = seconds, layout
+    if best is not None and device == "cpu" and best > options.patience:  # no second trial
+        net.layout = {**kept, (train, device): winner}
     return best
+
+
+def rows_of(size: str, options: argparse.Namespace) -> list[dict]:
+    "All rows of one image size, printed as they come."
+    height, width = map(int, size.split("x"))
+    pairs, rows = pairs_for(height, width), []
+    for name, both in pairs.items():
+        for who, net in zip(("verdiff", name), both, strict=True):
+            print(f"{size} {who}: {size_of(net):,} parameters, {net.note}", flush=True)
+    places = [("cpu", False)] + [("cuda", False), ("cuda", True)] * torch.cuda.is_available()
+    for device, bf16 in places:
+        for batch in options.batches:
+            for name, (ours, theirs) in pairs.items():
+                for train in (False, True):
+                    shape = batch, height, width
+                    a, b = (measure(net, shape, train, device, bf16, options)
+                            for net in (ours, theirs))
+                    rows.append(dict(device=device + " bf16" * bf16, size=size, batch=batch,
+                                     step="training" if train else "sampling", other=name,
+                                     parameters=[size_of(ours), size_of(theirs)],
+                                     verdiff_seconds=a, other_seconds=b,
+                                     ratio=b / a if a and b else None))
+                    show(rows[-1])
+    return rows
+
+
+def show(row: dict) -> None:
+    "One line: where, the seconds of both and how many times ours is faster."
+    a, b = (f"{s:.3f} s" if s else "no memory"
+            for s in (row["verdiff_seconds"], row["other_seconds"]))
+    ratio = f", {row['ratio']:.1f} times faster" if row["ratio"] else ""
+    print(f"{row['device']:9s} {row['size']:>8s} batch {row['batch']}  {row['step']:8s}  "
+          f"{row['other']} {b}, verdiff {a}{ratio}", flush=True)
 
 
 def main() -> None:
     "Print the table."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="256x256 and 752x256, batch 1 and 8")
+    parser.add_argument("--sizes", nargs="+", metavar="HxW", help="instead of the usual ones")
+    parser.add_argument("--batches", nargs="+", type=int, metavar="B")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--patience", type=float, default=10.0, metavar="SECONDS",
+                        help="on a CPU, a step that takes longer is timed only once (default: 10)")
     parser.add_argument("--json", help="also write the rows to this file")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    options = parser.parse_args()
+    options.sizes = options.sizes or (FULL if options.full else SMALL)
+    options.batches = options.batches or ([1, 8] if options.full else [1, 4])
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     warnings.filterwarnings("ignore")
-    nets = networks()
-    print(f"torch {torch.__version__}, {platform.machine()}, {args.threads} threads"
+    print(f"torch {torch.__version__}, {platform.machine()}, {options.threads} threads"
           + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""))
-    for name, net in nets.items():
-        print(f"{name}: {size_of(net):,} parameters", net.note)
-    if "med-seg-diff" not in nets:
-        print("med-seg-diff: not installed (pip install med-seg-diff-pytorch), no rows")
-    places = [("cpu", False)] + ([("cuda", False), ("cuda", True)] * torch.cuda.is_available())
-    rows = []
-    for device, bf16 in places:
-        for h, w in FULL if args.full else SMALL:
-            for b in (1, 8) if args.full else (1, 4):
-                for train in (True, False):
-                    row = dict(device=device + (" bf16" if bf16 else ""), size=f"{h}x{w}",
-                               batch=b, step="training" if train else "sampling")
-                    for name, net in nets.items():
-                        row[name] = measure(net, b, h, w, train, device, bf16, args.repeats)
-                    rows.append(row)
-                    show(row, nets)
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(rows, file, indent=1)
-
-
-def show(row: dict, nets: dict[str, nn.Module]) -> None:
-    "One line: where, the seconds of each and how many times ours is faster."
-    text = f"{row['device']:9s} {row['size']:>8s} batch {row['batch']}  {row['step']:8s}"
-    for name in nets:
-        seconds = row[name]
-        text += f"  {name} " + ("no memory" if seconds is None else f"{seconds:.3f} s")
-        if name != "verdiff" and seconds and row["verdiff"]:
-            text += f" ({seconds / row['verdiff']:.1f}x ours)"
-    print(text, flush=True)
+    rows = [row for size in options.sizes for row in rows_of(size, options)]
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(dict(torch=torch.__version__, threads=options.threads, rows=rows), file,
+                      indent=1)
 
 
 if __name__ == "__main__":

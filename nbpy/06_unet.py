@@ -2,7 +2,7 @@
 # # 06 · U-Nets
 # > One net that guesses, one that is told the time; both take images of any size
 #
-# You will build a U-Net from four small parts, see why it needs its bridges, tell it what time it is, make it indifferent to the size of the image, and train the conditional U-Net of Eq. (9) on phantoms until its guess $f(b)$ is worth something. Half a minute on a laptop.
+# You will measure why a plain stack of convolutions cannot know a spine, build a U-Net from small parts, tell it what time it is, count its parameters and multiplications by hooks, and train it on phantoms to settle four questions by numbers: are the bridges needed, how far does it see, what does batch norm do with a batch of one, squash a tall film or letterbox it? A minute on a laptop; no GPU needed.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/06_unet.ipynb)
 
@@ -23,9 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %%
+import copy
+import re
+
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib_inline.backend_inline import set_matplotlib_formats
-from verdiff.data import draw_phantom, landmarks_to_mask
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from verdiff.data import draw_phantom, fit_image, landmarks_to_mask, unfit
 from verdiff.metrics import dice
 
 # %%
@@ -33,11 +40,75 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
 torch.set_num_threads(1)
 
 # %% [markdown]
-# ## 1 · Telling the time
+# ## 1 · Why a U-Net at all
+#
+# The naive network is a stack of 3×3 convolutions at full size. What can one pixel of its output know? Only the pixels from which a path leads to it. We need not draw paths: *the gradient of that one output pixel on the input is zero wherever no path begins.*
+
+# %%
+def felt(net, size=(192, 192)):
+    "|gradient| of the central output pixel on each input pixel, (h, w)."
+    torch.manual_seed(0)
+    x = torch.randn(1, 1, *size, requires_grad=True)
+    net(x)[0, 0, size[0] // 2, size[1] // 2].backward()
+    return x.grad[0, 0].abs()
+
+
+def reach(gradient):
+    "Height of the smallest window that holds every pixel that is felt."
+    rows = (gradient.sum(1) > 0).nonzero()
+    return (rows.max() - rows.min() + 1).item()
+
+
+# %%
+def stack(depth, width=8):
+    layers = [nn.Conv2d(1, width, 3, padding=1)]
+    for _ in range(depth - 2):
+        layers += [nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)]
+    return nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(width, 1, 3, padding=1))
+
+
+stacks = {n: reach(felt(stack(n))) for n in (2, 4, 8, 16)}
+print("3x3 convolutions: pixels seen", stacks)
+assert all(pixels == 2 * n + 1 for n, pixels in stacks.items())
+
+# %% [markdown]
+# Two pixels a layer. To tell the ninth vertebra from the tenth one must see several of them, at 192×64 about half the height: a hundred pixels, fifty layers at full size. The U-Net's answer is to look at a small copy of the picture, where a hundred pixels are a dozen. Section 6 measures what that buys. First, its parts.
+#
+# ## 2 · Telling the time
 #
 # The diffusion U-Net must know how loud the noise is. A bare number $t$ would be a poor way to say it: to a linear layer, 999 is just a thousand times 1. Vaswani et al. (2017) wrote numbers like the hands of many clocks, each slower than the last:
 #
 # $$e(t) = \bigl[\cos(\omega_1 t), \dots, \cos(\omega_{d/2} t), \sin(\omega_1 t), \dots, \sin(\omega_{d/2} t)\bigr], \qquad \omega_k = 10000^{-(k-1)/(d/2)} .$$
+#
+# One expression at a time, for $d = 64$. How fast each clock runs:
+
+# %%
+k = torch.arange(32)
+omega = torch.exp(-math.log(10_000) * k / 32)
+print("radians a step, first three and last:", *(f"{w:.5f}" for w in (*omega[:3], omega[-1])))
+
+# %% [markdown]
+# Where each hand stands at each time:
+
+# %%
+t = torch.arange(1000)
+angle = t[:, None] * omega  # 1000 1 * 32 -> 1000 32
+
+# %%
+plt.figure(figsize=(6, 1.6))
+plt.plot(angle[:, [8, 16, 24]].cos())
+plt.legend([f"k = {n}" for n in (9, 17, 25)], fontsize=8, loc="upper right"), plt.xlabel("t"), plt.ylabel("cos");
+
+# %% [markdown]
+# A hand needs both coordinates, or forwards and backwards look the same:
+
+# %%
+e = torch.cat([angle.cos(), angle.sin()], -1)  # 1000 64
+e.shape
+
+
+# %% [markdown]
+# These four lines are the function:
 
 # %%
 #| export
@@ -55,23 +126,26 @@ def timestep_embedding(
 
 
 # %%
-e = timestep_embedding(torch.arange(1000), 64)
+torch.testing.assert_close(timestep_embedding(t, 64), e, atol=1e-4, rtol=0)
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.4), layout="constrained", width_ratios=(1.6, 1))
 axes[0].imshow(e.T, aspect="auto", cmap="RdBu"); axes[0].set(xlabel="t", ylabel="entry", title="one column a time")
 axes[1].plot((e @ e[300]) / (e[300] @ e[300])); axes[1].set(xlabel="t", title="likeness to t = 300")
-assert e.shape == (1000, 64) and (e @ e[300]).argmax() == 300
+assert (e @ e[300]).argmax() == 300
+
+# %% [markdown]
+# The likeness falls off with the distance in time, which is all that a linear layer needs. The same numbers come out of diffusers:
 
 # %%
 from diffusers.models.embeddings import get_timestep_embedding
 
 # %%
-theirs = get_timestep_embedding(torch.arange(1000), 64, flip_sin_to_cos=True, downscale_freq_shift=0)
+theirs = get_timestep_embedding(t, 64, flip_sin_to_cos=True, downscale_freq_shift=0)
 torch.testing.assert_close(e, theirs, atol=1e-4, rtol=0)
 
 # %% [markdown]
-# ## 2 · Parts
+# ## 3 · Parts
 #
-# The residual block is the workhorse: normalise, bend, convolve, twice, and add what came in. The time enters between the two as a scale and a shift of every channel. Group norm looks at one image alone, so it does not care about the batch size. The paper trains with batch 1 and *batch* norm; its profile keeps that, ours does not.
+# Before each convolution the channels are normalised. Group norm looks at one image alone, so it does not care about the batch size. The paper trains with *batch* norm at batch 1; section 8 looks at what that does.
 
 # %%
 #| export
@@ -88,6 +162,14 @@ def make_norm(
     return nn.GroupNorm(groups, channels)
 
 
+# %%
+print(*(make_norm("group", c).num_groups for c in (4, 8, 16, 128)), make_norm("batch", 8))
+
+# %% [markdown]
+# The residual block is the workhorse: normalise, bend, convolve, twice, and add what came in. The time enters between the two as a scale and a shift of every channel, $h \leftarrow (1 + a(t))\,h + b(t)$.
+
+# %%
+#| export
 class ResBlock(nn.Module):
     "Norm, SiLU, 3x3 convolution, twice, plus the input; the time scales and shifts in between."
 
@@ -115,6 +197,15 @@ class ResBlock(nn.Module):
         return self.skip(x) + self.conv2(F.silu(h))
 
 
+# %%
+x, time = torch.randn(2, 16, 12, 8), torch.randn(2, 64)
+block = ResBlock(16, 24, 64)
+print(tuple(x.shape), "->", tuple(block(x, time).shape))
+assert not torch.allclose(block(x, time), block(x, 2 * time))  # the time matters
+
+
+# %%
+#| export
 class Downsample(nn.Conv2d):
     "Half the height and width by a 3x3 convolution of stride 2; the sides must be even."
 
@@ -135,13 +226,10 @@ class Upsample(nn.Module):
 
 
 # %%
-x, time = torch.randn(2, 16, 12, 8), torch.randn(2, 64)
-block = ResBlock(16, 24, 64)
-print([tuple(m(x).shape) for m in (Downsample(16, 32), Upsample(16, 8))], tuple(block(x, time).shape))
-assert not torch.allclose(block(x, time), block(x, 2 * time))  # the time matters
+print([tuple(m(x).shape) for m in (Downsample(16, 32), Upsample(16, 8))])
 
 # %% [markdown]
-# ## 3 · Down and up
+# ## 4 · Down and up
 #
 # The encoder halves the picture level by level and keeps what it had at each. The decoder comes back up and meets the kept pictures over *bridges*. Into the encoder one more thing can be plugged: an *adapter*, called after each level with what the network thinks and with the prior at that level's size. [08](08_nsa.ipynb) builds one. The encoder only promises to add what it says:
 #
@@ -173,21 +261,31 @@ class Encoder(nn.Module):
         self.adapters = nn.ModuleList(m if m is not None else nn.Identity() for m in made)
         self.adapted = [m is not None for m in made]
 
+    def level(self, i: int, h: Tensor, time: Tensor | None, prior: Tensor | None) -> Tensor:
+        "Level i: halve (but the first), residual blocks, adapter."
+        h = self.downs[i - 1](h) if i else h
+        for block in self.blocks[i]:
+            h = block(h, time)
+        return h + self.adapters[i](h, prior) if self.adapted[i] else h
+
     def forward(self, x: Tensor, time: Tensor | None = None, prior: Tensor | None = None) -> list[Tensor]:
         "x (B, in, H, W), prior (B, 1, H, W) in [-1, 1] -> levels (B, c_i, H / 2^i, W / 2^i)."
         h, levels = self.stem(x), []
-        for i, blocks in enumerate(self.blocks):
-            if i:
-                h = self.downs[i - 1](h)
-                prior = F.avg_pool2d(prior, 2) if prior is not None else None
-            for block in blocks:
-                h = block(h, time)
-            if self.adapted[i]:
-                h = h + self.adapters[i](h, prior)
+        for i in range(len(self.blocks)):
+            if i and prior is not None:
+                prior = F.avg_pool2d(prior, 2)
+            h = self.level(i, h, time, prior)
             levels.append(h)
         return levels
 
 
+# %%
+encoder = Encoder(1, (8, 16, 24))
+print([tuple(h.shape) for h in encoder(torch.randn(1, 1, 40, 24))])
+
+
+# %%
+#| export
 class Decoder(nn.Module):
     "From the coarsest level upwards, over bridges to the encoder's levels."
 
@@ -214,8 +312,26 @@ class Decoder(nn.Module):
         return h
 
 
+# %%
+print(tuple(Decoder((8, 16, 24))(encoder(torch.randn(1, 1, 40, 24))).shape))
+
 # %% [markdown]
 # Halving needs even sides, all the way down. A radiograph of 750×250, the paper's size, fails at the second level: 375 is odd. The usual way out is to demand sizes that fit. Ours is to pad inside, repeating the border, and to crop at the end. Nobody outside needs to know.
+
+# %%
+#| export
+def pad_to_multiple(
+    x: Tensor,  # (B, C, H, W)
+    multiple: int,
+) -> Tensor:  # (B, C, H', W'), the next multiples
+    "Repeat the lower and right border until both sides can be divided by `multiple`."
+    right, down = (-n % multiple for n in (x.shape[-1], x.shape[-2]))
+    return F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x
+
+
+# %%
+print(tuple(pad_to_multiple(torch.zeros(1, 1, 750, 250), 16).shape))
+
 
 # %%
 #| export
@@ -245,21 +361,31 @@ class UNet(nn.Module):
             nn.init.zeros_(self.out[-1].weight)
             nn.init.zeros_(self.out[-1].bias)
 
+    def pad(self, x: Tensor) -> Tensor:
+        "Repeat the lower and right border until every level has even sides."
+        return pad_to_multiple(x, self.multiple)
+
     def forward(self, x: Tensor, t: Tensor | None = None, prior: Tensor | None = None) -> Tensor:
         "x (B, in, H, W), t int64 (B,), prior (B, 1, H, W) in [-1, 1] -> (B, out, H, W)."
         time = self.time(timestep_embedding(t, self.time_dim)) if self.time_dim else None
         height, width = x.shape[-2:]
-        x = self.pad(x)
-        prior = self.pad(prior) if prior is not None else None
+        x, prior = self.pad(x), self.pad(prior) if prior is not None else None
         h = self.decoder(self.encoder(x, time, prior), time)
         return self.out(h)[..., :height, :width]
 
-    def pad(self, x: Tensor) -> Tensor:
-        "Repeat the lower and right border until every level has even sides."
-        down, right = (-n % self.multiple for n in x.shape[-2:])
-        return F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x
+
+# %%
+net = UNet(3, channels=(8, 16, 24, 32), time_dim=32)
+for size in [(64, 32), (75, 25), (1, 1), (37, 200)]:
+    assert net(torch.randn(2, 3, *size), torch.tensor([0, 999])).shape == (2, 1, *size)
+assert UNet(3, time_dim=32, zero_output=True)(torch.randn(1, 3, 40, 24), torch.tensor([5])).abs().max() == 0
 
 
+# %% [markdown]
+# The net that guesses is the same without a time. Its answer is read as logits, and the prior is $f(b) = 2\,\sigma(\text{logits}) - 1$:
+
+# %%
+#| export
 class ConditionalUNet(UNet):
     "The net that guesses: features of the image -> logits of the mask; the prior is f = 2 sigmoid - 1."
 
@@ -274,27 +400,117 @@ class ConditionalUNet(UNet):
 
 
 # %%
-net = UNet(3, channels=(8, 16, 24, 32), time_dim=32)
-for size in [(64, 32), (75, 25), (1, 1), (37, 200)]:
-    assert net(torch.randn(2, 3, *size), torch.tensor([0, 999])).shape == (2, 1, *size)
-assert UNet(3, time_dim=32, zero_output=True)(torch.randn(1, 3, 40, 24), torch.tensor([5])).abs().max() == 0
-print(f"{sum(p.numel() for p in net.parameters()):,} parameters; every size from 1x1 upwards")
+assert ConditionalUNet()(torch.rand(1, 1, 75, 25)).shape == (1, 1, 75, 25)
 
 # %% [markdown]
-# Does padding change the answer where no padding is needed? And is one image's answer independent of its neighbours in the batch? With group norm it must be:
+# With group norm one image's answer must not depend on its neighbours in the batch:
 
 # %%
 net = net.eval()
 x, t = torch.randn(3, 3, 64, 32), torch.tensor([1, 500, 999])
 torch.testing.assert_close(net(x, t)[1:2], net(x[1:2], t[1:2]), atol=1e-5, rtol=1e-4)
-seen = []
-plug = UNet(1, channels=(8, 16, 24), adapter=lambda c: (seen.append(c), None)[1])
-assert seen == [8, 16, 24]
 
 # %% [markdown]
-# ## 4 · Why bridges
+# ## 5 · Where the parameters are, and where the work
 #
-# The naive net is an hour-glass: down to a coarse picture that sees everything, and up again. What is lost on the way down cannot come back. Let both learn the same twelve phantoms for the same number of steps. First a tiny dataset and a loop of five lines:
+# A forward hook on every convolution and linear layer writes down its output's shape, its parameters and its multiply-adds: each output number costs as many as one filter has weights,
+#
+# $$\text{multiply-adds} = \underbrace{C_\text{out} H W}_{\text{outputs}} \cdot \underbrace{C_\text{in}\, k^2}_{\text{weights of one filter}} .$$
+
+# %%
+def part_of(name):
+    "The row of the table that a layer belongs to."
+    return re.match(r"(encoder|decoder)\.(stem|\w+\.\d+)|\w+", name)[0]
+
+
+def inventory(net, *inputs):
+    "{part: [shape of its last output, parameters, multiply-adds]} in the order of the computation."
+    table, handles = {}, []
+
+    def note(name, layer, out):
+        row = table.setdefault(part_of(name), [None, 0, 0])
+        row[0] = tuple(out.shape[1:])
+        row[1] += sum(p.numel() for p in layer.parameters())
+        row[2] += out[0].numel() * layer.weight[0].numel() if layer.weight.ndim > 1 else 0
+
+    for name, layer in net.named_modules():
+        if hasattr(layer, "weight"):
+            handles.append(layer.register_forward_hook(lambda m, args, out, name=name: note(name, m, out)))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(*inputs)
+    [handle.remove() for handle in handles]
+    return table, counter.get_total_flops() // 2
+
+
+# %%
+laptop = UNet(18, channels=(16, 32, 64, 128), time_dim=64)  # the diffusion U-Net of the laptop profile, adapters left out
+inputs = torch.zeros(1, 18, 192, 64), torch.tensor([5])
+table, counted = inventory(laptop, *inputs)
+for name, (shape, parameters, work) in table.items():
+    print(f"{name:17s} {'×'.join(map(str, shape)):>12s} {parameters:10,d} parameters {work:12,d} multiply-adds")
+
+# %%
+parameters, work = (sum(row[k] for row in table.values()) for k in (1, 2))
+print(f"{'together':30s} {parameters:10,d} parameters {work:12,d} multiply-adds")
+assert parameters == sum(p.numel() for p in laptop.parameters())  # nothing forgotten
+assert work == counted  # PyTorch's own counter agrees
+
+# %%
+names = [n for n in table if n != "time"]
+fig, axes = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained", sharey=True)
+for axis, column, title in zip(axes, (1, 2), ("share of parameters", "share of multiply-adds")):
+    total = sum(row[column] for row in table.values())
+    axis.barh(names, [table[n][column] / total for n in names], color="tab:purple"); axis.set_title(title)
+axes[0].invert_yaxis(), axes[0].tick_params(axis="y", labelsize=8);
+
+# %% [markdown]
+# The channels double where the pixels quarter. So every level does about the same work, and nearly all parameters sit in the deepest: a level more at the bottom multiplies the parameters and adds little work, a level as wide as the others at the *top* would cost as much time as all of them with hardly a parameter. When a network is called large, ask which of the two is meant.
+#
+# ## 6 · How far it sees
+#
+# Now the question of section 1 again. Normalisation layers see the whole picture (their mean does), so they are taken out for this measurement.
+
+# %%
+def without_norm(net):
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.GroupNorm):
+                setattr(module, name, nn.Identity())
+    return net
+
+
+gradients = {n: felt(without_norm(UNet(1, channels=(8,) * n)), (256, 256)) for n in (1, 2, 3, 4)}
+fields = {n: reach(g) for n, g in gradients.items()}
+
+# %%
+def core(gradient, share=0.9):
+    "Side of the centred square that holds this share of the gradient."
+    middle, total = len(gradient) // 2, gradient.sum()
+    return next(2 * r + 1 for r in range(middle)
+                if gradient[middle - r:middle + r + 1, middle - r:middle + r + 1].sum() > share * total)
+
+
+fig, axes = plt.subplots(1, 4, figsize=(8, 2.4), layout="constrained")
+for axis, (n, g) in zip(axes, gradients.items()):
+    axis.imshow((g / g.max() + 1e-6).log10(), cmap="magma", vmin=-6, vmax=0); axis.set_axis_off()
+    axis.set_title(f"{n} level{'s' * (n > 1)}\nsees {fields[n]}, 90 % in {core(g)}", fontsize=9)
+assert all(fields[k + 1] > 1.5 * fields[k] for k in (1, 2, 3))
+
+# %% [markdown]
+# Brightness is the logarithm of the gradient. Each level about doubles what is seen, where a layer of the plain stack added two pixels. But *seen* is generous: nine tenths of the gradient of an untrained net come from a far smaller patch, which training can widen. And what does the same reach cost?
+
+# %%
+deep = stack((fields[4] - 1) // 2)
+costs = {"U-Net": inventory(UNet(1, channels=(8,) * 4), torch.zeros(1, 1, 192, 64))[1],
+         "stack": inventory(deep, torch.zeros(1, 1, 192, 64))[1]}
+print(f"to see {fields[4]} pixels: 4 levels, {costs['U-Net']:,} multiply-adds, or "
+      f"{(fields[4] - 1) // 2} convolutions, {costs['stack']:,}: {costs['stack'] / costs['U-Net']:.1f} times the work")
+assert costs["stack"] > costs["U-Net"]
+
+# %% [markdown]
+# ## 7 · Why bridges
+#
+# The naive way to profit from the small copy is an hour-glass: down to a coarse picture that sees everything, and up again. What is lost on the way down cannot come back. Let both learn the same twelve phantoms for the same number of steps.
 
 # %%
 size = 96, 32
@@ -312,27 +528,28 @@ class HourGlass(UNet):
 # %% [markdown]
 # The loss is the one that the paper's Eq. (9) must mean: binary cross entropy of the guess against the mask (page [10](10_training.ipynb) shows what happens if one takes the equation literally). With $p = \sigma(\text{logits})$,
 #
-# $$\mathcal L = -\,m \log p - (1 - m)\log(1 - p), \qquad f(b) = 2p - 1 .$$
+# $$\mathcal L = -\,m \log p - (1 - m)\log(1 - p) .$$
 
 # %%
-def learn(net, steps=250):
+def learn(net, images, masks, steps=130, batch=4, after=None):
+    "AdamW on random batches; `after(step)` is called after each step."
     torch.manual_seed(0)
-    optimiser, losses = torch.optim.AdamW(net.parameters(), 2e-3), []
-    for _ in range(steps):
-        index = torch.randint(12, (4,))
+    optimiser = torch.optim.AdamW(net.parameters(), 3e-3)
+    for step in range(1, steps + 1):
+        index = torch.randint(len(images), (batch,))
         loss = F.binary_cross_entropy_with_logits(net(images[index]), masks[index])
         optimiser.zero_grad(); loss.backward(); optimiser.step()
-        losses.append(loss.item())
-    return losses
+        if after:
+            after(step)
+    return net.eval()
 
-
-torch.manual_seed(1)
-nets = {"hour-glass": HourGlass(1, channels=(16, 24, 32, 32)), "U-Net": ConditionalUNet(1, (16, 24, 32, 32))}
-curves = {name: learn(net) for name, net in nets.items()}
 
 # %%
-with torch.no_grad():
-    guess = {name: torch.sigmoid(net.eval()(images[12:])) for name, net in nets.items()}
+torch.manual_seed(1)
+nets = {"hour-glass": HourGlass(1, channels=(8, 16, 24, 32)), "U-Net": ConditionalUNet(1, (8, 16, 24, 32))}
+guess = {name: learn(net, images[:12], masks[:12])(images[12:]).sigmoid().detach() for name, net in nets.items()}
+
+# %%
 scores = {name: dice(g > 0.5, masks[12:]).mean().item() for name, g in guess.items()}
 print({name: f"Dice {s:.3f} on 8 unseen phantoms" for name, s in scores.items()})
 fig, axes = plt.subplots(1, 4, figsize=(4.4, 3.2), layout="constrained")
@@ -342,39 +559,119 @@ for axis, picture, title in zip(axes, [images[13], *(g[1] for g in guess.values(
 assert scores["U-Net"] > 0.75 and scores["U-Net"] > scores["hour-glass"] + 0.1
 
 # %% [markdown]
-# The hour-glass knows where the spine is and no vertebra in it. The U-Net has the edges, straight from its first level. What it gives is the prior $f(b)$ that page 04 asked for, from some tens of thousands of parameters and a few seconds of training.
+# The hour-glass knows where the spine is and no vertebra in it. The U-Net has the edges, straight from its first level. What it gives is the prior $f(b)$ that page [04](04_forward.ipynb) asked for, from some tens of thousands of parameters and a few seconds of training.
 #
-# ## 5 · How far it sees
+# ## 8 · Batch norm with a batch of one
 #
-# A pixel of the output depends on a patch of the input. How large? Ask the gradient. Normalisation layers see the whole picture (their mean does), so we switch them off for this.
+# The paper's Section 3.3 says batch norm and batch size 1. Over one image, batch norm is something else: it normalises each channel by *this image's* mean and spread (that is instance norm), and meanwhile collects running averages, which take over once the net is in use. So two functions share one set of weights:
+#
+# $$\text{training: } \frac{h - \mu(h)}{\sigma(h)}, \qquad \text{in use: } \frac{h - \bar\mu}{\bar\sigma}, \quad \bar\mu \leftarrow 0.9\,\bar\mu + 0.1\,\mu(h).$$
+#
+# Same net, same films, one at a time, once with each norm; every 20 steps both functions are asked.
 
 # %%
-def receptive_field(channels):
-    net = UNet(1, channels=channels)
-    for module in net.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.GroupNorm):
-                setattr(module, name, nn.Identity())
-    x = torch.zeros(1, 1, 256, 256, requires_grad=True)
-    net(x)[0, 0, 128, 128].backward()
-    rows = (x.grad[0, 0].abs().sum(1) > 0).nonzero()
-    return (rows.max() - rows.min() + 1).item()
+def score(net, as_trained):
+    "Dice on the unseen phantoms, one by one; the copy keeps the net's running averages clean."
+    net = copy.deepcopy(net).train(as_trained)
+    with torch.no_grad():
+        return np.mean([dice(net(x[None]) > 0, m[None]).item() for x, m in zip(images[12:], masks[12:])])
 
 
-fields = {len(c): receptive_field(c) for c in ((8,), (8, 8), (8, 8, 8), (8, 8, 8, 8))}
-print("levels: pixels seen", fields)
-assert all(fields[k + 1] > 1.5 * fields[k] for k in (1, 2, 3))
+def watch(norm):
+    "(step, Dice in use, Dice as trained) every 20 steps of training with a batch of one."
+    torch.manual_seed(0)
+    net, seen = ConditionalUNet(1, (8, 16, 24), norm=norm), []
+    note = lambda step: seen.append((step, score(net, False), score(net, True))) if step % 20 == 0 else None
+    return learn(net, images[:12], masks[:12], 140, 1, note), np.array(seen)
+
+
+# %%
+ones = {norm: watch(norm) for norm in ("group", "batch")}
+plt.figure(figsize=(5.5, 2.6))
+for (norm, (_, seen)), color in zip(ones.items(), ("tab:blue", "tab:orange")):
+    plt.plot(seen[:, 0], seen[:, 1], color=color, label=f"{norm} norm, in use")
+    plt.plot(seen[:, 0], seen[:, 2], "--", color=color, label=f"{norm} norm, as trained")
+plt.xlabel("step, batch of one"), plt.ylabel("Dice, unseen"), plt.legend(fontsize=8);
+
+# %%
+gap = {norm: np.abs(seen[:, 1] - seen[:, 2]) for norm, (_, seen) in ones.items()}
+for norm, (_, seen) in ones.items():
+    print(f"{norm} norm: Dice in use {seen[-1, 1]:.3f}, as trained {seen[-1, 2]:.3f}, "
+          f"largest gap on the way {gap[norm].max():.3f}")
+assert gap["group"].max() < 1e-6 < gap["batch"].max()
 
 # %% [markdown]
-# Each level about doubles it. At 192×64 three levels see most of the width and a quarter of the height: enough to know a vertebra, not enough to count them.
+# An honest reading: batch norm does *not* fail at a batch of one. As instance norm it learns these films at least as fast as group norm. What it costs is the gap between the dashed line and the solid one: the function that was trained is better than the one that is used, most of all early on, and a score during training speaks of the wrong one. The averages also remember the films of the training set. A film that is developed darker, say, moves its channels' means, and only one of the two functions follows:
+
+# %%
+dark = 0.6 * images[12:]
+for norm, (net, _) in ones.items():
+    with torch.no_grad():
+        use, trained = (torch.cat([copy.deepcopy(net).train(mode)(x[None]) for x in dark]) > 0 for mode in (False, True))
+    print(f"{norm} norm, darker films: Dice in use {dice(use, masks[12:]).mean():.3f}, as trained {dice(trained, masks[12:]).mean():.3f}")
+
+# %% [markdown]
+# Group norm is one function in training and in use, for every batch size; it is our default, and `norm = batch` in the `paper` profile.
+#
+# ## 9 · Tall films: squash or letterbox?
+#
+# Films are not all of one shape. *Squashing* stretches each to the canvas, so the vertebrae of a wide film come out narrow. *Letterboxing* keeps the shape and pays with black bars. Section 2.4 of the paper argues that the shape of a vertebra is what a network should learn; its 250×750 input squashes. We draw films of very different widths and give both the same training. Dice counts at each film's **own** size.
+
+# %%
+widths = np.random.default_rng(0).integers(130, 340, 28)
+shapes = [draw_phantom(100 + i, (576, int(w))) for i, w in enumerate(widths)]
+truths = [torch.from_numpy(landmarks_to_mask(f.landmarks, *f.image.shape))[None, None] for f in shapes]
+
+
+def canvases(fit):
+    "Images and masks on the canvas, and how each came there."
+    pairs = [fit_image(Image.fromarray(f.image), size, fit) for f in shapes]
+    masks = [landmarks_to_mask(where.points(f.landmarks), *size) for f, (_, where) in zip(shapes, pairs)]
+    x = torch.from_numpy(np.stack([np.asarray(image) for image, _ in pairs])[:, None] / np.float32(255))
+    return x, torch.from_numpy(np.stack(masks)[:, None]).float(), [where for _, where in pairs]
+
+
+# %%
+def at_own_size(canvas, places):
+    "Dice of the last eight films, each at its own size."
+    own = [torch.from_numpy(unfit(c[0].numpy(), where) > 0.5)[None, None] for c, where in zip(canvas, places)]
+    return np.array([dice(p, m).item() for p, m in zip(own, truths[20:])])
+
+
+results = {}
+for fit in ("squash", "letterbox"):
+    x, m, places = canvases(fit)
+    torch.manual_seed(0)
+    p = learn(ConditionalUNet(1, (8, 16, 24)), x[:20], m[:20])(x[20:]).sigmoid().detach()
+    results[fit] = x[20:], p, at_own_size(p, places[20:]), at_own_size(m[20:], places[20:])
+
+# %%
+fig, axes = plt.subplots(1, 6, figsize=(8, 3), layout="constrained", width_ratios=(1, 1, 1, 1, 1.6, 0.9))
+for k, (fit, (x, p, *_)) in enumerate(results.items()):
+    for j, i in enumerate((1, 3)):
+        axes[2 * k + j].imshow(x[i, 0], cmap="gray"); axes[2 * k + j].contour(p[i, 0], [0.5], colors="tab:orange", linewidths=0.8)
+        axes[2 * k + j].set_title(f"{fit}\n{widths[20 + i]} wide", fontsize=8)
+for axis, i in zip(axes[4:], (1, 3)):
+    axis.imshow(shapes[20 + i].image, cmap="gray"); axis.set_title(f"the film\n{widths[20 + i]} wide", fontsize=8)
+for axis in axes:
+    axis.set_axis_off()
+
+# %%
+for fit, (_, _, ours, best) in results.items():
+    print(f"{fit:9s} Dice {ours.mean():.3f} (widest three {ours[widths[20:].argsort()[-3:]].mean():.3f}, narrowest three "
+          f"{ours[widths[20:].argsort()[:3]].mean():.3f}); the perfect mask on this canvas would get {best.mean():.3f}")
+assert all((best > ours).all() for _, _, ours, best in results.values())
+
+# %% [markdown]
+# On films that differ this much and a canvas this small, letterboxing is *not* the winner: its bars cost pixels, which even the perfect mask pays for (last number), and convolutions get used to stretched vertebrae readily. Where the films have nearly the canvas' shape, as most of the X-ray set has, the two hardly differ. We keep letterboxing as our default for another reason: angles. A squashed film bends every Cobb angle, and the contour of a letterboxed one can be measured as it is.
 #
 # ## Paper, ours, why
 #
 # | | paper | ours | why |
 # |---|---|---|---|
 # | channels, depth | not given | 16 to 128 on a laptop, 32 to 256 on a GPU, see `settings.ini` | what the machine can carry |
-# | norm | batch norm at batch 1 | group norm; batch norm in `paper` | batch norm over one image is instance norm in training and another function in use |
-# | size | 250×750 | any | padded and cropped inside |
+# | norm | batch norm at batch 1 | group norm; batch norm in `paper` | one function in training and in use (section 8) |
+# | size | 250×750, squashed | any; letterboxed | padded and cropped inside; angles survive (section 9) |
 # | time | not drawn | scale and shift in every block | the field's standard since Nichol and Dhariwal (2021) |
 #
 # ## Exercises
@@ -393,24 +690,22 @@ print(count, round(count[1] / count[0], 2))
 assert 3.8 < count[1] / count[0] < 4.05
 
 # %% [markdown]
-# **2 · Change.** Use `norm="batch"` and feed one image in training mode, then the same in evaluation mode. Are the outputs alike?
+# **2 · Change.** Give the laptop's U-Net one more level of 128 channels. By what share do parameters and multiply-adds grow?
 #
 # <details><summary>Answer</summary>
 #
-# No. In training mode the statistics are those of this image, in evaluation mode those collected before. With batch 1 the network is trained as one function and used as another. That is why we prefer group norm.
+# The parameters more than double, the work grows by about a fifth, nearly all of it in the decoder block that now exists where the bottom was.
 #
 # </details>
 
 # %%
-torch.manual_seed(0)
-for kind in ("batch", "group"):
-    net = UNet(1, channels=(8, 16), norm=kind)
-    a, b = net.train()(images[:1]), net.eval()(images[:1])
-    print(kind, f"largest difference {(a - b).abs().max().item():.4f}")
-    assert (kind == "group") == torch.equal(a, b)
+deeper = UNet(18, channels=(16, 32, 64, 128, 128), time_dim=64)
+more = sum(p.numel() for p in deeper.parameters()) / parameters, inventory(deeper, *inputs)[1] / work
+print(f"parameters × {more[0]:.2f}, multiply-adds × {more[1]:.2f}")
+assert more[0] > 2 and more[1] < 1.25
 
 # %% [markdown]
-# **3 · Implement.** Write an adapter that adds to each level its own mean, and check by a hook that it is called once a level with the prior at that level's size.
+# **3 · Implement.** Write an adapter that adds to each level its own mean, and check that it is called once a level with the prior at that level's size.
 #
 # <details><summary>Answer</summary>
 #
