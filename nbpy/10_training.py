@@ -1,8 +1,10 @@
 # %% [markdown]
 # # 10 · Training
-# > Algorithm 1 as a loop that one can read, interrupt, and resume to the last bit
+# > From ten lines to a loop that no power cut, no bad file and no third GPU can upset
 #
-# You will read Eq. (9) literally and watch it fall through the floor, read it as it must be meant, overfit one batch on purpose, and train a small model on phantoms; then kill a run and get back exactly what an undisturbed run would have given. A minute on a laptop.
+# You will read Eq. (9) literally and watch it fall through the floor, write a training loop in ten lines, and then add what a real one needs: one thing at a time, each with the picture that justifies it. At the end you kill a run with `kill -9` and get back, to the last bit, what an undisturbed run would have given.
+#
+# *Time: a minute or two on a laptop; no GPU needed.*
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/10_training.ipynb)
 
@@ -19,23 +21,33 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import pickle
+import re
 import signal
+import subprocess
 import sys
 import threading
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import verdiff
@@ -51,12 +63,13 @@ from verdiff.settings import Settings, VerdiffError, atomic_write, load_settings
 # %%
 import shutil
 import tempfile
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 import matplotlib.pyplot as plt
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 # %%
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
+plt.rcParams |= {"figure.figsize": (4.2, 2.1), "legend.fontsize": 8, "figure.constrained_layout.use": True}
 torch.set_num_threads(1)
 folder = Path(tempfile.mkdtemp())
 
@@ -67,7 +80,7 @@ folder = Path(tempfile.mkdtemp())
 #
 # $$\mathcal L_{\mathrm{BCE}} = -\bigl[\varepsilon \log \hat\varepsilon + (1 - \varepsilon)\log(1 - \hat\varepsilon)\bigr].$$
 #
-# A cross entropy wants targets between 0 and 1. Gaussian noise is negative half of the time and has no bounds. Let us do as we are told: one number to learn per pixel, plain gradient descent.
+# A cross entropy wants targets between 0 and 1. Gaussian noise is negative half of the time and has no bounds. Let us do as we are told: one number to learn per pixel.
 
 # %%
 g = torch.Generator().manual_seed(35)
@@ -80,12 +93,14 @@ for _ in range(300):
     with torch.no_grad():
         logit -= 200 * logit.grad; logit.grad = None
     fall.append(loss.item())
-plt.figure(figsize=(4, 2)); plt.plot(fall, color="crimson"); plt.xlabel("step"); plt.ylabel("loss"); plt.title("Eq. (9) taken literally")
+
+# %%
+plt.plot(fall, color="crimson"); plt.xlabel("step"); plt.ylabel("loss"); plt.title("Eq. (9) taken literally")
 print(f"loss {fall[0]:.2f} -> {fall[-1]:.0f}; outputs end at 0 or 1: {((logit.sigmoid() - 0.5).abs() > 0.49).float().mean():.0%}")
 assert fall[-1] < -10
 
 # %% [markdown]
-# There is no bottom. Where $\varepsilon > 1$ or $\varepsilon < 0$ the loss falls for ever as the output runs to 1 or 0: it learns a sign and calls it noise. (With Bernoulli noise, as in BerDiff, the equation would be literal.)
+# There is no bottom. Where $\varepsilon > 1$ or $\varepsilon < 0$ the loss falls for ever as the output runs to 1 or 0: it learns a sign and calls it noise.
 #
 # The paper has two networks, and one of them, the conditional U-Net, gives a mask. A cross entropy against the *true mask* is its natural teacher, and Eq. (10), which adds both losses, then trains both together. With $p = \sigma(\text{logits})$ of the conditional U-Net and $m$ the mask,
 #
@@ -104,6 +119,13 @@ def soft_dice_loss(
     return 1 - ((2 * (p * m).sum(1) + 1) / (p.sum(1) + m.sum(1) + 1)).mean()
 
 
+# %%
+corner = torch.zeros(1, 1, 8, 8); corner[..., :2, :2] = 1
+assert soft_dice_loss(40 * (2 * corner - 1), corner) < 1e-3 < 0.8 < soft_dice_loss(40 * (1 - 2 * corner), corner)
+
+
+# %%
+#| export
 def training_loss(
     model: VerdiffNet,
     image: Tensor,  # (B, 1, H, W) in [0, 1]
@@ -113,7 +135,7 @@ def training_loss(
     bce_weight: float = 1.0,
     dice_weight: float = 1.0,
     process: ShiftedDiffusion | None = None,  # None: the model's
-) -> dict[str, Tensor]:  # "total" and its parts "mse", "bce", "dice"
+) -> dict[str, Tensor]:  # "total" and its parts "mse", "bce", "dice"; means over images
     "Eq. (10) for one batch: the diffusion loss, and the prior's own."
     process = process or model.process()
     conditioning = model.condition(image)
@@ -130,39 +152,191 @@ def training_loss(
 
 
 # %% [markdown]
-# ## 2 · Overfit one batch
+# ## 2 · The loop in ten lines
 #
-# The best test of a training step: four images, again and again. If the loss does not fall to almost nothing, something is wrong and no amount of data will help.
+# Algorithm 1: *draw an image and its mask, a time, noise; take a gradient step*. Try it on four images, again and again: if the loss does not fall to almost nothing, something is wrong and no amount of data will help. The phantoms are thumbnails, so that every picture on this page costs seconds.
 
 # %%
-tiny = load_settings("smoke", ["height=96", "width=32", "channels=8,16,32", "timesteps=1000", "fit=letterbox"])
-films = pack(PhantomSet(folder / "films", size=tiny.size, n_training=24, n_test=8), progress=False)
+small = ["height=72", "width=24", "channels=8,16,32", "timesteps=1000", "fit=letterbox"]
+tiny = load_settings("smoke", small)
+films = pack(PhantomSet(folder / "films", size=tiny.size, n_training=24, n_test=2), progress=False)
 image, mask = films.images[:4].float() / 255, films.masks[:4].float()
 torch.manual_seed(0)
 model = VerdiffNet(VerdiffConfig.from_settings(tiny))
-optimiser = torch.optim.AdamW(model.parameters(), 4e-3)
+
+# %%
+optimiser = torch.optim.AdamW(model.parameters(), 5e-3)
 curve = []
-for k in range(260):
+for k in range(200):
     t = torch.randint(1000, (4,), generator=g)
     losses = training_loss(model, image, mask, t, torch.randn(mask.shape, generator=g))
-    optimiser.zero_grad(); losses["total"].backward(); optimiser.step()
-    optimiser.param_groups[0]["lr"] = 4e-3 * (1 - k / 260)
+    losses["total"].backward()
+    optimiser.param_groups[0]["lr"] = 5e-3 * (1 - k / 200)
+    optimiser.step()
+    optimiser.zero_grad()
     curve.append({k: v.item() for k, v in losses.items()})
 
 # %%
 got = sample(model.eval(), image, steps=10, ensemble=1)
 prior_dice, diffusion_dice = dice(got.prior_prob > 0.5, mask).mean(), dice(got.samples[0] > 0.5, mask).mean()
-plt.figure(figsize=(4.5, 2.2))
 for name in ("mse", "bce", "dice"):
     plt.semilogy([c[name] for c in curve], label=name)
-plt.legend(); plt.xlabel("step")
+plt.legend(); plt.xlabel("step"); plt.title("one batch, learned by heart")
 print(f"after {len(curve)} steps: Dice of the prior {prior_dice:.4f}, of the diffusion {diffusion_dice:.4f}")
 assert diffusion_dice > 0.99 and prior_dice > 0.97
 
 # %% [markdown]
-# ## 3 · The small things around a loop
+# It learns. Now it must learn from *different* images, and every weakness of ten lines shows. For the pictures that follow, here they are again as a function with a few switches.
+
+# %%
+def attempt(steps=40, rate=lambda k: 0.02, clip=math.inf, autocast=False, spoil=None, look=None):
+    torch.manual_seed(0)
+    net, g, curve = VerdiffNet(VerdiffConfig.from_settings(tiny), channels=(8, 16)), torch.Generator().manual_seed(1), []
+    optimiser = torch.optim.AdamW(net.parameters())
+    for k in range(steps):
+        where = torch.randint(18, (4,), generator=g)
+        b, m = films.images[where].float() / 255, films.masks[where].float()
+        m = m if k != spoil else 255 * m
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            losses = training_loss(net, b, m, random_times(4, 1000, g), torch.randn(m.shape, generator=g))
+        losses["total"].backward()
+        norm = nn.utils.clip_grad_norm_(net.parameters(), clip)
+        optimiser.param_groups[0]["lr"] = rate(k)
+        optimiser.step(); optimiser.zero_grad()
+        curve.append((losses["total"].item(), norm.item(), *(look(net, k) if look else ())))
+    return list(zip(*curve))
+
+
+# %% [markdown]
+# ## 3 · Chance that can be repeated
 #
-# **Learning rate.** A linear warm-up, then half a cosine down to zero, or constant as in the paper. A pure function of the step number: nothing to save, nothing to get out of step.
+# The naive way to be random is one global generator. A run that stops after 6 batches and is started again then begins its shuffle anew.
+#
+# The fix costs nothing: *everything random is a function of (seed, position)*, the position being how many images the run has seen. Then the step number is the whole random state, on one device or on many.
+
+# %%
+#| export
+def generator_for(
+    *key: int,  # seed, then whatever tells this draw from others; not negative
+) -> torch.Generator:  # on the CPU
+    "A generator whose stream depends on all the numbers."
+    mixed = np.random.SeedSequence([abs(int(k)) for k in key]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed) >> 1)
+
+
+# %%
+#| export
+@lru_cache(4)
+def shuffled(n: int, seed: int, epoch: int) -> Tensor:
+    "The order of n images in one epoch."
+    return torch.randperm(n, generator=generator_for(seed, 1, epoch))
+
+
+def batch_indices(
+    n: int,  # images
+    batch_size: int,
+    number: int,  # of the batch, from 0
+    seed: int,
+) -> Tensor:  # int64 (batch_size,)
+    "Batch `number` of an endless stream of shuffled epochs; any batch can be asked for at once."
+    places = range(number * batch_size, (number + 1) * batch_size)
+    return torch.stack([shuffled(n, seed, p // n)[p % n] for p in places])
+
+
+# %%
+def naive(first, last):
+    g = torch.Generator().manual_seed(35)  # as every script does when it starts
+    order = torch.cat([torch.randperm(24, generator=g) for _ in range(3)])
+    return order[:4 * (last - first)].view(-1, 4)
+
+
+ours = torch.stack([batch_indices(24, 4, b, seed=35) for b in range(12)])
+rows = {"naive, undisturbed": naive(0, 12), "naive, restarted": torch.cat([naive(0, 6), naive(6, 12)]),
+        "ours, restarted": torch.cat([ours[:6], torch.stack([batch_indices(24, 4, b, 35) for b in range(6, 12)])])}
+fig, axes = plt.subplots(3, 1, figsize=(6, 2.4))
+for axis, (name, seen) in zip(axes, rows.items()):
+    axis.imshow(seen.T, cmap="nipy_spectral", aspect="auto"); axis.axvline(5.5, color="k", lw=3); axis.set_title(name, fontsize=8); axis.set_yticks([]); axis.set_xticks([])
+axes[-1].set_xticks(range(12), range(1, 13)); axes[-1].set_xlabel("batch; a column is four images, a colour is an image")
+assert torch.equal(ours, rows["ours, restarted"]) and not torch.equal(*[rows[k] for k in list(rows)[:2]])
+assert sorted(ours[:6].flatten().tolist()) == sorted(ours[6:].flatten().tolist()) == list(range(24))
+
+# %% [markdown]
+# The right half of the middle row repeats its left half: half of the epoch is never seen.
+#
+# Times are spread evenly over the batch around one random offset: each by itself is still uniform, but no batch has noisy masks only.
+
+# %%
+#| export
+def random_times(
+    batch_size: int,
+    timesteps: int,
+    generator: torch.Generator,
+) -> Tensor:  # int64 (B,), each uniform over 0 ... T-1
+    "One random offset, evenly spaced over the batch (Kingma et al. 2021): less variance, no bias."
+    u = (torch.rand((), generator=generator) + torch.arange(batch_size) / batch_size) % 1
+    u = u[torch.randperm(batch_size, generator=generator)]
+    return (u * timesteps).long().clamp(max=timesteps - 1)
+
+
+# %%
+times = torch.stack([random_times(8, 1000, generator_for(35, 2, k)) for k in range(2000)]).float()
+free = torch.randint(1000, (2000, 8), generator=g).float()
+for x, name in ((free, "drawn freely"), (times, "spread")):
+    plt.hist(x.mean(1), 40, (200, 800), alpha=0.6, label=name)
+plt.legend(); plt.xlabel("mean time of a batch of 8"); plt.yticks([])
+print(f"mean time {times.mean():.0f} of 499.5; sd of a batch's mean {times.mean(1).std():.1f}, drawn freely {free.mean(1).std():.1f}")
+assert abs(times.mean() - 499.5) < 3 and times.mean(1).std() < 50
+
+# %% [markdown]
+# ## 4 · One addition at a time
+#
+# **The average of the weights.** The last steps of a run jitter. An exponential moving average is calmer,
+#
+# $$\bar\theta_{k+1} = d_k\,\bar\theta_k + (1 - d_k)\,\theta_{k+1}, \qquad d_k = \min\Bigl(d, \frac{1 + k}{10 + k}\Bigr).$$
+#
+# Early in a run it must forget faster, or it keeps the random start: hence $d_k$.
+
+# %%
+#| export
+@torch.no_grad()
+def follow(
+    average: nn.Module,  # is changed
+    model: nn.Module,  # the same architecture
+    decay: float,  # in [0, 1); 0: a mere copy
+    step: int,  # how many updates came before
+) -> None:
+    "One update of an exponential moving average of weights and buffers."
+    d = min(decay, (1 + step) / (10 + step)) if decay else 0.0
+    pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
+    numbers = [pair for pair in pairs if pair[0].is_floating_point()]
+    get_ema_multi_avg_fn(d)([a for a, _ in numbers], [m for _, m in numbers], None)
+    for a, m in pairs:
+        if not a.is_floating_point():  # counters
+            a.copy_(m)
+
+
+# %%
+@torch.no_grad()
+def held_out(net):
+    b, m = films.images[18:].float() / 255, films.masks[18:].float()
+    return training_loss(net, b, m, torch.linspace(0, 999, 6).long(), torch.randn(m.shape, generator=generator_for(3)))["total"].item()
+
+
+def both(net, k):
+    if k == 0: average.append(deepcopy(net))
+    follow(average[0], net, 0.9, k)
+    return held_out(net), held_out(average[0])
+
+
+average = []
+constant, _, raw, calm = attempt(look=both)
+plt.plot(raw, label="weights"); plt.plot(calm, label="their average"); plt.legend(); plt.xlabel("step"); plt.ylabel("held-out loss"); plt.ylim(0.6, 1.2)
+jitter = {name: float(np.abs(np.diff(x[-20:])).mean()) for name, x in (("weights", raw), ("average", calm))}
+print("mean change from step to step, last 20:", {k: round(v, 4) for k, v in jitter.items()})
+assert jitter["average"] < 0.5 * jitter["weights"]
+
+# %% [markdown]
+# **The learning rate.** A linear warm-up, because Adam has no memory yet and its first steps are the wildest; then half a cosine down to zero, so that the run ends in a place and not in a walk. (The paper's is constant.) With a rate that is far too large one sees what both are for:
 
 # %%
 #| export
@@ -181,75 +355,72 @@ def learning_rate(
 
 
 # %%
-shown = load_settings("laptop")
-plt.figure(figsize=(4, 1.8)); plt.plot([learning_rate(shown, k) for k in range(shown.max_steps)]); plt.xlabel("step"); plt.ylabel("rate")
-assert learning_rate(shown, shown.warmup_steps) == shown.learning_rate and learning_rate(shown, shown.max_steps) < 1e-12
+brief = load_settings("smoke", ["max_steps=40", "warmup_steps=6", "learning_rate=0.05"])
+flat, cosine = (attempt(rate=r, look=lambda net, k: [held_out(net)])[2] for r in (lambda k: 0.05, lambda k: learning_rate(brief, k)))
+fig, axes = plt.subplots(1, 2, figsize=(7, 2.1))
+axes[0].plot([learning_rate(brief, k) for k in range(40)], "C2"); axes[0].axhline(0.05, color="C0"); axes[0].set_title("rate")
+axes[1].plot(flat, label="constant"); axes[1].plot(cosine, "C2", label="warm-up, cosine"); axes[1].set_title("held-out loss"); axes[1].legend()
+rough = {name: float(np.abs(np.diff(x[-10:])).mean()) for name, x in (("constant", flat), ("cosine", cosine))}
+print(f"worst: constant {max(flat):.2f}, with warm-up {max(cosine):.2f}; mean change from step to step, last 10:", {k: round(v, 4) for k, v in rough.items()})
+assert rough["cosine"] < rough["constant"] and max(cosine) < max(flat) and learning_rate(brief, 6) == 0.05 and learning_rate(brief, 40) < 1e-12
 
 # %% [markdown]
-# **Randomness.** The naive way, one global random state, makes a resumed run another run: to continue exactly one must save the state of every generator on every device. Instead, *everything random in step k comes from a generator that is seeded by (seed, k)*. Then the step number is the state.
+# **Gradient clipping.** One bad file is enough. A mask saved with 0 and 255 instead of 0 and 1 slips in at step 6. Adam divides by the size of recent gradients, so the step itself is not large; but it *remembers* that size for a thousand steps, and all the good gradients after it count for nothing. Clipped to a norm of 1, the bad one weighs as much as any other.
 
 # %%
-#| export
-def generator_for(
-    *key: int,  # seed, then whatever tells this draw from others; not negative
-) -> torch.Generator:  # on the CPU
-    "A generator whose stream depends on all the numbers."
-    mixed = np.random.SeedSequence([abs(int(k)) for k in key]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(mixed) >> 1)
-
-
-def batch_indices(
-    n: int,  # images
-    batch_size: int,
-    number: int,  # of the batch, from 0
-    seed: int,
-) -> Tensor:  # int64 (batch_size,)
-    "Batch `number` of an endless stream of shuffled epochs; any batch can be asked for at once."
-    places = range(number * batch_size, (number + 1) * batch_size)
-    order = {e: torch.randperm(n, generator=generator_for(seed, 1, e)) for e in {p // n for p in places}}
-    return torch.stack([order[p // n][p % n] for p in places])
-
-
-def random_times(
-    batch_size: int,
-    timesteps: int,
-    generator: torch.Generator,
-) -> Tensor:  # int64 (B,), each uniform over 0 ... T-1
-    "One random offset, evenly spaced over the batch (Kingma et al. 2021): less variance, no bias."
-    u = (torch.rand((), generator=generator) + torch.arange(batch_size) / batch_size) % 1
-    u = u[torch.randperm(batch_size, generator=generator)]
-    return (u * timesteps).long().clamp(max=timesteps - 1)
-
-
-# %%
-stream = torch.cat([batch_indices(10, 4, b, seed=35) for b in range(5)])
-print(stream.tolist())
-assert sorted(stream[:10].tolist()) == sorted(stream[10:].tolist()) == list(range(10))
-times = torch.stack([random_times(8, 1000, generator_for(35, 2, k)) for k in range(2000)])
-print(f"mean time {times.float().mean():.0f} of 499.5; sd of a batch's mean {times.float().mean(1).std():.1f}, of 8 independent draws {1000 / 12 ** 0.5 / 8 ** 0.5:.1f}")
-assert abs(times.float().mean() - 499.5) < 3 and times.float().mean(1).std() < 50
+unclipped, clipped = (attempt(clip=c, spoil=6) for c in (math.inf, 1.0))
+fig, axes = plt.subplots(1, 2, figsize=(7, 2.1))
+axes[0].semilogy(unclipped[1], "C3"); axes[0].axhline(1, color="C2", ls="--"); axes[0].set_title("norm of the gradient"); axes[0].set_xlabel("step")
+axes[1].semilogy(unclipped[0], "C3", label="as it comes"); axes[1].semilogy(clipped[0], "C2", label="clipped at 1"); axes[1].legend(); axes[1].set_ylim(0.5, 4); axes[1].set_title("loss"); axes[1].set_xlabel("step")
+after = {name: float(np.mean(x[0][-10:])) for name, x in (("as it comes", unclipped), ("clipped", clipped))}
+print("loss, mean of the last 10 steps:", {k: round(v, 2) for k, v in after.items()})
+assert after["clipped"] < 0.8 * after["as it comes"]
 
 # %% [markdown]
-# **Averaged weights.** The last steps of a run jitter. An exponential moving average of the weights is calmer and nearly always better. Early in a run the average must forget faster, or it keeps the random start: after $n$ updates it uses at most $(1 + n)/(10 + n)$.
+# **Half the bits.** A GPU multiplies bf16 matrices many times faster than float32. But bf16 has 8 bits of mantissa. Keep the *weights* in it and a careful step vanishes:
 
 # %%
-#| export
-def averaged(
-    model: nn.Module,
-    decay: float,  # in [0, 1); 0: no averaging
-) -> AveragedModel:
-    "An exponential moving average of weights and buffers."
-    def blend(average: Tensor, new: Tensor, n: Any) -> Tensor:
-        if not new.is_floating_point():
-            return new
-        d = min(decay, (1 + float(n)) / (10 + float(n))) if decay else 0.0
-        return average.lerp(new, 1 - d)
-
-    return AveragedModel(model, avg_fn=blend, use_buffers=True)
-
+weight, change = torch.tensor(1.0, dtype=torch.bfloat16), 0.003
+print("float32: 1 +", change, "=", 1 + change, "  bf16:", (weight + change).item())
+assert (weight + change).item() == 1
 
 # %% [markdown]
-# **Looking up now and then.** On a few validation images: Dice of the prior and of the diffusion.
+# So weights, optimiser, schedule and loss stay in float32, and only convolutions and products run in bf16 (*mixed* precision). Is the result the same? Not to the bit, but nearly.
+
+# %%
+mixed = attempt(autocast=True)
+plt.plot(constant, label="float32"); plt.plot(mixed[0], "--", label="mixed with bf16"); plt.legend(); plt.xlabel("step"); plt.ylabel("loss")
+apart = np.abs(np.array(constant) - mixed[0])
+print(f"largest difference in the first 5 steps {apart[:5].max():.4f}, over all {apart.max():.3f}; the loss itself goes from {constant[0]:.2f} to {constant[-1]:.2f}")
+assert apart[0] < 0.02 and abs(np.mean(mixed[0][-10:]) / np.mean(constant[-10:]) - 1) < 0.25
+
+# %% [markdown]
+# **Accumulation.** A batch that does not fit is cut in two; the gradients add up before the step. All our losses are means over images, so eight equal four and four (not with batch normalisation: its statistics would be of four). What is halved is the memory for the backward pass, which we can count:
+
+# %%
+def gradient(parts):
+    kept, net = [0], deepcopy(model).train()
+    for p in parts:
+        def keep(x): kept[-1] += x.numel() * x.element_size(); return x
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = training_loss(net, image8[p], mask8[p], times8[p], noise8[p])["total"] / len(parts)
+        loss.backward(); kept.append(0)
+    return max(kept) / 2**20, torch.cat([p.grad.flatten() for p in net.parameters()])
+
+
+image8, mask8, times8 = films.images[:8].float() / 255, films.masks[:8].float(), random_times(8, 1000, g)
+noise8 = torch.randn(mask8.shape, generator=g)
+(memory_1, gradient_1), (memory_2, gradient_2) = gradient([slice(0, 8)]), gradient([slice(0, 4), slice(4, 8)])
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(6, 2.1))
+axes[0].plot(gradient_1, gradient_2, ".", ms=2); axes[0].set_xlabel("gradient of eight"); axes[0].set_ylabel("of four and four")
+axes[1].bar(["eight", "four + four"], [memory_1, memory_2], color=["C0", "C2"]); axes[1].set_title("MiB kept for backward", fontsize=9)
+torch.testing.assert_close(gradient_1, gradient_2, atol=1e-4 * gradient_1.abs().max().item(), rtol=1e-3)
+assert memory_2 < 0.6 * memory_1
+
+# %% [markdown]
+# **Validation.** The training loss mixes all times and says nothing in Dice. Now and then, take films that were kept apart, sample them with the averaged weights, and keep the best.
 
 # %%
 #| export
@@ -276,20 +447,275 @@ def validate(
 
 
 # %%
-print(validate(model, films.subset(range(4))))
+known, new = validate(model, films.subset(range(4))), validate(model, films.subset(range(18, 24)))
+plt.bar(np.arange(2) - 0.2, known.values(), 0.4, label="the four it was trained on"); plt.bar(np.arange(2) + 0.2, new.values(), 0.4, label="six it never saw")
+plt.xticks(range(2), ["prior", "diffusion"]); plt.ylabel("Dice"); plt.ylim(0, 1.35); plt.legend(loc="upper center")
+assert known["diffusion_dice"] > new["diffusion_dice"] + 0.1
 
 # %% [markdown]
-# ## 4 · Checkpoints that survive
+# That is the model of section 2, and it is why one validates.
 #
-# A checkpoint is one file: weights, their average, the optimiser, the step, and *what run this is*. It is written under another name and renamed, so that a full disk or a pulled plug never destroys the last good one; the newest few are kept. It is loaded without executing anything from the file (`weights_only=True`). A damaged file is named, and the one before it is used. A checkpoint of another run is refused, with the names of the settings
-# that differ.
+# ## 5 · Feeding it
+#
+# A set that fits lies on the device as `uint8`: the 609 training films at 768×256 are 240 MB with their masks. A batch is one indexing, augmented where it lies. A set that does not fit is *streamed*: workers decode the images of the next batches while the network computes.
 
 # %%
 #| export
-FREE = ("profile", "log_every", "checkpoint_every", "keep_checkpoints", "eval_height", "eval_width",
-        "ensemble", "sample_steps", "sampler", "validate_every", "val_images")  # may change on resuming
+class Streamed(Dataset):
+    "Images of a dataset, decoded when their turn comes; memory does not grow with the set."
+
+    def __init__(
+        self,
+        dataset: Any,  # of verdiff.data: it has `names` and `arrays(i)`
+        index: Sequence[int] | None = None,  # which images; None: all
+    ):
+        self.dataset = dataset
+        self.index = list(range(len(dataset)) if index is None else index)
+        self.names = [dataset.names[i] for i in self.index]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        "Image and mask, uint8 (1, H, W)."
+        image, mask, _ = self.dataset.arrays(self.index[i])
+        return torch.from_numpy(np.array(image))[None], torch.from_numpy(np.array(mask))[None]
+
+    def subset(self, index: Sequence[int]) -> "Streamed":
+        "Only those images."
+        return Streamed(self.dataset, [self.index[i] for i in index])
+
+    def pack(self) -> Packed:
+        "All of them in memory."
+        images, masks = zip(*(self[i] for i in range(len(self))), strict=True)
+        return Packed(torch.stack(images), torch.stack(masks), self.names)
 
 
+# %%
+source = PhantomSet(folder / "films", size=tiny.size)
+assert torch.equal(Streamed(source).subset([3, 5]).pack().images, films.subset([3, 5]).images)
+
+
+# %% [markdown]
+# Both kinds give the same batches in the same order: the *plan*, lists of image numbers, decides.
+
+# %%
+#| export
+def worker_count() -> int:
+    "Processes that decode: one a core, at most 4."
+    known = hasattr(os, "sched_getaffinity")  # on Linux: the cores that we may use
+    return min(4, len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1)
+
+
+def _ignore_interrupt(worker: int) -> None:
+    "Ctrl-C is the main process's affair."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# %%
+#| export
+def pixel_batches(
+    data: Packed | Streamed,
+    plan: Iterable[list[int]],  # which images, batch by batch
+    device: torch.device | str = "cpu",  # where Packed data are already
+    workers: int | None = None,  # for Streamed; None: `worker_count`; 0: decode here
+) -> Iterator[tuple[Tensor, Tensor]]:  # images and masks, uint8 (B, 1, H, W) on the device
+    "The batches of a plan."
+    if isinstance(data, Packed):
+        for index in plan:
+            where = torch.as_tensor(index, device=data.images.device)
+            yield data.images[where], data.masks[where]
+        return
+    count = worker_count() if workers is None else workers
+    loader = DataLoader(data, batch_sampler=plan, num_workers=count,
+                        worker_init_fn=_ignore_interrupt,
+                        pin_memory=torch.device(device).type == "cuda")
+    for images, masks in loader:
+        yield images.to(device, non_blocking=True), masks.to(device, non_blocking=True)
+
+
+# %%
+plan = [batch_indices(24, 4, b, 35).tolist() for b in range(6)]
+for a, b in zip(pixel_batches(films, plan), pixel_batches(Streamed(source), plan, workers=2), strict=True):
+    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+
+# %% [markdown]
+# Then chance enters: augmentation, time, noise. Each image has its own generator, seeded by its place in the endless stream; how a batch is shared among devices changes nothing. Only the times are spread over the *whole* batch: every process draws them all and takes its share.
+
+# %%
+#| export
+class Batch(NamedTuple):
+    "What the loss needs, on the device."
+
+    image: Tensor  # (B, 1, H, W) in [0, 1]
+    mask: Tensor  # {0, 1}
+    t: Tensor  # int64 (B,)
+    noise: Tensor  # standard normal, (B, 1, H, W)
+
+
+# %%
+#| export
+def disturb(
+    image: Tensor,  # uint8 (B, 1, H, W)
+    mask: Tensor,  # uint8 {0, 1}
+    settings: Settings,
+    number: int,  # of the batch
+    process: int = 0,  # which of the processes that share the batch
+    processes: int = 1,
+) -> Batch:
+    "Everything random, from the seed and the position alone."
+    size, s = len(image), settings
+    first = (number * processes + process) * size  # position of the first image in the stream
+    own = [generator_for(s.seed, 2, first + i) for i in range(size)]
+    image, mask = Augment.from_settings(s)(image, mask, own)
+    noise = torch.stack([torch.randn(mask.shape[1:], generator=g) for g in own])
+    t = random_times(size * processes, s.timesteps, generator_for(s.seed, 3, number))
+    t = t[process * size:(process + 1) * size]
+    return Batch(image, mask, t.to(mask.device), noise.to(mask.device))
+
+
+# %%
+def part(process, processes):
+    size = 8 // processes
+    where = batch_indices(24, size, 5 * processes + process, 35)
+    return disturb(films.images[where], films.masks[where], tiny, 5, process, processes)
+
+
+whole, halves = part(0, 1), [part(p, 2) for p in (0, 1)]
+for name, x in whole._asdict().items():
+    torch.testing.assert_close(torch.cat([getattr(h, name) for h in halves]), x, atol=1e-5, rtol=0, msg=name)
+fig, axes = plt.subplots(1, 8, figsize=(6, 2.2))
+for k, axis in enumerate(axes):
+    axis.imshow(whole.image[k, 0], cmap="gray", vmin=0, vmax=1); axis.contour(whole.mask[k, 0], [0.5], colors="orange", linewidths=0.5)
+    axis.set_title(f"t = {whole.t[k]}", fontsize=7); axis.set_axis_off()
+fig.suptitle("one batch; two processes would take the left and the right half", fontsize=9);
+
+# %%
+#| export
+def batches(
+    data: Packed | Streamed,
+    settings: Settings,
+    first: int = 0,  # number of the first batch
+    device: torch.device | str = "cpu",
+    process: int = 0,
+    processes: int = 1,
+    workers: int | None = None,
+) -> Iterator[Batch]:
+    "All batches of a run from `first` on; for one of several processes, its parts of them."
+    s = settings
+    numbers = range(first, s.max_steps * s.accumulate)
+    plan = (batch_indices(len(data), s.batch_size, n * processes + process, s.seed).tolist()
+            for n in numbers)
+    pixels = pixel_batches(data, plan, device, workers)
+    for number, (image, mask) in zip(numbers, pixels, strict=True):
+        yield disturb(image, mask, s, number, process, processes)
+
+
+# %%
+#| export
+def ahead(
+    items: Iterator[Any],  # none of them is None
+    depth: int = 2,
+) -> Iterator[Any]:
+    "The same items, made by a thread up to `depth` before they are asked for."
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, items, None) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, items, None))
+            yield item
+
+
+# %%
+assert list(ahead(iter(range(5)))) == list(range(5))
+
+# %% [markdown]
+# Who is faster, the loader or the network? Images a second, on one core, at this page's size. (On a GPU the network is much faster; there several workers share the decoding.)
+
+# %%
+def rate_of(items, count):
+    start = time.process_time()  # of this core, whatever else the machine does
+    for _, batch in zip(range(count), items): pass
+    return 8 * count / (time.process_time() - start)
+
+
+def network():
+    for batch in batches(films, long):
+        training_loss(model, *batch)["total"].backward(); yield batch
+
+
+long = load_settings("smoke", [*small, "batch_size=8", "max_steps=1000"])
+speed = {"in memory": rate_of(batches(films, long), 20), "in memory, pixels only": rate_of(pixel_batches(films, plan * 20), 120),
+         "streamed": rate_of(batches(Streamed(source), long, workers=0), 5), "the network": rate_of(network(), 5)}
+plt.barh(list(speed), list(speed.values()), color=["C2", "C2", "C0", "C3"]); plt.xscale("log"); plt.xlabel("images a second")
+print({k: round(v) for k, v in speed.items()})
+assert min(speed["in memory"], speed["streamed"]) > speed["the network"]
+
+# %% [markdown]
+# Which of the two is decided by the size of the set, or by you (`stream`).
+
+# %%
+#| export
+def must_stream(
+    settings: Settings,
+    images: int,
+) -> bool:
+    "Whether to decode as needed: as `stream` says, or where a quarter of the memory is too little."
+    if settings.stream != "auto":
+        return settings.stream == "true"
+    memory = [2**33]  # where the system does not say
+    if hasattr(os, "sysconf"):
+        memory = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    if torch.cuda.is_available():
+        memory.append(torch.cuda.get_device_properties(0).total_memory)
+    return 2 * images * settings.height * settings.width > min(memory) / 4
+
+
+# %%
+#| export
+def training_data(
+    data: str | Path,  # zip or folder, or the word "phantom"
+    settings: Settings,  # size, fit, val_fraction, seed, stream
+    cache: Path | None = None,  # file that keeps the decoded images
+    **phantoms: int,  # n_training, n_test, seed of phantoms
+) -> tuple[Packed | Streamed, Packed]:
+    "The training split, divided by study into a training and a validation part."
+    s, root = settings, () if data == "phantom" else (data,)
+    kind = PhantomSet if data == "phantom" else open_dataset
+    more = {} if root else phantoms
+    dataset = kind(*root, split="training", size=s.size, fit=s.fit, **more)
+    parts = grouped_split(dataset.names, s.val_fraction, s.seed)
+    if cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+    if not must_stream(s, len(dataset)):
+        return tuple(map(pack(dataset, cache).subset, parts))
+    train_part, val_part = map(Streamed(dataset).subset, parts)
+    held = val_part.subset(range(min(len(val_part), s.val_images)))
+    return train_part, held.pack() if len(held) else Packed(torch.zeros(0), torch.zeros(0), [])
+
+
+# %%
+set_at = lambda *more: training_data(folder / "films", load_settings("smoke", [*small, *more]))
+assert isinstance(set_at()[0], Packed) and isinstance(set_at("stream=true")[0], Streamed)
+assert not must_stream(load_settings("gpu"), 609) and must_stream(load_settings("gpu"), 10**9)
+
+# %% [markdown]
+# ## 6 · Checkpoints
+#
+# A checkpoint is one file: weights, their average, the optimiser, the step, the history, and *what run this is*. No random state: the step is all of it. It is written under a temporary name, forced to the disk, and renamed; the last three are kept.
+
+# %%
+#| export
+def checkpoints(
+    out: Path,  # folder of a run
+) -> list[Path]:  # the oldest first
+    "The checkpoints of a run, by step."
+    paths = out.glob("checkpoint-*.pt")
+    found = ((re.fullmatch(r"checkpoint-(\d+)\.pt", p.name), p) for p in paths)
+    return [p for _, p in sorted((int(m[1]), p) for m, p in found if m)]
+
+
+# %%
+#| export
 def save_checkpoint(
     out: Path,
     state: dict[str, Any],  # must hold "step"
@@ -299,71 +725,142 @@ def save_checkpoint(
     path = out / f"checkpoint-{state['step']:06d}.pt"
     with atomic_write(path) as temporary:
         torch.save(state, temporary)
-    for old in sorted(out.glob("checkpoint-*.pt"))[:-keep]:
+    for old in checkpoints(out)[:-keep]:
         old.unlink()
     return path
 
 
+# %%
+(folder / "demo").mkdir()
+for k in (1, 999_999, 1_000_000):
+    save_checkpoint(folder / "demo", {"step": k}, keep=2)
+print([p.name for p in checkpoints(folder / "demo")])
+assert [p.stem[11:] for p in checkpoints(folder / "demo")] == ["999999", "1000000"]
+
+# %% [markdown]
+# A damaged file is named, and the one before it is used. The file is a zip with checksums, so one flipped bit is noticed; and nothing from it is executed (`weights_only=True`).
+
+# %%
+#| export
+def read_checkpoint(
+    path: Path,
+) -> dict[str, Any] | None:  # None: damaged
+    "What `save_checkpoint` wrote; every byte is checked, nothing from the file is executed."
+    try:
+        with zipfile.ZipFile(path) as file:
+            if file.testzip() is not None:
+                return None
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return state if {"step", "settings", "data"} <= set(state) else None
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, NotImplementedError,
+            pickle.UnpicklingError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+# %%
+whole = save_checkpoint(folder / "demo", {"step": 7, "settings": {}, "data": "", "model": torch.randn(1000)})
+damaged = bytearray(whole.read_bytes()); damaged[len(damaged) // 2] ^= 1
+(folder / "demo" / "flipped.pt").write_bytes(damaged); (folder / "demo" / "cut.pt").write_bytes(damaged[:900])
+assert read_checkpoint(whole)["step"] == 7
+assert read_checkpoint(folder / "demo" / "flipped.pt") is read_checkpoint(folder / "demo" / "cut.pt") is None
+
+# %% [markdown]
+# A checkpoint of *another* run is refused, with the names of the settings that differ. What may differ is what does not touch the weights; and four images on each of two devices are the same run as eight on one.
+
+# %%
+#| export
+FREE = ("profile", "log_every", "checkpoint_every", "keep_checkpoints", "eval_height",
+        "eval_width", "ensemble", "sample_steps", "sampler", "validate_every", "val_images",
+        "stream")  # may change on resuming
+
+
+def check_same_run(
+    state: dict[str, Any],  # a checkpoint
+    settings: Settings,
+    data_key: str,  # tells the training images
+    processes: int,
+    path: Path,  # to name in errors
+) -> None:
+    "VerdiffError where a checkpoint belongs to another run."
+    away = "use another --out, or start over with --fresh"
+    theirs, mine = dict(state["settings"]), settings.to_dict()
+    theirs["batch_size"] = theirs.get("batch_size", 0) * state.get("processes", 1)
+    mine["batch_size"] *= processes
+    if differ := [k for k in mine if k not in FREE and theirs.get(k) != mine[k]]:
+        said = ", ".join(f"{k} (there {theirs.get(k)!r}, here {mine[k]!r})" for k in differ)
+        raise VerdiffError(f"{path} belongs to a run with other settings: {said}; {away}")
+    if state["data"] != data_key:
+        raise VerdiffError(f"{path} belongs to a run on other images; {away}")
+
+
+# %%
+#| export
 def load_checkpoint(
     out: Path,
     settings: Settings,
     data_key: str,  # tells the training images
+    processes: int = 1,
 ) -> dict[str, Any] | None:  # None: there is none yet
     "The newest readable checkpoint; VerdiffError if all are damaged or it is of another run."
-    paths = sorted(out.glob("checkpoint-*.pt"), reverse=True)
+    paths = checkpoints(out)[::-1]
     for path in paths:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            theirs, key = state["settings"], state["data"]
-            break
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError,
-                pickle.UnpicklingError, zipfile.BadZipFile):
-            print(f"{path.name} is damaged; trying the one before it", file=sys.stderr)
-    else:
-        if paths:
-            raise VerdiffError(f"{out}: {paths[0].name} and all before it are damaged; remove them "
-                               "or start over with --fresh")
-        return None
-    mine = settings.to_dict()
-    differ = [k for k in mine if k not in FREE and theirs.get(k) != mine[k]]
-    if differ:
-        said = ", ".join(f"{k} (there {theirs.get(k)!r}, here {mine[k]!r})" for k in differ)
-        raise VerdiffError(f"{path} belongs to a run with other settings: {said}; use another --out, "
-                           "or start over with --fresh")
-    if key != data_key:
-        raise VerdiffError(f"{path} belongs to a run on other images; use another --out, or start "
-                           "over with --fresh")
-    return state
+        if (state := read_checkpoint(path)) is not None:
+            check_same_run(state, settings, data_key, processes, path)
+            return state
+        print(f"{path.name} is damaged; trying the one before it", file=sys.stderr)
+    if paths:
+        raise VerdiffError(f"{out}: {paths[0].name} and all before it are damaged; remove them or "
+                           "start over with --fresh")
+    return None
 
+
+# %%
+(folder / "demo" / "checkpoint-1000000.pt").write_bytes(damaged)
+said = {"step": 8, "settings": tiny.to_dict() | {"batch_size": 2, "learning_rate": 1.0}, "data": "", "processes": 2}
+save_checkpoint(folder / "demo", {**said, "step": 999_999})
+try:
+    with redirect_stderr(sys.stdout):
+        load_checkpoint(folder / "demo", tiny, "")
+except VerdiffError as error:
+    print(str(error).replace(str(folder), "..."))
+    assert "learning_rate" in str(error) and "batch_size" not in str(error)
 
 # %% [markdown]
-# Ctrl-C should not hit in the middle of a weight update. So the first one only raises a flag, which the loop reads between two steps.
+# Ctrl-C should not hit in the middle of a weight update. So the first one only raises a flag, which the loop reads between two steps. So does SIGTERM, by which a cluster asks for its machine back.
 
 # %%
 #| export
 @contextmanager
 def polite_interrupt() -> Iterator[threading.Event]:
-    "While it holds, the first Ctrl-C sets the event; the second one interrupts as usual."
-    asked = threading.Event()
+    "While it holds, Ctrl-C and SIGTERM set the event; Ctrl-C again, a second later, interrupts."
+    asked, since = threading.Event(), [0.0]
 
     def handler(number: int, frame: Any) -> None:
-        if asked.is_set():
+        if asked.is_set() and number == signal.SIGINT and time.monotonic() - since[0] > 1:
             raise KeyboardInterrupt
         asked.set()
+        since[0] = time.monotonic()
 
-    main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, handler) if main_thread else None
+    ours = (signal.SIGINT, signal.SIGTERM)
+    here = threading.current_thread() is threading.main_thread()  # others may not
+    before = {number: signal.signal(number, handler) for number in ours if here}
     try:
         yield asked
     finally:
-        if main_thread:
-            signal.signal(signal.SIGINT, before)
+        for number, old in before.items():
+            signal.signal(number, old)
 
+
+# %%
+with polite_interrupt() as asked:
+    signal.raise_signal(signal.SIGTERM)
+    print("still here; asked to stop:", asked.is_set())
+assert asked.is_set()
 
 # %% [markdown]
-# ## 5 · The loop
+# ## 7 · The whole loop
 #
-# Algorithm 1 of the paper: *draw an image and its mask, a time, noise; take a gradient step*. In our words below: `draw` makes a batch, `training_loss` is Eq. (10), the optimiser steps, the average follows. Distribution over GPUs and bf16 are `accelerate`'s; the wrapper `Objective` exists because it must see one call of one module per step.
+# First what it works on. `accelerate` puts the model on its device, runs it in bf16 if asked, and averages gradients over processes. For that it must see one call of one module per step, so the loss becomes a module:
 
 # %%
 #| export
@@ -380,35 +877,25 @@ class Objective(nn.Module):
         return training_loss(self.model, image, mask, t, noise, *self.weights, process=self.process)
 
 
-def draw(
-    data: Packed,  # on the device
-    settings: Settings,
-    augment: Augment,
-    number: int,  # of the batch
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str]]:  # image, mask, t, noise, names
-    "Everything random of one batch, from (seed, number)."
-    index = batch_indices(len(data), settings.batch_size, number, settings.seed)
-    g = generator_for(settings.seed, 2, number)
-    where = index.to(data.images.device)
-    image, mask = augment(data.images[where], data.masks[where], g)
-    t = random_times(len(index), settings.timesteps, g)
-    noise = torch.randn(mask.shape, generator=g)
-    return image, mask, t.to(mask.device), noise.to(mask.device), [data.names[i] for i in index]
-
-
+# %%
+#| export
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     "Adam or AdamW, as the settings say."
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     return kind(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
+# %%
+print({k: round(v.item(), 3) for k, v in Objective(model, tiny)(*part(0, 1)).items()}, type(make_optimizer(model, tiny)).__name__)
+
 # %% [markdown]
 # Nobody has to start from nothing: a trained network, ours or yours, can be *fine-tuned* on other images, or at a larger size (convolutions do not mind). What decides the meaning of its output must stay as it was.
 
 # %%
 #| export
-MEANING = ("channels", "blocks", "norm", "msfm", "msfm_dim", "nsa", "nsa_choice", "shift", "timesteps",
-           "schedule", "beta_start", "beta_end", "prediction_type")  # must not change on fine-tuning
+MEANING = ("channels", "blocks", "norm", "msfm", "msfm_dim", "nsa", "nsa_choice", "shift",
+           "timesteps", "schedule", "beta_start", "beta_end",
+           "prediction_type")  # must not change on fine-tuning
 
 
 def start_from(
@@ -417,28 +904,388 @@ def start_from(
 ) -> VerdiffNet:  # model
     "Begin with the weights of a trained network; VerdiffError where it is another kind of network."
     here, there = model.config.to_dict(), trained.config.to_dict()
-    if differ := [f"{k} (there {there[k]!r}, here {here[k]!r})" for k in MEANING if here[k] != there[k]]:
-        raise VerdiffError(f"the network to start from has other settings: {', '.join(differ)}; "
+    if differ := [k for k in MEANING if here[k] != there[k]]:
+        said = ", ".join(f"{k} (there {there[k]!r}, here {here[k]!r})" for k in differ)
+        raise VerdiffError(f"the network to start from has other settings: {said}; "
                            "change them with --set, or start from another network")
     model.load_state_dict(trained.state_dict())
     return model
 
 
 # %%
-tiny_twins = [VerdiffNet(channels=(8, 16), height=h, width=h // 2) for h in (64, 128)]
-start_from(*tiny_twins)
-assert all(torch.equal(a, b) for a, b in zip(*(n.state_dict().values() for n in tiny_twins), strict=True))
+twins = [VerdiffNet(channels=(8, 16), height=h, width=h // 2) for h in (64, 128)]
+start_from(*twins)
+assert all(torch.equal(a, b) for a, b in zip(*(n.state_dict().values() for n in twins), strict=True))
 try:
-    start_from(VerdiffNet(channels=(8, 16), shift=False), tiny_twins[0])
+    start_from(VerdiffNet(channels=(8, 16), shift=False), twins[0])
 except VerdiffError as error:
     print(error)
+
+
+# %% [markdown]
+# Everything that changes in a run, in one place:
+
+# %%
+#| export
+@dataclass
+class Run:
+    "The state of one training run."
+
+    settings: Settings
+    out: Path  # its folder
+    accelerator: Any  # accelerate's: device, precision, other processes
+    data: Packed | Streamed  # to train on; Packed: on the device
+    val_data: Packed | None  # to validate on
+    model: VerdiffNet
+    average: VerdiffNet  # of the model's weights
+    objective: nn.Module  # the loss, wrapped by accelerate
+    optimizer: Any  # wrapped by accelerate
+    step: int = 0
+    best: float = -1.0  # validated Dice of what is in OUT/model
+    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    clean: bool = True  # False while weights are being changed
+
+    def data_key(self) -> str:
+        "Tells the images that the run is trained on."
+        return hashlib.sha256("\n".join(self.data.names).encode()).hexdigest()
+
+    @property
+    def main(self) -> bool:
+        "Whether this process writes files and speaks."
+        return self.accelerator.is_main_process
+
+
+# %%
+#| export
+def prepare(
+    settings: Settings,
+    train_data: Packed | Streamed,
+    val_data: Packed | None,
+    out: Path,
+    trained: VerdiffNet | None = None,  # a network to start from
+) -> Run:
+    "A run at step 0."
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    if not len(train_data):
+        raise VerdiffError("there is no image to train on")
+    AcceleratorState._reset_state()  # a second run in one process may want another precision
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    if isinstance(train_data, Packed):
+        pixels = (x.to(accelerator.device) for x in (train_data.images, train_data.masks))
+        train_data = Packed(*pixels, train_data.names)
+    count = min(settings.val_images, len(val_data) if val_data is not None else 0)
+    torch.manual_seed(settings.seed)
+    model = VerdiffNet(VerdiffConfig.from_settings(settings))
+    if trained is not None:
+        start_from(model, trained)
+    model.to(accelerator.device)
+    wrapped = accelerator.prepare(Objective(model, settings), make_optimizer(model, settings))
+    some = val_data.subset(range(count)) if count else None
+    average = deepcopy(model).eval().requires_grad_(False)
+    return Run(settings, out, accelerator, train_data, some, model, average, *wrapped)
+
+
+# %%
+short = load_settings("smoke", [*small, "max_steps=60", "batch_size=8", "learning_rate=0.006", "warmup_steps=5", "validate_every=20", "checkpoint_every=5",
+                                "log_every=1", "rotation=10", "ema_decay=0.9", "sample_steps=5", "val_fraction=0.25"])
+train_part, val_part = training_data(folder / "films", short)
+run = prepare(short, train_part, val_part, folder / "by-hand")
+print(f"{len(run.data)} films to train on, {len(run.val_data)} to validate on, {run.model.num_parameters():,} parameters, on {run.accelerator.device}")
+assert run.main and run.step == 0
+
+# %% [markdown]
+# One step: loss and gradient (of each part of the batch, if accumulated), clip, update, average. Every line is a section above.
+
+# %%
+#| export
+LOSSES = ("total", "mse", "bce", "dice")
+
+
+def take_step(
+    run: Run,
+    stream: Iterator[Batch],
+) -> Tensor:  # the losses of LOSSES, on the device
+    "One step of Algorithm 1."
+    s, acc, total = run.settings, run.accelerator, 0.0
+    for k in range(s.accumulate):
+        with nullcontext() if k + 1 == s.accumulate else acc.no_sync(run.objective):
+            losses = run.objective(*next(stream))
+            acc.backward(losses["total"] / s.accumulate)
+        total = total + torch.stack([losses[name].detach() for name in LOSSES]) / s.accumulate
+    run.clean = False
+    if s.grad_clip:
+        acc.clip_grad_norm_(run.objective.parameters(), s.grad_clip)
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(s, run.step)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    follow(run.average, run.model, s.ema_decay, run.step)
+    run.step += 1
+    run.clean = True
+    return total
+
+
+# %%
+#| export
+def stream_of(run: Run) -> Iterator[Batch]:
+    "The batches of this process from the run's step on, made ahead by a thread."
+    s, acc = run.settings, run.accelerator
+    return ahead(batches(run.data, s, run.step * s.accumulate, acc.device,
+                         acc.process_index, acc.num_processes))
+
+
+# %%
+with closing(stream_of(run)) as stream:
+    by_hand = [take_step(run, stream) for _ in range(3)]
+print([round(x[0].item(), 3) for x in by_hand])
+assert run.step == 3 and torch.stack(by_hand).isfinite().all()
+
+# %% [markdown]
+# After each step all processes agree on the losses (their mean) and on whether somebody pressed Ctrl-C. A loss that is not finite has spoilt the weights already: nothing is saved any more, and the message names the step, the files, and the checkpoint that is still good.
+
+# %%
+#| export
+def agree(
+    run: Run,
+    losses: Tensor,  # of this process
+    asked: bool,  # to stop
+) -> tuple[dict[str, float], bool]:  # losses of all processes, and whether any was asked
+    "What every process must know alike after a step: one small message, one wait for the device."
+    told = torch.cat([losses, losses.new_tensor([float(asked)])])
+    *means, stop = run.accelerator.reduce(told, "mean").tolist()
+    return dict(zip(LOSSES, means, strict=True)), stop > 0
+
+
+# %%
+#| export
+def check_finite(run: Run, losses: dict[str, float]) -> None:
+    "VerdiffError with step, files and last checkpoint where the loss is no number."
+    if math.isfinite(losses["total"]):
+        return
+    s, kept = run.settings, checkpoints(run.out)
+    size = s.batch_size * run.accelerator.num_processes
+    numbers = range((run.step - 1) * s.accumulate, run.step * s.accumulate)
+    index = torch.cat([batch_indices(len(run.data), size, n, s.seed) for n in numbers]).tolist()
+    names = ", ".join(run.data.names[i] for i in index[:32]) + (", ..." if len(index) > 32 else "")
+    raise VerdiffError(
+        f"the loss is {losses['total']} at step {run.step} (images {names}); try a smaller "
+        "learning_rate or mixed_precision=no; the last checkpoint is "
+        f"{kept[-1].name if kept else 'none'}")
+
+
+# %%
+losses, stop = agree(run, by_hand[-1], asked=False)
+check_finite(run, losses)
+try:
+    check_finite(run, {**losses, "total": math.nan})
+except VerdiffError as error:
+    print(error)
+assert not stop and losses["total"] == by_hand[-1][0].item()
+
+# %% [markdown]
+# What is saved, and the way back. `run.json` says what this run is; `history.json` holds its curves.
+
+# %%
+#| export
+def snapshot(run: Run) -> dict[str, Any]:
+    "All that a checkpoint holds."
+    return {"step": run.step, "settings": run.settings.to_dict(), "data": run.data_key(),
+            "processes": run.accelerator.num_processes, "model": run.model.state_dict(),
+            "average": run.average.state_dict(), "optimizer": run.optimizer.state_dict(),
+            "best": run.best, "history": run.history, "seconds": run.seconds,
+            "verdiff": verdiff.__version__}
+
+
+# %%
+#| export
+def restore(run: Run, state: dict[str, Any]) -> None:
+    "Go back to a checkpoint."
+    run.model.load_state_dict(state["model"])
+    run.average.load_state_dict(state["average"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.step, run.best = state["step"], state["best"]
+    run.history, run.seconds = state["history"], state["seconds"]
+
+
+# %%
+twin = prepare(short, train_part, val_part, folder / "twin")
+restore(twin, deepcopy(snapshot(run)))
+assert twin.step == 3 and all(torch.equal(a, b) for a, b in zip(twin.average.state_dict().values(), run.average.state_dict().values()))
+
+
+# %%
+#| export
+@lru_cache(1)
+def commit() -> str | None:
+    "The commit that is running, None outside of a clone."
+    root = Path(verdiff.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+# %%
+#| export
+def save(run: Run) -> Path:
+    "The history and what this run is, both as JSON, and a checkpoint."
+    acc, val = run.accelerator, run.val_data
+    about = {"verdiff": verdiff.__version__, "torch": torch.__version__, "commit": commit(),
+             "device": str(acc.device), "processes": acc.num_processes, "images": len(run.data),
+             "validated_on": len(val) if val is not None else 0,
+             "parameters": run.model.num_parameters(), "step": run.step,
+             "seconds": round(run.seconds, 1), "best": run.best,
+             "settings": run.settings.to_dict()}
+    for name, content in (("history.json", run.history), ("run.json", about)):
+        with atomic_write(run.out / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return save_checkpoint(run.out, snapshot(run), run.settings.keep_checkpoints)
+
+
+# %%
+run.out.mkdir()
+state = read_checkpoint(save(run))
+print(sorted(state), "commit known:", commit() is not None)
+assert state["step"] == 3
+
+# %% [markdown]
+# At certain steps there is more to do. The order matters for whoever pulls the plug in between: first the best model, then the checkpoint. Killed between the two, the run resumes from the older checkpoint, finds the same Dice again and writes the same model again. The other order could lose it.
+
+# %%
+#| export
+def look(run: Run) -> dict[str, float]:
+    "Validate the averaged weights, and keep them if they are the best so far."
+    s = run.settings
+    found = validate(run.average, run.val_data, s.sample_steps, s.batch_size, s.seed, s.sampler)
+    if found["diffusion_dice"] >= run.best:
+        run.best = found["diffusion_dice"]
+        run.average.save_pretrained(run.out / "model")
+    return found
+
+
+# %%
+print({k: round(v, 3) for k, v in look(run).items()}, "best", round(run.best, 3))
+assert (run.out / "model" / "model.safetensors").exists()
+
+
+# %%
+#| export
+def report(run: Run, losses: dict[str, float], bar: tqdm, log: Any) -> None:
+    "Validate, log and save when it is time."
+    s, step, end = run.settings, run.step, run.step == run.settings.max_steps
+    entry = {"step": step, **losses, "lr": learning_rate(s, step - 1)}
+    if looked := run.val_data is not None and (step % s.validate_every == 0 or end):
+        entry |= look(run)
+        bar.set_postfix({k: f"{entry[k]:.3f}" for k in ("prior_dice", "diffusion_dice")})
+    if step % s.log_every == 0 or end or looked:
+        run.history.append(entry)
+        for name, value in entry.items() if log is not None else ():
+            log.add_scalar(name, value, step)
+    if end and run.val_data is None:
+        run.average.save_pretrained(run.out / "model")
+    if step % s.checkpoint_every == 0 or end:
+        if log is not None:
+            log.flush()
+        save(run)
+
+
+# %%
+#| export
+def open_log(run: Run) -> Any:
+    "A TensorBoard writer of the main process; None where TensorBoard is not installed."
+    if not run.main:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    unsaved = run.step + 1  # what an earlier process logged after its last checkpoint is forgotten
+    return SummaryWriter(str(run.out / "tensorboard"), purge_step=unsaved)
+
+
+# %%
+with closing(open_log(run)) as log:
+    report(run, losses, tqdm(disable=True), log)
+assert run.history[-1]["step"] == 3 and list((run.out / "tensorboard").iterdir())
+
+# %% [markdown]
+# And the loop itself. Compare it with the ten lines.
+
+# %%
+#| export
+def loop(run: Run, bar: tqdm, log: Any) -> None:
+    "Algorithm 1 until max_steps; KeyboardInterrupt between two steps when asked."
+    since = time.perf_counter()
+    with polite_interrupt() as asked, closing(stream_of(run)) as stream:
+        while run.step < run.settings.max_steps:
+            losses, stop = agree(run, take_step(run, stream), asked.is_set())
+            check_finite(run, losses)
+            now = time.perf_counter()
+            run.seconds, since = run.seconds + now - since, now
+            bar.update()
+            if run.main:
+                report(run, losses, bar, log)
+            if stop:
+                raise KeyboardInterrupt
+
+
+# %%
+twin.settings = load_settings("smoke", [*small, "max_steps=5", "batch_size=8"])
+twin.out.mkdir()
+loop(twin, tqdm(disable=True), None)
+assert twin.step == 5 and checkpoints(twin.out)
+
+
+# %%
+#| export
+def resume_run(run: Run, resume: bool = True) -> None:
+    "Remove what a kill left half-written; go back to the newest checkpoint, or remove the old run."
+    if run.main:
+        run.out.mkdir(parents=True, exist_ok=True)
+        old = [*run.out.glob(".*.part"), *run.out.glob("model/.*.part")]
+        old += [] if resume else [*checkpoints(run.out), *run.out.glob("tensorboard/events.*")]
+        for path in old:
+            path.unlink(missing_ok=True)
+    run.accelerator.wait_for_everyone()
+    count = run.accelerator.num_processes
+    if resume and (state := load_checkpoint(run.out, run.settings, run.data_key(), count)):
+        restore(run, state)
+
+
+# %%
+#| export
+def work(run: Run, progress: bool = True) -> None:
+    "The loop, with a bar and a log, and a checkpoint when it is interrupted."
+    log = open_log(run)
+    bar = tqdm(total=run.settings.max_steps, initial=run.step, desc="train", unit="step",
+               disable=None if progress and run.main else True)
+    try:
+        loop(run, bar, log)
+    except KeyboardInterrupt:
+        bar.close()
+        if run.main and run.clean and run.step:
+            print(f"saved {save(run).name}; the same command goes on from there", file=sys.stderr)
+        raise
+    finally:
+        bar.close()
+        if log is not None:
+            log.close()
 
 
 # %%
 #| export
 def train(
     settings: Settings,
-    train_data: Packed,
+    train_data: Packed | Streamed,
     val_data: Packed | None,  # None or empty: the last weights are kept, else the best
     out: str | Path,  # folder of the run
     resume: bool = True,  # go on from the newest checkpoint in `out`
@@ -450,203 +1297,72 @@ def train(
     KeyboardInterrupt passes after a checkpoint was saved. VerdiffError: a loss that is no number,
     a checkpoint of another run, a disk that is full.
     """
-    return Trainer(settings, train_data, val_data, Path(out), progress, trained).run(resume)
-
-
-class Trainer:
-    "The state of one run, and the loop over it."
-
-    def __init__(self, settings: Settings, train_data: Packed, val_data: Packed | None, out: Path,
-                 progress: bool = True, trained: VerdiffNet | None = None):
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-
-        if not len(train_data):
-            raise VerdiffError("there is no image to train on")
-        self.settings, self.out, self.progress = settings, out, progress
-        AcceleratorState._reset_state()  # a second run in one process may want another precision
-        self.accelerator = Accelerator(mixed_precision=settings.mixed_precision)
-        self.names = train_data.names
-        self.data_key = hashlib.sha256("\n".join(train_data.names).encode()).hexdigest()
-        device = self.accelerator.device
-        self.data = Packed(train_data.images.to(device), train_data.masks.to(device), train_data.names)
-        count = min(settings.val_images, len(val_data) if val_data is not None else 0)
-        self.val_data = val_data.subset(range(count)) if count else None
-        torch.manual_seed(settings.seed)
-        self.model = VerdiffNet(VerdiffConfig.from_settings(settings))
-        if trained is not None:
-            start_from(self.model, trained)
-        self.model.to(device)
-        self.ema = averaged(self.model, settings.ema_decay)
-        optimizer = make_optimizer(self.model, settings)
-        self.objective, self.optimizer = self.accelerator.prepare(Objective(self.model, settings), optimizer)
-        self.augment = Augment.from_settings(settings)
-        self.step, self.best, self.history, self.seconds = 0, -1.0, [], 0.0
-        self.clean = True  # False while weights are being changed
-
-    def state(self) -> dict[str, Any]:
-        "All that a checkpoint holds."
-        return {"step": self.step, "settings": self.settings.to_dict(), "data": self.data_key,
-                "model": self.model.state_dict(), "ema": self.ema.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "best": self.best,
-                "history": self.history, "seconds": self.seconds, "verdiff": verdiff.__version__}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        "Go back to a checkpoint."
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.best = state["step"], state["best"]
-        self.history, self.seconds = state["history"], state["seconds"]
-
-    def run(self, resume: bool = True) -> VerdiffNet:
-        "Train to max_steps; see `train`."
-        s, main = self.settings, self.accelerator.is_main_process
-        if main:
-            self.out.mkdir(parents=True, exist_ok=True)
-            if not resume:
-                for old in self.out.glob("checkpoint-*.pt"):
-                    old.unlink()
-        self.accelerator.wait_for_everyone()
-        if resume and (state := load_checkpoint(self.out, s, self.data_key)):
-            self.restore(state)
-            finished = self.step >= s.max_steps and (self.out / "model" / "config.json").exists()
-            if main:
-                print(f"{self.out.name}: " + ("finished already" if finished else f"going on after step {self.step}"))
-            if finished:
-                return VerdiffNet.from_pretrained(self.out / "model").to(self.accelerator.device)
-        bar = tqdm(total=s.max_steps, initial=self.step, desc="train", unit="step",
-                   disable=None if self.progress and main else True)
-        log, since = self.open_log(), time.perf_counter()
-        try:
-            with polite_interrupt() as asked:
-                while self.step < s.max_steps:
-                    losses = self.advance()
-                    self.seconds += time.perf_counter() - since
-                    since = time.perf_counter()
-                    bar.update()
-                    self.report(losses, bar, log)
-                    if asked.is_set():
-                        raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            bar.close()
-            if main and self.clean and self.step:
-                print(f"saved {self.save().name}; the same command goes on from there", file=sys.stderr)
-            raise
-        finally:
-            bar.close()
-            if log is not None:
-                log.close()
-        self.accelerator.wait_for_everyone()
-        return VerdiffNet.from_pretrained(self.out / "model").to(self.accelerator.device)
-
-    def advance(self) -> dict[str, float]:
-        "One step of Algorithm 1."
-        s, acc = self.settings, self.accelerator
-        self.objective.train()
-        total: dict[str, Tensor] = {}
-        for k in range(s.accumulate):
-            number = (self.step * s.accumulate + k) * acc.num_processes + acc.process_index
-            *batch, names = draw(self.data, s, self.augment, number)
-            last = k == s.accumulate - 1
-            with nullcontext() if last else acc.no_sync(self.objective), acc.autocast():
-                losses = self.objective(*batch)
-            if not torch.isfinite(losses["total"]):
-                kept = sorted(self.out.glob("checkpoint-*.pt"))
-                raise VerdiffError(
-                    f"the loss is {losses['total'].item()} at step {self.step + 1} (images {', '.join(names[:4])}); "
-                    f"try a smaller learning_rate or mixed_precision=no; the last checkpoint is "
-                    f"{kept[-1].name if kept else 'none'}")
-            acc.backward(losses["total"] / s.accumulate)
-            total = {n: total.get(n, 0) + v.detach() / s.accumulate for n, v in losses.items()}
-        self.clean = False
-        if s.grad_clip:
-            acc.clip_grad_norm_(self.objective.parameters(), s.grad_clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(s, self.step)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update_parameters(self.model)
-        self.step += 1
-        self.clean = True
-        return {name: float(value) for name, value in total.items()}
-
-    def report(self, losses: dict[str, float], bar: tqdm, log: Any) -> None:
-        "Log, validate and save when it is time."
-        s, end = self.settings, self.step == self.settings.max_steps
-        if not self.accelerator.is_main_process:
-            return
-        entry = {"step": self.step, **losses, "lr": learning_rate(s, self.step - 1)}
-        if self.val_data is not None and (self.step % s.validate_every == 0 or end):
-            found = validate(self.ema.module, self.val_data, s.sample_steps, s.batch_size, s.seed, s.sampler)
-            entry |= found
-            bar.set_postfix(prior=f"{found['prior_dice']:.3f}", diffusion=f"{found['diffusion_dice']:.3f}")
-            if found["diffusion_dice"] >= self.best:
-                self.best = found["diffusion_dice"]
-                self.ema.module.save_pretrained(self.out / "model")
-        if self.step % s.log_every == 0 or end or len(entry) > 6:
-            self.history.append(entry)
-            if log is not None:
-                for name, value in entry.items():
-                    log.add_scalar(name, value, self.step)
-        if end and self.val_data is None:
-            self.ema.module.save_pretrained(self.out / "model")
-        if self.step % s.checkpoint_every == 0 or end:
-            self.save()
-
-    def save(self) -> Path:
-        "A checkpoint, the history as JSON, and what this run is."
-        path = save_checkpoint(self.out, self.state(), self.settings.keep_checkpoints)
-        about = {"verdiff": verdiff.__version__, "torch": torch.__version__, "device": str(self.accelerator.device),
-                 "processes": self.accelerator.num_processes, "images": len(self.data),
-                 "validated_on": len(self.val_data) if self.val_data is not None else 0,
-                 "parameters": self.model.num_parameters(), "step": self.step,
-                 "seconds": round(self.seconds, 1), "best": self.best, "settings": self.settings.to_dict()}
-        for name, content in (("history.json", self.history), ("run.json", about)):
-            with atomic_write(self.out / name) as temporary:
-                temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        return path
-
-    def open_log(self) -> Any:
-        "A TensorBoard writer of the main process; None where TensorBoard is not installed."
-        if not self.accelerator.is_main_process:
-            return None
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return None
-        return SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step or None)
+    run = prepare(settings, train_data, val_data, Path(out), trained)
+    resume_run(run, resume)
+    finished = run.step >= settings.max_steps and (run.out / "model" / "config.json").exists()
+    if run.main and run.step:
+        what = "finished already" if finished else f"going on after step {run.step}"
+        print(f"{run.out.name}: {what}")
+    if not finished:
+        work(run, progress)
+    run.accelerator.wait_for_everyone()
+    return VerdiffNet.from_pretrained(run.out / "model").to(run.accelerator.device)
 
 
 # %% [markdown]
-# Sixty steps on two dozen phantoms, all the way through:
+# Sixty steps on eighteen phantoms, all the way through:
 
 # %%
-short = load_settings("smoke", ["height=96", "width=32", "channels=8,16,32", "timesteps=1000", "max_steps=60", "batch_size=8", "learning_rate=0.004",
-                                "validate_every=20", "checkpoint_every=20", "log_every=1", "val_images=8", "rotation=10", "ema_decay=0.9", "sample_steps=5"])
-index_train, index_val = grouped_split(films.names, 0.25)
-model = train(short, films.subset(index_train), films.subset(index_val), folder / "run", progress=False)
+model = train(short, train_part, val_part, folder / "run", progress=False)
 history = json.loads((folder / "run" / "history.json").read_text())
 print({k: round(v, 3) for k, v in history[-1].items()})
 print(sorted(p.name for p in (folder / "run").iterdir()))
 
 # %%
-fig, axes = plt.subplots(1, 2, figsize=(7, 2.3), layout="constrained")
+fig, axes = plt.subplots(1, 2, figsize=(7, 2.3))
 for name in ("mse", "bce", "dice"):
     axes[0].plot([h["step"] for h in history], [h[name] for h in history], label=name)
 checks = [h for h in history if "prior_dice" in h]
 for name in ("prior_dice", "diffusion_dice"):
     axes[1].plot([h["step"] for h in checks], [h[name] for h in checks], "o-", label=name)
 for axis in axes:
-    axis.legend(fontsize=8); axis.set_xlabel("step")
+    axis.legend(); axis.set_xlabel("step")
 assert history[-1]["mse"] < 0.5 * history[0]["mse"]
 
 # %% [markdown]
-# ## 6 · Kill it
+# The same curves are in `run/tensorboard`: `tensorboard --logdir runs` shows all runs of a folder while they are under way.
 #
-# Now the promise. A second run is interrupted in the middle of a step (we raise `KeyboardInterrupt` from inside the loss, the 33rd time it is called) and started again. Its weights must be those of the undisturbed run, byte for byte.
+# ## 8 · Kill it
+#
+# Now the promise. The same run again, as a command, and twice `kill -9` at a moment that nobody chose; the third time it may finish. (The tests do it twenty times, also in the middle of writing a checkpoint.)
+
+# %%
+sets = {**{k: v for k, v in short.to_dict().items() if k != "profile"}, "channels": "8,16,32"}
+command = [sys.executable, "-m", "verdiff.training", "--data", str(folder / "films"), "--profile", "smoke",
+           "--out", str(folder / "killed"), *(w for k, v in sets.items() for w in ("--set", f"{k}={v}"))]
+begin, seen, kills = time.perf_counter(), [], []
+for goal in (10, 25, 60):
+    with open(folder / "log.txt", "a") as text:
+        process = subprocess.Popen(command, stdout=text, stderr=text, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while process.poll() is None:
+        time.sleep(0.05)
+        done = max([int(p.stem[11:]) for p in checkpoints(folder / "killed")], default=0)
+        seen.append((time.perf_counter() - begin, done))
+        if goal <= done < 60:
+            time.sleep(np.random.default_rng(goal).uniform(0, 0.5)); process.kill(); kills.append(time.perf_counter() - begin)
+
+# %%
+plt.figure(figsize=(6, 2.1)); plt.step(*zip(*seen), where="post"); plt.xlabel("seconds"); plt.ylabel("newest checkpoint")
+for k in kills: plt.axvline(k, color="crimson", ls="--")
+print((folder / "log.txt").read_text().strip())
+one, two = ((folder / r / "model" / "model.safetensors").read_bytes() for r in ("run", "killed"))
+print(f"{len(kills)} kills; identical to the undisturbed run: {one == two}")
+assert one == two and len(kills) == 2
+
+# %% [markdown]
+# The flat pieces are Python starting up. Byte for byte the same on a CPU; on a GPU some sums are taken in changing order, and "the same" is up to rounding.
+#
+# Ctrl-C is kinder: the loop finishes its step, saves, and says how to go on. Here it comes from inside the loss.
 
 # %%
 calls, original = [], training_loss
@@ -654,7 +1370,7 @@ calls, original = [], training_loss
 
 def interrupted(*args, **kw):
     calls.append(1)
-    if len(calls) == 33:
+    if len(calls) == 8:
         raise KeyboardInterrupt
     return original(*args, **kw)
 
@@ -662,56 +1378,47 @@ def interrupted(*args, **kw):
 training_loss = interrupted
 try:
     with redirect_stderr(sys.stdout):
-        train(short, films.subset(index_train), films.subset(index_val), folder / "killed", progress=False)
+        train(short, train_part, val_part, folder / "stopped", progress=False)
 except KeyboardInterrupt:
-    print("interrupted; there is", sorted(p.name for p in (folder / "killed").glob("*.pt"))[-1])
+    assert checkpoints(folder / "stopped")[-1].name == "checkpoint-000007.pt"
 training_loss = original
-train(short, films.subset(index_train), films.subset(index_val), folder / "killed", progress=False)
-one, two = ((folder / r / "model" / "model.safetensors").read_bytes() for r in ("run", "killed"))
-print("identical:", one == two)
-assert one == two
 
 # %% [markdown]
-# And what is refused: another architecture, a damaged newest file (the one before it serves).
+# ## 9 · From the command line, and on several devices
+#
+# `verdiff train` is the comfortable way ([12](12_segment.ipynb)). On several GPUs or machines it is `accelerate launch -m verdiff.training` with the same words: `accelerate` starts the processes, and every process takes its share of each step.
 
 # %%
-try:
-    train(load_settings("smoke", ["channels=8"]), films.subset(index_train), None, folder / "killed", progress=False)
-except VerdiffError as error:
-    print(str(error).replace(str(folder), "...")[:150], "...")
-newest = sorted((folder / "killed").glob("*.pt"))[-1]
-newest.write_bytes(newest.read_bytes()[:1000])
-key = hashlib.sha256("\n".join(films.subset(index_train).names).encode()).hexdigest()
-with redirect_stderr(sys.stdout):
-    assert load_checkpoint(folder / "killed", short, key)["step"] == 40
+#| export
+def options() -> argparse.ArgumentParser:
+    "Words of `python -m verdiff.training`."
+    parser = argparse.ArgumentParser(prog="python -m verdiff.training", description=main.__doc__)
+    add = parser.add_argument
+    add("--data", required=True, help="zip or folder, or the word phantom")
+    add("--profile", default="gpu")
+    add("--set", action="append", default=[], metavar="KEY=VALUE")
+    add("--out")
+    add("--start-from", metavar="MODEL", help="fine-tune this model folder or Hub id")
+    add("--fresh", action="store_true", help="start over")
+    return parser
 
-# %% [markdown]
-# ## 7 · From the command line
-#
-# `verdiff train` is the comfortable way ([12](12_segment.ipynb)). On several GPUs or machines it is `accelerate launch -m verdiff.training` with the same words; accelerate starts the processes, and every process draws its own part of the stream of batches.
 
 # %%
 #| export
 def main(
     argv: Sequence[str] | None = None,  # None: those of the process
-) -> int:
+) -> int:  # 0: well; 2: an error that a sentence explains; 130: interrupted
     "Train as one of accelerate's processes: `accelerate launch -m verdiff.training --data ...`."
-    parser = argparse.ArgumentParser(prog="python -m verdiff.training", description=main.__doc__)
-    parser.add_argument("--data", required=True, help="zip or folder, or the word phantom")
-    parser.add_argument("--profile", default="gpu")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out")
-    parser.add_argument("--fresh", action="store_true", help="start over")
-    args = parser.parse_args(argv)
+    from accelerate import Accelerator
+
+    args = options().parse_args(argv)
     try:
         settings = load_settings(args.profile, args.set)
         out = Path(args.out or f"runs/{args.profile}")
-        out.mkdir(parents=True, exist_ok=True)
-        kind = PhantomSet if args.data == "phantom" else open_dataset
-        root = () if args.data == "phantom" else (args.data,)
-        packed = pack(kind(*root, split="training", size=settings.size, fit=settings.fit), out / "images.npz")
-        parts = grouped_split(packed.names, settings.val_fraction, settings.seed)
-        train(settings, *map(packed.subset, parts), out, resume=not args.fresh)
+        trained = VerdiffNet.from_pretrained(args.start_from) if args.start_from else None
+        with Accelerator().main_process_first():  # the others find the images decoded
+            parts = training_data(args.data, settings, out / "images.npz")
+        train(settings, *parts, out, resume=not args.fresh, trained=trained)
     except VerdiffError as error:
         print(f"verdiff: error: {error}", file=sys.stderr)
         return 2
@@ -721,10 +1428,49 @@ def main(
 
 
 # %%
+with redirect_stderr(sys.stdout):
+    assert main(["--data", str(folder / "nowhere"), "--profile", "smoke", "--out", str(folder / "x")]) == 2
+
+# %%
 #| export
 #| eval: false
 if __name__ == "__main__":
     sys.exit(main())
+
+# %% [markdown]
+# Two processes with four images each against one with eight. Is it the same run? Up to rounding, it should be. (No GPU at hand: `ACCELERATE_USE_CPU` makes the two processes talk over `gloo`.)
+
+# %%
+#| slow
+def losses_of(out, *more, launch=()):
+    words = ["--data", str(folder / "films"), "--profile", "smoke", "--out", str(folder / out)]
+    for word in (*small, "max_steps=20", "log_every=1", "validate_every=20", "learning_rate=0.004", *more):
+        words += ["--set", word]
+    subprocess.run([sys.executable, *launch, "-m", "verdiff.training", *words], check=True, capture_output=True,
+                   env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})
+    return [h["total"] for h in json.loads((folder / out / "history.json").read_text())]
+
+
+launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+two, one = losses_of("two", "batch_size=4", launch=launch), losses_of("one", "batch_size=8")
+
+# %%
+#| slow
+plt.plot(one, lw=4, alpha=0.4, label="one process, batch of 8"); plt.plot(two, "k--", lw=1, label="two processes, 4 each"); plt.legend(); plt.xlabel("step"); plt.ylabel("loss")
+print(f"largest relative difference in {len(one)} steps: {max(abs(a / b - 1) for a, b in zip(one, two)):.1e}; processes: {json.loads((folder / 'two' / 'run.json').read_text())['processes']}")
+np.testing.assert_allclose(one, two, rtol=1e-3)
+
+# %% [markdown]
+# In a notebook with two GPUs (Kaggle has one), `notebook_launcher` starts the processes from a cell:
+
+# %%
+#| cuda
+from accelerate import notebook_launcher
+
+# %%
+#| cuda
+words = ["--data", str(folder / "films"), "--profile", "smoke", "--out", str(folder / "launched"), "--set", "mixed_precision=bf16"]
+notebook_launcher(main, (words,), num_processes=torch.cuda.device_count())
 
 # %% [markdown]
 # ## Paper, ours, why
@@ -736,6 +1482,7 @@ if __name__ == "__main__":
 # | soft Dice | none | weight 1; 0 in `paper` | small foreground |
 # | what the diffusion loss teaches the prior | not said | nothing (`detach_prior`); everything in `paper` | otherwise the prior may become a code that only the other net can read |
 # | batch, rate, steps | 1, $10^{-4}$, 9,000 | by profile | what the machine can carry |
+# | schedule, clipping | constant, none | warm-up and cosine, norm 1; off in `paper` | section 4 |
 # | average of the weights | none | yes; off in `paper` | calmer, better |
 #
 # ## Exercises
@@ -749,11 +1496,12 @@ if __name__ == "__main__":
 # </details>
 
 # %%
+times4, noise4 = torch.tensor([1, 200, 500, 900]), torch.randn(mask.shape, generator=g)
 for kind in ("sample", "epsilon"):
     fresh = VerdiffNet(VerdiffConfig.from_settings(tiny), prediction_type=kind)
-    first = training_loss(fresh, image, mask, torch.tensor([1, 200, 500, 900]), torch.randn(mask.shape, generator=g))["mse"].item()
+    first = training_loss(fresh, image, mask, times4, noise4)["mse"].item()
     print(kind, round(first, 4))
-    assert abs(first - 1) < (1e-6 if kind == "sample" else 0.05)
+    assert abs(first - 1) < (1e-6 if kind == "sample" else 0.07)
 
 # %% [markdown]
 # **2 · Change.** Switch `detach_prior` off. Which gradient appears that was zero before?
@@ -769,30 +1517,31 @@ for detach in (True, False):
     torch.manual_seed(0)
     net = VerdiffNet(VerdiffConfig.from_settings(tiny), detach_prior=detach)
     torch.nn.init.normal_(net.diffusion.out[-1].weight)
-    training_loss(net, image, mask, torch.tensor([1, 200, 500, 900]), torch.randn(mask.shape, generator=g))["mse"].backward()
-    got = [p.grad for p in net.conditional.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
-    print("detached" if detach else "attached", len(got), "tensors of the conditional U-Net feel the mse")
-    assert bool(got) != detach
+    training_loss(net, image, mask, times4, noise4)["mse"].backward()
+    felt = [p.grad for p in net.conditional.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    print("detached" if detach else "attached", len(felt), "tensors of the conditional U-Net feel the mse")
+    assert bool(felt) != detach
 
 # %% [markdown]
-# **3 · Implement.** Accumulation: two half batches should give the gradient of one whole batch. Check it for the `mse`.
+# **3 · Implement.** Is the loss spread evenly over time? Write `mse_at(t)`: the `mse` of the trained model on the validation films, all at time t. Where is the work?
 #
 # <details><summary>Answer</summary>
 #
-# The mean over four images is the mean of the means over two and two; so are the gradients. (With batch norm they would differ.)
+# At small t the mask is nearly visible in $x_t$, and copying suffices; at large t only the radiograph helps. With the mask as target, the loss lives at large t (with the noise as target it would be the other way round).
 #
 # </details>
 
 # %%
-def gradient(parts):
-    net.zero_grad()
-    for p in parts:
-        (training_loss(net, image[p], mask[p], times4[p], noise4[p])["mse"] / len(parts)).backward()
-    return net.diffusion.out[-1].weight.grad.clone()
+@torch.no_grad()
+def mse_at(t):
+    b, m = val_part.images.float() / 255, val_part.masks.float()
+    noise = torch.randn(m.shape, generator=generator_for(35, t))
+    return training_loss(model, b, m, torch.full((len(m),), t), noise)["mse"].item()
 
 
-times4, noise4 = torch.tensor([1, 200, 500, 900]), torch.randn(mask.shape, generator=g)
-torch.testing.assert_close(gradient([slice(0, 4)]), gradient([slice(0, 2), slice(2, 4)]), atol=1e-4, rtol=1e-3)
+at = [0, 50, 100, 200, 400, 600, 800, 999]
+plt.plot(at, [mse_at(t) for t in at], "o-"); plt.xlabel("t"); plt.ylabel("mse")
+assert mse_at(0) < mse_at(999)
 
 # %% [markdown]
 # Next: [11 · Sampling](11_sampling.ipynb), where the trained net is asked for masks.

@@ -2,11 +2,14 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,11 +22,19 @@ from verdiff.model import VerdiffConfig, VerdiffNet
 from verdiff.sampling import sample
 from verdiff.settings import VerdiffError, load_settings
 from verdiff.training import (
-    averaged,
+    Streamed,
+    ahead,
     batch_indices,
+    batches,
+    checkpoints,
+    disturb,
+    follow,
     learning_rate,
     load_checkpoint,
+    must_stream,
+    pixel_batches,
     random_times,
+    save_checkpoint,
     soft_dice_loss,
     train,
     training_loss,
@@ -101,17 +112,28 @@ def test_the_learning_rate():
 
 
 def test_the_average_follows():
-    net = torch.nn.Linear(2, 2)
-    average = averaged(net, 0.9)
-    for _ in range(200):
-        average.update_parameters(net)
-    torch.testing.assert_close(average.module.weight, net.weight)
-    off = averaged(net, 0.0)
-    off.update_parameters(net)
+    net, average = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    start, weight = average.weight.clone(), net.weight.clone()
+    follow(average, net, 0.9, 0)
+    torch.testing.assert_close(average.weight, 0.1 * start + 0.9 * weight)  # forgets fast at first
+    for k in range(1, 200):
+        follow(average, net, 0.9, k)
+    torch.testing.assert_close(average.weight, weight)
+    before = average.weight.clone()
     with torch.no_grad():
         net.weight.add_(1)
-    off.update_parameters(net)
-    assert torch.equal(off.module.weight, net.weight)
+    follow(average, net, 0.9, 10_000)
+    torch.testing.assert_close(average.weight, before + 0.1)
+    follow(average, net, 0.0, 5)
+    assert torch.equal(average.weight, net.weight)
+
+
+def test_the_average_copies_what_counts():
+    net, average = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+    net(torch.randn(8, 3))
+    follow(average, net, 0.5, 100)
+    assert average.num_batches_tracked == 1
+    torch.testing.assert_close(average.running_mean, 0.5 * net.running_mean)
 
 
 @pytest.mark.parametrize("overrides", [[], ["norm=batch", "ema_decay=0"], ["accumulate=2"],
@@ -151,11 +173,31 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
     loss = training.training_loss
 
     def broken(*args, **kw):
-        return {**loss(*args, **kw), "total": torch.tensor(float("nan"))}
+        losses = loss(*args, **kw)
+        return {**losses, "total": losses["total"] * float("nan")}
 
     monkeypatch.setattr(training, "training_loss", broken)
     with pytest.raises(VerdiffError, match="step 1 .*png.*learning_rate"):
         train(SMOKE, films(), None, tmp_path, progress=False)
+
+
+def test_a_bad_step_is_named_with_its_files_and_the_last_good_checkpoint(tmp_path, monkeypatch):
+    loss, calls, data = training.training_loss, [], films()
+
+    def broken(*args, **kw):
+        calls.append(1)
+        return {n: v * (float("inf") if len(calls) == 3 else 1) for n, v in loss(*args, **kw).items()}
+
+    monkeypatch.setattr(training, "training_loss", broken)
+    with pytest.raises(VerdiffError, match="inf at step 3 .*the last checkpoint is checkpoint-000002.pt") as error:
+        train(SMOKE, data, data.subset([0]), tmp_path, progress=False)
+    names = [data.names[i] for i in batch_indices(6, SMOKE.batch_size, 2, SMOKE.seed)]
+    assert f"(images {', '.join(names)})" in str(error.value)
+    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-000002.pt"]
+    monkeypatch.undo()
+    train(SMOKE, data, data.subset([0]), tmp_path, progress=False)
+    train(SMOKE, data, data.subset([0]), tmp_path / "calm", progress=False)
+    assert weights(tmp_path) == weights(tmp_path / "calm")
 
 
 def test_other_settings_and_other_images_are_refused(tmp_path):
@@ -182,8 +224,169 @@ def test_validation_leaves_the_mode_alone():
     assert model.training and set(got) == {"prior_dice", "diffusion_dice"} and 0 <= got["prior_dice"] <= 1
 
 
+def parts_of(batch, processes, number, data):
+    size = batch // processes
+    for p in range(processes):
+        where = batch_indices(len(data), size, number * processes + p, SMOKE.seed)
+        yield disturb(data.images[where], data.masks[where], SMOKE, number, p, processes)
+
+
+@pytest.mark.parametrize("number", [0, 7])
+def test_processes_share_the_very_batch_of_one(number):
+    data = films()
+    whole = next(parts_of(8, 1, number, data))
+    for processes in (2, 4):
+        parts = list(parts_of(8, processes, number, data))
+        for name in whole._fields:
+            together = torch.cat([getattr(p, name) for p in parts])
+            torch.testing.assert_close(together, getattr(whole, name), atol=1e-5, rtol=0)
+        assert torch.equal(torch.cat([p.noise for p in parts]), whole.noise)
+        assert torch.equal(torch.cat([p.t for p in parts]), whole.t)
+
+
+def test_half_batches_on_twice_the_devices_are_the_same_run(tmp_path):
+    s, half = load_settings("smoke"), load_settings("smoke", ["batch_size=2"])
+    state = {"step": 2, "settings": half.to_dict(), "data": "x", "processes": 2}
+    save_checkpoint(tmp_path, state)
+    assert load_checkpoint(tmp_path, s, "x", processes=1)["step"] == 2
+    with pytest.raises(VerdiffError, match="batch_size .there 4, here 8"):
+        load_checkpoint(tmp_path, s, "x", processes=2)
+
+
+def test_checkpoints_are_sorted_by_number(tmp_path):
+    for step in (5, 999_999, 1_000_000, 1_000_001):
+        save_checkpoint(tmp_path, {"step": step}, keep=3)
+    (tmp_path / "checkpoint-best.pt").write_bytes(b"mine")
+    assert [p.stem[11:] for p in checkpoints(tmp_path)] == ["999999", "1000000", "1000001"]
+
+
+@pytest.mark.parametrize("damage", ["bit", "half", "nothing", "text", "other"])
+def test_damage_to_a_checkpoint_is_seen(tmp_path, damage, capsys):
+    s = SMOKE
+    for step in (1, 2):
+        state = {"step": step, "settings": s.to_dict(), "data": "x", "model": torch.randn(5000)}
+        newest = save_checkpoint(tmp_path, state)
+    raw = bytearray(newest.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    torch.save({"step": 2}, tmp_path / "o")
+    newest.write_bytes({"bit": raw, "half": raw[:len(raw) // 2], "nothing": b"", "text": b"hello",
+                        "other": (tmp_path / "o").read_bytes()}[damage])
+    assert load_checkpoint(tmp_path, s, "x")["step"] == 1
+    assert "checkpoint-000002.pt is damaged" in capsys.readouterr().err
+
+
+class Disk:
+    "A set of any size: image i is made when it is asked for."
+
+    def __init__(self, n, size=SMOKE.size):
+        self.n, self.size, self.names = n, size, [f"{i}.png" for i in range(n)]
+
+    def __len__(self):
+        return self.n
+
+    def arrays(self, i):
+        image = np.random.default_rng(i).integers(0, 255, self.size, dtype=np.uint8)
+        return image, (image > 128).astype(np.uint8), None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streaming_gives_the_batches_of_memory_from_any_position(workers):
+    streamed = Streamed(Disk(11)).subset(range(1, 10))
+    s = load_settings("smoke", ["max_steps=5", "accumulate=2"])
+    for first in (0, 7):
+        both = batches(streamed.pack(), s, first), batches(streamed, s, first, workers=workers)
+        count = 0
+        for a, b in zip(*both, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+            count += 1
+        assert count == 10 - first
+
+
+def test_a_streamed_run_ends_in_the_weights_of_memory(tmp_path, monkeypatch):
+    streamed = Streamed(Disk(9))
+    monkeypatch.setattr(training, "worker_count", lambda: 1)
+    train(SMOKE, streamed.pack(), None, tmp_path / "a", progress=False)
+    train(load_settings("smoke", ["stream=true"]), streamed, None, tmp_path / "b", progress=False)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+def test_memory_is_flat_in_the_size_of_the_set():
+    def peak(n):
+        data = Streamed(Disk(n, (64, 64)))
+        plan = (batch_indices(n, 4, b, 0).tolist() for b in range(30))
+        tracemalloc.start()
+        for _ in pixel_batches(data, plan, workers=0):
+            pass
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(10)
+    few, many = peak(50), peak(20_000)  # in memory the second would be 164 MB
+    assert many < few + 500_000
+
+
+def test_when_a_set_is_streamed():
+    assert not must_stream(load_settings("paper"), 609)
+    assert must_stream(load_settings("paper"), 10**9)
+    assert must_stream(load_settings("smoke", ["stream=true"]), 1)
+    assert not must_stream(load_settings("smoke", ["stream=false"]), 10**12)
+
+
+def test_a_thread_ahead_changes_nothing_and_passes_errors_on():
+    assert list(ahead(iter(range(7)))) == list(range(7)) and list(ahead(iter([]))) == []
+
+    def breaks():
+        yield 1
+        raise VerdiffError("film 3 is damaged")
+
+    got = ahead(breaks())
+    assert next(got) == 1
+    with pytest.raises(VerdiffError, match="film 3"):
+        next(got)
+
+
+def test_leftovers_are_swept(tmp_path):
+    (tmp_path / "model").mkdir()
+    left = [tmp_path / ".checkpoint-000002.pt.99.part", tmp_path / "model" / ".config.json.99.part"]
+    for path in left:
+        path.write_bytes(b"half")
+    train(SMOKE, films(), None, tmp_path, progress=False)
+    assert not any(p.exists() for p in left)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="gloo")
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
+    common = ["--data", "phantom", "--profile", "smoke"]
+    for word in ("max_steps=6", "log_every=1", "learning_rate=0.01", "validate_every=6", "accumulate=2"):
+        common += ["--set", word]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]
+    env = dict(os.environ, OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="true")
+    env["PYTHONPATH"] = os.pathsep.join([str(Path(training.__file__).parent.parent), env.get("PYTHONPATH", "")])
+    for name, before, batch in (("two", launch, 2), ("one", [], 4)):
+        words = [*before, "-m", "verdiff.training", *common, "--set", f"batch_size={batch}"]
+        done = subprocess.run([sys.executable, *words, "--out", str(tmp_path / name)], env=env, cwd=tmp_path,
+                              capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    about = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert about["processes"] == 2
+    two, one = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("two", "one"))
+    assert len(one) == len(two) == 6
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
+    assert one[0]["total"] != one[5]["total"]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_a_real_ctrl_c_saves_and_goes_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_ctrl_c_saves_and_goes_on(tmp_path, number):
     command = [sys.executable, "-m", "verdiff.training", "--data", "phantom", "--profile", "smoke", "--out",
                str(tmp_path / "run"), "--set", "max_steps=100000", "--set", "checkpoint_every=50000",
                "--set", "validate_every=50000"]
@@ -193,7 +396,7 @@ def test_a_real_ctrl_c_saves_and_goes_on(tmp_path):
     while not (tmp_path / "run" / "tensorboard").exists() and time.time() < deadline:
         time.sleep(0.2)
     time.sleep(2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "goes on from there" in err and "Traceback" not in err
     assert len(list((tmp_path / "run").glob("checkpoint-*.pt"))) == 1
