@@ -74,4 +74,4 @@ def test_the_elastic_field_is_as_strong_as_asked_in_pixels():
 
 def test_settings_reach_it():
     a = Augment.from_settings(load_settings("paper"))
-    assert (a.rotation, a.shift, a.scale, a.flip) == (30, (0.01, 0.05), (1, 1), 0)
+    assert type(a) is Augment and (a.rotation, a.shift, a.scale, a.flip) == (30, (0.01, 0.05), (1, 1), 0)
