@@ -55,3 +55,15 @@ def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(VerdiffError, match="No space left"), atomic_write(tmp_path / "x") as temporary:
         temporary.write_text("new")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("words", ["basic_ios::clear: iostream error", "unexpected pos 9 vs 8",
+                                   "I/O error: No space left on device (os error 28)"])
+def test_what_torch_and_safetensors_say_of_a_full_disk(tmp_path, words):
+    path = tmp_path / "a.pt"
+    path.write_text("old")
+    with pytest.raises(VerdiffError, match="could not save .*a.pt.*disk is full.*unchanged"):
+        with atomic_write(path) as temporary:
+            temporary.write_text("ne")
+            raise RuntimeError(words)
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.pt"]

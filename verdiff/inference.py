@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -1168,7 +1169,8 @@ def main(
         print(f"verdiff: error: {error}", file=sys.stderr)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"verdiff: error: {where}{error.strerror or error}", file=sys.stderr)
+        full = "; free some space and give the same command again" * (error.errno == errno.ENOSPC)
+        print(f"verdiff: error: {where}{error.strerror or error}{full}", file=sys.stderr)
     except MemoryError:
         print("verdiff: error: not enough memory; give smaller images, or --ensemble 1",
               file=sys.stderr)

@@ -34,7 +34,8 @@ def _sync_folder(folder: Path) -> None:
 def _disk_trouble(error: Exception) -> bool:
     "Whether a library wrapped an error of the disk: torch's writer and safetensors do."
     words = str(error).lower()
-    return any(w in words for w in ("no space left", "file write failed", "unexpected pos", "i/o error"))
+    return any(w in words for w in ("no space left", "file write failed", "unexpected pos", "i/o error",
+                                  "iostream error"))
 
 # %% ../nbs/00_settings.ipynb #bbeb3abb
 @contextmanager
