@@ -145,6 +145,25 @@ torch.testing.assert_close(schedules["cosine"], cosine_schedule())
 
 # %%
 #| export
+def check_times(
+    t: Tensor,
+    timesteps: int,  # T
+    batch: int,  # B
+) -> Tensor:  # int64 on the CPU
+    "t, if it is (B,) or (1,) whole numbers from 0 to T - 1; else ValueError."
+    if t.ndim != 1 or len(t) not in (1, batch):
+        raise ValueError(f"t must be of shape ({batch},), not {tuple(t.shape)}")
+    if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
+        raise ValueError(f"t must hold whole numbers, not {t.dtype}")
+    index = t.cpu().long()
+    if int(index.min()) < 0 or int(index.max()) >= timesteps:
+        raise ValueError(f"t must lie between 0 and {timesteps - 1}, not reach from "
+                         f"{int(index.min())} to {int(index.max())}")
+    return index
+
+
+# %%
+#| export
 class Schedule:
     "The coefficients of a diffusion process at every t: float64 on the CPU, each of shape (T,)."
 
@@ -178,23 +197,6 @@ class Schedule:
     def snr(self) -> Tensor:  # (T,)
         "Signal to noise ratio abar / (1 - abar), of the shifted and of the plain process alike."
         return self.alphas_cumprod / (1 - self.alphas_cumprod)
-
-
-def check_times(
-    t: Tensor,
-    timesteps: int,  # T
-    batch: int,  # B
-) -> Tensor:  # int64 on the CPU
-    "t, if it is (B,) or (1,) whole numbers from 0 to T - 1; else ValueError."
-    if t.ndim != 1 or len(t) not in (1, batch):
-        raise ValueError(f"t must be of shape ({batch},), not {tuple(t.shape)}")
-    if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
-        raise ValueError(f"t must hold whole numbers, not {t.dtype}")
-    index = t.cpu().long()
-    if int(index.min()) < 0 or int(index.max()) >= timesteps:
-        raise ValueError(f"t must lie between 0 and {timesteps - 1}, not reach from "
-                         f"{int(index.min())} to {int(index.max())}")
-    return index
 
 
 # %%
@@ -264,12 +266,8 @@ class ShiftedMarginal(Schedule):
         super().__init__(betas)
         self.shift = shift
 
-    def prior_or_zero(
-        self,
-        prior: Tensor | None,  # f, of the shape of x
-        x: Tensor,
-    ) -> Tensor:
-        "The prior, or zeros where there is none or `shift` is off."
+    def prior_or_zero(self, prior: Tensor | None, x: Tensor) -> Tensor:
+        "The prior, of the shape of x, or zeros where there is none or `shift` is off."
         if prior is None or not self.shift:
             return torch.zeros_like(x)
         if prior.shape != x.shape:

@@ -236,7 +236,7 @@ def _walk(model: VerdiffNet, sampler: str, steps: int) -> Callable[..., Tensor]:
 
     return walk
 
-
+# %% ../nbs/11_sampling.ipynb #65180d72
 @torch.no_grad()
 def sample(
     model: VerdiffNet,
