@@ -362,7 +362,7 @@ assert (np.roll(landmarks_to_mask(square, 60, 60), (5, 3), (0, 1)) == moved).all
 #
 # $$\theta_{ij} = \arccos \frac{u_i \cdot u_j}{|u_i|\,|u_j|}, \qquad \text{Cobb} = \max_{i,j} \theta_{ij}.$$
 #
-# The other two are the largest angles above and below the main pair. For an S-shaped spine the set's authors look for the largest angle on each side; otherwise they take the angle to the first and the last vertebra.
+# The other two lie above and below the main pair: for an S-shaped spine the largest angle on that side, else the angle to the first and to the last vertebra.
 
 # %%
 #| export
@@ -910,7 +910,7 @@ if XRAY:
 #
 # ## 6 · Splits, studies and twins
 #
-# A validation image must tell the truth about images never seen. Names like `…-163 A AP` and `…-163 B AP` are films of one study: the same back, photographed again. If one is trained on and the other validated on, the score flatters. So the validation part is drawn by *study*, not by image.
+# Names like `…-163 A AP` and `…-163 B AP` are films of one study: the same back, photographed again. If one is trained on and the other validated on, the score flatters. So the validation part is drawn by *study*, not by image.
 
 # %%
 #| export
@@ -1105,8 +1105,7 @@ for i, j, n, c in across:
     print(f"training {xray.names[i][10:-4]:20s} test {xray.names[j][10:-4]:20s} {n:4d} features agree, details correlate {c:.2f}")
 
 # %% [markdown]
-# Most pairs carry one number: a film twice, or two exposures a moment apart. `SAME_STUDY` joins the numbers that hide one patient. The pairs across the official split are the bad news. Two more (`239 D` with `238 D` and with `239 D`) are too dark for the search to be sure of, but lie in the same run of film numbers and look alike to the eye. With them **16 of the 128 test images have a twin in the training split**. An earlier search, the one in our notes of the data, had found only eight
-# of them; results in this course are therefore given three times: on all 128 test images, on the 120 without those eight, and on the 112 without any twin. A model may be judged by the last number alone.
+# Most pairs carry one number: a film twice, or two exposures a moment apart. `SAME_STUDY` joins the numbers that hide one patient. The pairs across the official split are the bad news. Two more (`239 D` with `238 D` and with `239 D`) are too dark for the search to be sure of, but lie in the same run of film numbers and look alike to the eye. With them **16 of the 128 test images have a twin in the training split**. An earlier search had found only eight of them, so results in this course are given three times: on all 128 test images, on the 120 without those eight, and on the 112 without any twin. Judge a model by the last number.
 
 # %%
 #| export
@@ -1679,8 +1678,8 @@ print(Counter(drawn_split(f"film{i}") for i in range(1000)))
 
 # %%
 #| export
-class MaskFolder(CanvasSet):
-    "Anyone's own pairs: an image and a mask of the same stem."
+class PairedFiles(CanvasSet):
+    "The files of two folders, paired, of one split."
 
     def __init__(
         self,
@@ -1699,6 +1698,21 @@ class MaskFolder(CanvasSet):
                             "test/ with images/ and masks/")
         self.names = [path.name for path, _ in self.pairs]
 
+    def fingerprint(self) -> str:
+        "Changes when a file or the canvas changes."
+        stats = ((p.name, p.stat()) for pair in self.pairs for p in pair)
+        files = [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
+        return hashlib.sha256(json.dumps([files, self.size, self.fit]).encode()).hexdigest()
+
+
+# %%
+print(PairedFiles(folder / "own/images", folder / "own/masks", split="training").names)
+
+# %%
+#| export
+class MaskFolder(PairedFiles):
+    "Anyone's own pairs: an image and a mask of the same stem."
+
     def read_image(self, i: int) -> Image.Image:
         "The image at its own size, mode L; deep files are windowed as `verdiff segment` does it."
         path = self.pairs[i][0]
@@ -1714,12 +1728,6 @@ class MaskFolder(CanvasSet):
         canvas, where = fit_image(image, self.size, self.fit)
         small, _ = fit_image(mask, self.size, self.fit)
         return np.asarray(canvas), (np.asarray(small) >= 128).astype(np.uint8), where
-
-    def fingerprint(self) -> str:
-        "Changes when a file or the canvas changes."
-        stats = ((p.name, p.stat()) for pair in self.pairs for p in pair)
-        files = [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
-        return hashlib.sha256(json.dumps([files, self.size, self.fit]).encode()).hexdigest()
 
 
 # %%
@@ -1763,7 +1771,7 @@ assert list(kinds.values()) == ["MaskFolder", "XRaySet"]
 # %% [markdown]
 # ## 9 · Packed
 #
-# Decoding a JPEG in every epoch is a waste: all 609 radiographs at 192×64 are 7 MB of bytes. So everything is decoded once, two at a time, kept, and cached in one file whose key is the fingerprint of what went in. No `DataLoader`, no workers: a batch is an index into a tensor.
+# All 609 radiographs at 192×64 are 7 MB of bytes. So everything is decoded once and cached in one file whose key is the fingerprint of what went in. No `DataLoader`, no workers: a batch is an index into a tensor.
 
 # %%
 #| export
@@ -1839,8 +1847,7 @@ assert torch.equal(packed.images[2, 0], (255 * phantom_set[2].image[0]).round().
 # %% [markdown]
 # ## 10 · Fetching the X-ray set
 #
-# Two public places hold it: the address in the paper's data statement (with one letter mended) and a repository on GitHub, pinned to a commit. They are tried in turn. A broken download goes on where it stopped. What arrives is checked by what is *in* it: the names, sizes and checksums
-# of all 1,224 files, whichever archive they came in.
+# Two public places hold it: the address in the paper's data statement (with one letter mended) and a repository on GitHub, pinned to a commit. They are tried in turn, a broken download goes on where it stopped, and what arrives is checked by what is *in* it: names, sizes and checksums of all images, tables and .mat files, whichever archive they came in.
 
 # %%
 #| export

@@ -14,8 +14,8 @@ __all__ = ['XRAY_NAME', 'ZIP_TROUBLE', 'IMAGE_TROUBLE', 'SAME_STUDY', 'Features'
            'alignment', 'find_duplicates', 'clean_test_indices', 'spine_tilts', 'draw_spine', 'Film', 'oval', 'Body',
            'soft_tissue', 'ribs_and_pelvis', 'vertebrae', 'screws_and_rods', 'expose', 'Phantom', 'draw_phantom',
            'fresh_folder', 'write_split', 'write_phantoms', 'PhantomSet', 'images_by_stem', 'pair_files', 'read_mask',
-           'drawn_split', 'MaskFolder', 'open_dataset', 'Packed', 'read_cache', 'pack', 'manifest', 'ask', 'receive',
-           'fetch', 'verify', 'refusal', 'download_xray']
+           'drawn_split', 'PairedFiles', 'MaskFolder', 'open_dataset', 'Packed', 'read_cache', 'pack', 'manifest',
+           'ask', 'receive', 'fetch', 'verify', 'refusal', 'download_xray']
 
 # %% ../nbs/01_data.ipynb #0d725ea5
 import hashlib
@@ -986,8 +986,8 @@ def drawn_split(
     return "test" if hashlib.sha256(stem.encode()).digest()[0] < 51 else "training"
 
 # %% ../nbs/01_data.ipynb #f7e5d978
-class MaskFolder(CanvasSet):
-    "Anyone's own pairs: an image and a mask of the same stem."
+class PairedFiles(CanvasSet):
+    "The files of two folders, paired, of one split."
 
     def __init__(
         self,
@@ -1006,6 +1006,16 @@ class MaskFolder(CanvasSet):
                             "test/ with images/ and masks/")
         self.names = [path.name for path, _ in self.pairs]
 
+    def fingerprint(self) -> str:
+        "Changes when a file or the canvas changes."
+        stats = ((p.name, p.stat()) for pair in self.pairs for p in pair)
+        files = [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
+        return hashlib.sha256(json.dumps([files, self.size, self.fit]).encode()).hexdigest()
+
+# %% ../nbs/01_data.ipynb #7d26364b
+class MaskFolder(PairedFiles):
+    "Anyone's own pairs: an image and a mask of the same stem."
+
     def read_image(self, i: int) -> Image.Image:
         "The image at its own size, mode L; deep files are windowed as `verdiff segment` does it."
         path = self.pairs[i][0]
@@ -1021,12 +1031,6 @@ class MaskFolder(CanvasSet):
         canvas, where = fit_image(image, self.size, self.fit)
         small, _ = fit_image(mask, self.size, self.fit)
         return np.asarray(canvas), (np.asarray(small) >= 128).astype(np.uint8), where
-
-    def fingerprint(self) -> str:
-        "Changes when a file or the canvas changes."
-        stats = ((p.name, p.stat()) for pair in self.pairs for p in pair)
-        files = [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
-        return hashlib.sha256(json.dumps([files, self.size, self.fit]).encode()).hexdigest()
 
 # %% ../nbs/01_data.ipynb #d9572165
 def open_dataset(
