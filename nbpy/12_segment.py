@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: `verdiff --help` does withou
     from verdiff.metrics import Summary
     from verdiff.model import VerdiffNet
     from verdiff.sampling import SegmentationSamples
+    from verdiff.training import Streamed
 
 # %%
 import tempfile
@@ -1384,19 +1385,14 @@ def open_data(
 #| export
 def training_data(
     data: str,  # a zip, a folder, or the word "phantom"
-    settings: Settings,  # size, fit, val_fraction, seed
+    settings: Settings,  # size, fit, val_fraction, seed, stream
     cache: Path | None = None,  # file that keeps the decoded images
     **phantoms: int,  # n_training, n_test, seed of phantoms
-) -> tuple[Packed, Packed]:  # training and validation part
-    "The training split, decoded, and divided by study into a training and a validation part."
-    from verdiff.data import grouped_split, pack
+) -> tuple[Packed | Streamed, Packed]:  # training and validation part
+    "The training split, divided by study into a training and a validation part; see page 10."
+    from verdiff import training
 
-    opened = open_data(data, "training", settings.size, settings.fit, **phantoms)
-    if cache is not None:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-    packed = pack(opened, cache=cache)
-    train_index, val_index = grouped_split(packed.names, settings.val_fraction, settings.seed)
-    return packed.subset(train_index), packed.subset(val_index)
+    return training.training_data(data, settings, cache, **phantoms)
 
 # %%
 part, rest = training_data("phantom", settings, n_training=64)
