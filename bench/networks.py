@@ -18,6 +18,7 @@ import platform
 import re
 import time
 import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -221,7 +222,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--patience", type=float, default=10.0, metavar="SECONDS",
                         help="on a CPU, a step that takes longer is timed only once (default: 10)")
-    parser.add_argument("--json", help="also write the rows to this file")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
     options.sizes = options.sizes or (FULL if options.full else SMALL)
     options.batches = options.batches or ([1, 8] if options.full else [1, 4])
@@ -232,9 +233,9 @@ def main() -> None:
           + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""))
     rows = [row for size in options.sizes for row in rows_of(size, options)]
     if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(dict(torch=torch.__version__, threads=options.threads, rows=rows), file,
-                      indent=1)
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        record = dict(torch=torch.__version__, threads=options.threads, rows=rows)
+        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -84,8 +84,8 @@ axes[4].plot(list(ts), share, marker="o"); axes[4].set(xlabel="t", ylabel="image
 # %%
 def explained(window):
     "Share of the mask's variance that the best linear rule on a window of the image explains."
-    x = F.unfold(images, window, padding=window // 2).transpose(1, 2).flatten(0, 1)  # n*h*w k*k
-    x, y = torch.cat([x, torch.ones(len(x), 1)], 1), masks.flatten()
+    x = F.unfold(images.double(), window, padding=window // 2).transpose(1, 2).flatten(0, 1)  # n*h*w k*k
+    x, y = torch.cat([x, torch.ones_like(x[:, :1])], 1), masks.double().flatten()
     return 1 - ((y - x @ torch.linalg.lstsq(x, y[:, None]).solution[:, 0]).var() / y.var()).item()
 
 
@@ -409,7 +409,8 @@ print(f"between channels of one film: ± {mean[3].std():.3f}; between films: ± 
 assert apart(0, 1).max() > 1e-3
 
 # %% [markdown]
-# Honest reading: what a *channel* is decides most, whole channels settle on one kernel size; what the *image* shows moves the weights on top of that. The paper's figure suggests a module that looks anew at every radiograph; the trained one is mostly a bank of learned kernels of mixed size with a modest adjustment to region, exposure and texture.
+# Honest reading: what a *channel* is decides most; each settles on its own mix of kernel sizes. Chest or loin moves the weights a little. Sharpness, the very thing that
+# kernels of different size see differently, moves them least: $s$ is a mean over the film, and blurring hardly changes a mean, bent or not. The paper's figure suggests a module that looks anew at every radiograph; the trained one is mostly a bank of learned kernels of mixed size with a fine adjustment to what is exposed.
 #
 # What the eye sees, channel by channel:
 

@@ -543,7 +543,7 @@ def draw(axes, t, titles=True):
         ax.clear(), show(ax, image, name if titles else "", cmap="magma", vmin=a, vmax=b)
 
 # %%
-fig, axes = plt.subplots(5, len(shown), figsize=(5, 10), gridspec_kw=dict(wspace=0.05, hspace=0.06))
+fig, axes = plt.subplots(5, len(shown), figsize=(3.6, 9.5), gridspec_kw=dict(wspace=0.05, hspace=0.06))
 for column, t in zip(axes.T, shown):
     draw(column, t, titles=False)
     column[0].set_title(f"t = {t}", fontsize=9)
@@ -594,8 +594,9 @@ for k, name in enumerate(names[1:3]):
 print(f"a gate moves by {np.ptp(mean, 0).mean():.3f} while t falls, and differs by {np.ptp(mean, 2).mean():.3f} between the places")
 
 # %% [markdown]
-# Compare both last numbers with 1, the whole range of a sigmoid. Where they are small, the selection is a fine adjustment and the reach is used
-# through $S$ itself; a picture whose colours are stretched to fill the scale would have hidden that, which is why the ranges stand beside the rows.
+# So the trained gate does follow the anatomy: the fine branch is open nearly everywhere in the noise and closes a little far from the spine when the
+# picture clears; the spatial one speaks more in the gaps than on the bodies, at every $t$. But compare both last numbers with 1, the whole range of a
+# sigmoid: the selection is a fine adjustment. A picture whose colours are stretched to fill the scale would have hidden that, which is why the ranges stand beside the rows.
 #
 # The slider below runs with a kernel; on the rendered page, the animation under it does the same.
 

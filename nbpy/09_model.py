@@ -818,6 +818,31 @@ torch.testing.assert_close(program.module()(*args, prior=c.prior), model.diffusi
 print(len(list(program.graph.nodes)), "nodes")
 
 # %% [markdown]
+# ## 10 · Beside other networks
+#
+# `bench/networks.py` times the diffusion U-Net beside MONAI's `DiffusionModelUNet` and the network of med-seg-diff-pytorch, ours built with as many parameters as each of them
+# has; a checkout holds the record of a run. (Ratios above 1: ours is faster.)
+
+# %%
+record = Path("../bench/results/networks.json")
+results = json.loads(record.read_text()) if record.exists() else {"rows": []}
+names = [f"{r['other']}, {r['size']}, batch {r['batch']}, {r['step']}" for r in results["rows"]]
+ratios = [r["ratio"] for r in results["rows"]]
+
+# %%
+plt.figure(figsize=(5, 0.5 + 0.25 * len(names)))
+plt.barh(names, ratios, color=["tab:purple" if r > 1 else "0.6" for r in ratios])
+plt.axvline(1, color="k", lw=1), plt.gca().invert_yaxis(), plt.yticks(fontsize=8), plt.xlabel("their seconds / ours");
+
+# %%
+for name, ratio in zip(names, ratios):
+    print(f"{name:45s} {ratio:.1f}")
+
+# %% [markdown]
+# Why: ours has no attention, and the width doubles only where the pixels quarter, so the full-size level, where time goes, is narrow; MONAI's tutorial network keeps 64 channels there.
+# Med-seg-diff carries two encoders and Fourier transforms but only 16 channels at the top, hence the smaller lead. The adapters' dilated kernels are slow for their arithmetic, but a small part
+# of a step ([08](08_nsa.ipynb) measures both), so they stay as the paper writes them.
+#
 # ## Exercises
 #
 # **1. Predict.** `shift=False` and `shift=True` make models of equal size. Which line of a training loop notices the switch?
