@@ -53,19 +53,6 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # photographs: small pages
 
 # %% [markdown]
-# The X-ray set is free for research, but its pictures are not ours to publish. Cells that draw them do so on your machine only: put `True` here.
-
-# %%
-SHOW_FILMS = False
-
-
-def private(figure, what):
-    "Show patients' films where they are wanted; a saved page keeps a line of text instead."
-    if not SHOW_FILMS:
-        plt.close(figure)
-        print(f"{what}: drawn, not shown; set SHOW_FILMS = True on your own machine")
-
-# %% [markdown]
 # ## 1 · What a spine comes as
 #
 # The paper's "public X-ray dataset" has 609 frontal radiographs, 481 to train on and 128 to test on. Nobody painted masks. A reader clicked the four corners of 17 vertebrae, and
@@ -844,7 +831,7 @@ class XRaySet(Published):
 
 
 # %% [markdown]
-# Six of them, on your machine. The outline is the mask, orange as everywhere in this course.
+# Six of them. The outline is the mask, orange as everywhere in this course.
 
 # %%
 def show(samples, titles):
@@ -858,10 +845,11 @@ def show(samples, titles):
 if XRAY:
     xray = XRaySet(XRAY, "all")
     picks = [0, 100, 200, 481, 530, 600]
-    private(show([xray[i] for i in picks], [f"{xray.splits[i]} {i}\nCobb {xray.angles[i, 0]:.0f}°" for i in picks]), "six films")
+    show([xray[i] for i in picks],
+         [f"{xray.splits[i]} {i}\nCobb {xray.angles[i, 0]:.0f}°" for i in picks])
 
 # %% [markdown]
-# What may be shown is what they have in common: the average of their masks. Training films are cropped tighter, so a network meets larger vertebrae in training than in the test; augmentation ([02](02_augment.ipynb)) will have to make up for it.
+# What they have in common: the average of their masks. Training films are cropped tighter, so a network meets larger vertebrae in training than in the test; augmentation ([02](02_augment.ipynb)) will have to make up for it.
 
 # %%
 def film_share(quads):
@@ -1200,7 +1188,7 @@ if XRAY:
     assert sure[0] >= 18 and sure[1] == 0
 
 # %% [markdown]
-# And for the eye, on your machine: four of the pairs that earlier lists lack, training above, test below.
+# And for the eye: four of the pairs that earlier lists lack, training above, test below.
 
 # %%
 if XRAY:
@@ -1209,7 +1197,6 @@ if XRAY:
         for axis, name in zip(column, (a, b)):
             axis.imshow(thumbnails[place_of[name]], cmap="gray"); axis.set_axis_off()
             axis.set_title(name[10:-7], fontsize=7)
-    private(fig, "four pairs of twins")
 
 # %% [markdown]
 # ## 7 · Phantoms
