@@ -923,7 +923,8 @@ def train_options(parser: argparse.ArgumentParser) -> None:
         help="zip or folder of the published layout, folder of images/ and masks/, or phantom")
     settings_options(parser, "laptop")
     add("--out", metavar="DIR", help="default: runs/PROFILE")
-    add("--start-from", metavar="MODEL", help="fine-tune this model or run folder, Hub id, or the word bundled")
+    add("--start-from", metavar="MODEL",
+        help="fine-tune this model or run folder, Hub id, or the word bundled")
     add("--fresh", action="store_true", help="start over instead of resuming")
 
 # %% ../nbs/12_segment.ipynb #d876b1b9
@@ -1094,7 +1095,8 @@ def compare_options(parser: argparse.ArgumentParser) -> None:
     "Words of `verdiff compare`."
     add = parser.add_argument
     add("--data", required=True, metavar="PATH", help="as for train")
-    add("--methods", default="laptop", metavar="LIST", help="names with commas, laptop or all (default: laptop)")
+    add("--methods", default="laptop", metavar="LIST",
+        help="names with commas, laptop or all (default: laptop)")
     settings_options(parser, "comparison")
     add("--masks", action="append", default=[], metavar="NAME=DIR",
         help="score a folder of masks that another program made; may be repeated")
@@ -1171,7 +1173,8 @@ def main(
         print("verdiff: error: not enough memory; give smaller images, or --ensemble 1",
               file=sys.stderr)
     except KeyboardInterrupt:
-        again = "; the same command again goes on" if args.command in ("train", "demo", "ablate", "compare") else ""
+        resumes = args.command in ("train", "demo", "ablate", "compare")
+        again = "; the same command again goes on" * resumes
         print(f"verdiff: interrupted{again}", file=sys.stderr)
         return 130
     finally:
