@@ -977,8 +977,17 @@ best = 1e3 * np.mean([risk_coverage(w.flatten(), w.flatten())[2] for w in (((c.m
 print(f"{'a perfect order':22s} AURC × 1000 {best:.2f}; no order at all {1e3 * np.mean([((c.mean > 0.5) != answers.bool()).float().mean() for c in crowd.values()]):.2f}")
 
 # %% [markdown]
-# @READING7@
+# ### What comes out
 #
+# **Steps** do not help, they hurt a little. One step gives the *mean* of all masks that fit the image, and the mean, cut at one half, is what Dice likes best. More steps make up their mind; a single sharp sample pays for every border on which it decided differently from the truth. At the same number of steps DPM-Solver++ buys nothing over DDIM: the error of the network, not that of the solver, is what is left.
+#
+# **Samples** help. Averaging undoes the choosing, and most of the gain comes with the first few. At equal numbers of evaluations, many samples of one or two steps beat one sample of many steps.
+#
+# **Is it worth it?** On these phantoms, at this size of training: no. The ensemble is better than the prior inside the same model, by an amount that the interval over films tells from zero, and that is small. The plain U-Net with the same parameters and the same training time is better than all of them, with every seed and in every column of the table: it is cheaper a step, so it gets more steps, and all of its parameters work on one task. Its probabilities are better calibrated, too: the mean of samples is too shy (its curve is steeper than the diagonal).
+#
+# **Does the doubt know the error?** Doubt and errors lie where they should, at the borders. Sorting pixels by the spread of twenty samples comes near the best possible order, but no nearer than sorting them by how close one single probability is to one half, which costs one evaluation. Whether a *film* with much doubt is a film with many errors, sixteen films cannot tell: the intervals of the correlation are too wide.
+#
+# What this does not show: a task in which readers truly disagree, as in section 1. There the mean of all readings is nobody's mask, and choosing is the point; a plain network cannot do it. Phantoms have one true mask. Nor does it show long training, large networks or radiographs: pages [15](15_xray.ipynb) and [16](16_comparison.ipynb) look there.
 # %% [markdown]
 # ## Paper, ours, why
 #
