@@ -2,7 +2,7 @@
 # # 11 · Sampling
 # > From noise around a guess to a mask: in a thousand steps, in ten, in one
 #
-# You will walk Algorithm 2 with a network that is perfect, so that every error you see is the algorithm's; find what the printed version does; take a hundred times fewer steps without new training; turn many samples into a probability and a doubt; and read the result of an experiment that asks whether all this is worth it. Half a minute on a laptop, no GPU; the recorded experiment takes a quarter of an hour more.
+# You will walk Algorithm 2 with a network that is perfect, so that every error you see is the algorithm's; find what the printed version does; take a hundred times fewer steps without new training; turn many samples into a probability and a doubt; and read the result of an experiment that asks whether all this is worth it. Half a minute on a laptop, no GPU; the recorded experiment takes some ten minutes more.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/11_sampling.ipynb)
 
@@ -979,13 +979,13 @@ print(f"{'a perfect order':22s} AURC × 1000 {best:.2f}; no order at all {1e3 * 
 # %% [markdown]
 # ### What comes out
 #
-# **Steps** do not help, they hurt a little. One step gives the *mean* of all masks that fit the image, and the mean, cut at one half, is what Dice likes best. More steps make up their mind; a single sharp sample pays for every border on which it decided differently from the truth. At the same number of steps DPM-Solver++ buys nothing over DDIM: the error of the network, not that of the solver, is what is left.
+# **Steps** do not help, they hurt a little (film by film; over three seeds the intervals overlap). One step gives the *mean* of all masks that fit the image, and the mean, cut at one half, is what Dice likes best. More steps make up their mind; a single sharp sample pays for every border on which it decided differently from the truth. At the same number of steps DPM-Solver++ buys nothing over DDIM: the error of the network, not that of the solver, is what is left.
 #
 # **Samples** help. Averaging undoes the choosing, and most of the gain comes with the first few. At equal numbers of evaluations, many samples of one or two steps beat one sample of many steps.
 #
-# **Is it worth it?** On these phantoms, at this size of training: no. The ensemble is better than the prior inside the same model, by an amount that the interval over films tells from zero, and that is small. The plain U-Net with the same parameters and the same training time is better than all of them, with every seed and in every column of the table: it is cheaper a step, so it gets more steps, and all of its parameters work on one task. Its probabilities are better calibrated, too: the mean of samples is too shy (its curve is steeper than the diagonal).
+# **Is it worth it?** On these phantoms, at this size of training: no. The ensemble is better than the prior inside the same model, by an amount that the interval over films tells from zero, and that is small. The plain U-Net with the same parameters and the same training time is ahead of all of them in Dice, calibration and risk, and level with the best in HD95 (at this size all borders are about a pixel off): a step of it costs less, so it gets more steps, and all of its parameters work on one task. The mean of samples is the worst calibrated but one: it is too shy, its curve is steeper than the diagonal.
 #
-# **Does the doubt know the error?** Doubt and errors lie where they should, at the borders. Sorting pixels by the spread of twenty samples comes near the best possible order, but no nearer than sorting them by how close one single probability is to one half, which costs one evaluation. Whether a *film* with much doubt is a film with many errors, sixteen films cannot tell: the intervals of the correlation are too wide.
+# **Does the doubt know the error?** Doubt and errors lie where they should, at the borders. Sorting pixels by the spread of twenty samples is far nearer to the best possible order than to none, but no nearer than sorting them by how close one single probability is to one half, which costs one evaluation. Whether a *film* with much doubt is a film with many errors, sixteen films cannot tell: the intervals of the correlation are too wide.
 #
 # What this does not show: a task in which readers truly disagree, as in section 1. There the mean of all readings is nobody's mask, and choosing is the point; a plain network cannot do it. Phantoms have one true mask. Nor does it show long training, large networks or radiographs: pages [15](15_xray.ipynb) and [16](16_comparison.ipynb) look there.
 # %% [markdown]
