@@ -277,7 +277,7 @@ note("Eq. (17)", HOLDS, "Dice", "as usual", "03_metrics")
 note("Eq. (18)", HOLDS, "IoU", "of one image it is D / (2 − D)", "03_metrics")
 
 # %% [markdown]
-# That function is convex. So by Jensen's inequality a mean IoU is at least $\bar D/(2-\bar D)$, and it can exceed that by at most $2\sigma^2$ ([03](03_metrics.ipynb) derives both). Table 1 prints mean Dice, its standard deviation, and mean IoU, so every pair can be tested. The bars are what is possible, the dots what is printed:
+# That function is convex. So by Jensen's inequality a mean IoU is at least $\bar D/(2-\bar D)$, and it can exceed that by at most $2\sigma^2$ ([03](03_metrics.ipynb) derives both). Table 1 prints mean Dice, its standard deviation, and mean IoU, so every pair can be tested. The grey bars are what is possible (often too short to see behind the dot), the dots what is printed: green fits, red is too low, purple too high.
 
 # %%
 checked = jensen_check()
