@@ -261,6 +261,10 @@ def batch_indices(
 
 
 # %%
+assert sorted(shuffled(24, 35, 0).tolist()) == list(range(24))
+
+
+# %%
 def naive(first, last):
     g = torch.Generator().manual_seed(35)  # as every script does when it starts
     order = torch.cat([torch.randperm(24, generator=g) for _ in range(3)])
@@ -657,6 +661,11 @@ def batches(
 
 
 # %%
+late = next(batches(films, tiny, first=3))  # any position can be asked for at once
+assert torch.equal(late.noise, list(batches(films, tiny))[3].noise)
+
+
+# %%
 #| export
 def ahead(
     items: Iterator[Any],  # none of them is None
@@ -876,6 +885,7 @@ try:
 except VerdiffError as error:
     print(str(error).replace(str(folder), "..."))
     assert "learning_rate" in str(error) and "batch_size" not in str(error)
+assert "learning_rate" not in FREE and "stream" in FREE
 
 # %% [markdown]
 # Ctrl-C should not hit in the middle of a weight update. So the first one only raises a flag, which the loop reads between two steps. So does SIGTERM, by which a cluster asks for its machine back.
@@ -966,6 +976,7 @@ def start_from(
 
 
 # %%
+assert "channels" in MEANING and "height" not in MEANING
 twins = [VerdiffNet(channels=(8, 16), height=h, width=h // 2) for h in (64, 128)]
 start_from(*twins)
 for a, b in zip(*(n.state_dict().values() for n in twins), strict=True):
@@ -1096,7 +1107,7 @@ def stream_of(run: Run) -> Iterator[Batch]:
 # %%
 with closing(stream_of(run)) as stream:
     by_hand = [take_step(run, stream) for _ in range(3)]
-print([round(x[0].item(), 3) for x in by_hand])
+print(dict(zip(LOSSES, by_hand[-1].tolist())))
 assert run.step == 3 and torch.stack(by_hand).isfinite().all()
 
 # %% [markdown]
