@@ -37,6 +37,7 @@ docs: .venv/dev  ## build the site (needs Quarto)
 	$(BIN)/nbdev-docs
 
 bench: .venv/dev  ## seconds and ratios against other libraries, measured in one run
+	mkdir -p bench/results
 	$(BIN)/python bench/networks.py --json bench/results/networks.json
 	$(BIN)/python bench/segment.py
 
