@@ -663,7 +663,7 @@ for fit, (_, _, ours, best) in results.items():
 assert all((best > ours).all() for _, _, ours, best in results.values())
 
 # %% [markdown]
-# On films that differ this much and a canvas this small, letterboxing is *not* the winner: its bars cost pixels, which even the perfect mask pays for (last number), and convolutions get used to stretched vertebrae readily. Where the films have nearly the canvas' shape, as most of the X-ray set has, the two hardly differ. We keep letterboxing as our default for another reason: angles. A squashed film bends every Cobb angle, and the contour of a letterboxed one can be measured as it is.
+# On films that differ this much and a canvas this small, letterboxing is *not* the winner: its bars cost pixels, which even the perfect mask pays for (last number), and convolutions get used to stretched vertebrae readily. One small training on phantoms settles nothing for radiographs, but it does not support Section 2.4's argument. We keep letterboxing as our default for another reason: angles. A squashed film bends every Cobb angle, and the contour of a letterboxed one can be measured as it is.
 #
 # ## Paper, ours, why
 #
