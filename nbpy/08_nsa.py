@@ -688,8 +688,8 @@ print(f"adapters: {sum(spent.values()) / total:.0%} of a sampling step of five m
 # Two choices follow. **Channels last** for the whole model ([09_model](09_model.ipynb) sets it once), and **an adapter at every
 # level below full resolution**: the finest level costs about as much as all the others together, and there a reach of
 # 29 pixels is the shortest in millimetres. One level down the same kernels span 58 pixels of the image. The plain dilated line stays: it reads
-# like the paper, and the rearranging of the other eats what it may gain. Beside the dense convolutions of the U-Net the adapters are the smaller
-# part; `bench/networks.py` times the whole network beside others.
+# like the paper and takes sides of every length, and what the interleaved form may gain (above) is a part of one convolution, in a part of a step. Beside the dense convolutions of the U-Net
+# the adapters are the smaller share; `bench/networks.py` times the whole network beside others.
 #
 # ## Exercises
 #

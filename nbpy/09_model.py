@@ -840,7 +840,7 @@ for name, ratio in zip(names, ratios):
 
 # %% [markdown]
 # Why: ours has no attention, and the width doubles only where the pixels quarter, so the full-size level, where time goes, is narrow; MONAI's tutorial network keeps 64 channels there.
-# Med-seg-diff carries two encoders and Fourier transforms but only 16 channels at the top, hence the smaller lead. The adapters' dilated kernels are slow for their arithmetic, but a small part
+# Med-seg-diff carries two encoders and Fourier transforms but only 16 channels at the top, hence the smaller lead. The adapters' dilated kernels are slow for their arithmetic, but the smaller part
 # of a step ([08](08_nsa.ipynb) measures both), so they stay as the paper writes them.
 #
 # ## Exercises
