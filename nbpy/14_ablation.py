@@ -2,7 +2,7 @@
 # # 14 · Ablation
 # > Take one part out, train again, and again with other random numbers: what Table 2 can say, and what nobody can say from one run
 #
-# You will write the sweep that reproduces the paper's Table 2 and six choices the paper is silent about, interrupt it, resume it, see the ranking of four networks depend on the seed, build an interval that knows about films *and* seeds, and read the forest plot that comes out. **Cells marked `#| cuda` were not run: there was no GPU; they stand here without output.** What is recorded comes from one CPU core, at 96×32 pixels: thirty runs, less than half an hour of one core. Without the recorded cells the page takes half a minute.
+# You will write the sweep that reproduces the paper's Table 2 and six choices the paper is silent about, interrupt it, resume it, see the ranking of four networks depend on the seed, build an interval that knows about films *and* seeds, and read the forest plot that comes out. **A cell without output has not been run yet; those marked `#| cuda` wait for a GPU.** What is recorded comes from one CPU core, at 96×32 pixels: thirty runs, less than half an hour of one core. Without the recorded cells the page takes half a minute.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/14_ablation.ipynb)
 
@@ -841,7 +841,14 @@ enough = counts[half < 0.01]
 print("seeds for an interval of +-0.01:", enough[0] if len(enough) else f"more than {counts[-1]}")
 
 # %% [markdown]
-# @READING@
+# ### How to read all this
+#
+# * **What an interval allows.** A thin line that keeps to one side of zero says: with this budget, at this size, on films like these, the row differs from `both`, whatever the seed. No more. A part may pay off only after longer training, or on images that phantoms are not.
+# * **What it does not allow.** *Open* is not *equal*. With three seeds an effect as large as the far end of the thin line may hide in it. Read the ends, not the word.
+# * **`again` is the yardstick.** It differs from `both` in nothing; a row that moves no further than `again` has shown nothing yet.
+# * **Some losses are arithmetic, not chance.** For `epsilon` one step from pure noise means $\hat x_0 = (y_T - s_T\hat\epsilon)/\sqrt{\bar\alpha_T}$, and the root is tiny: every error of the network is multiplied a hundredfold and more, then clipped. No seed mends that; many steps do, in part.
+# * **Beside the paper, fairly.** Other images, far fewer pixels, minutes instead of hours, and a baseline that keeps prior and shift. A printed gain inside our interval is not thereby confirmed, one outside is not refuted: *here* it is not there. What can be said of Table 2 itself is what section 4 shows: a table of single runs cannot tell a module from a seed, and by print alone nobody knows on which side its gains of two to five points lie.
+# * Steps, widths and rows were fixed in advance, all rows are shown, and nothing was chosen by these test films.
 #
 # ## 8 · From the command line
 #
