@@ -357,13 +357,14 @@ assert (after - before).abs().max() > 1e-3
 # A toy that has just been trained may not have learned to choose. So here are the real channels: the module from the network that travels with this package, trained on radiographs (see [15](15_xray.ipynb)). When the X-ray set is at hand it looks at real test films, else at phantoms; the recorded output says which.
 
 # %%
-weights = load_file(Path(verdiff.__file__).parent / "weights" / "xray-192x64" / "model.safetensors")
+weights = load_file(Path(verdiff.__file__).parent / "weights" / "xray-384x128" / "model.safetensors")
 trained = MultiScaleFusion(1, 16, 16)
 trained.load_state_dict({k.removeprefix("features."): v for k, v in weights.items() if k.startswith("features.")});
 
 # %%
 XRAY = find_xray()
-source = XRaySet(XRAY, "test", (192, 64)) if XRAY else PhantomSet(split="test", n_training=64, n_test=8)
+source = (XRaySet(XRAY, "test", (384, 128)) if XRAY
+          else PhantomSet(split="test", size=(384, 128), n_training=64, n_test=8))
 samples = [source[i] for i in range(8)]
 print("real radiographs" if XRAY else "phantoms (the X-ray set is not here)")
 

@@ -499,12 +499,12 @@ torch.testing.assert_close(ours(x, -torch.ones(2, 1, 40, 20)), lsk(x))
 #
 # ## 5 · The gate while $t$ falls
 #
-# What does a *trained* gate do? The network that travels with the package was trained on radiographs at 192×64 ([15_xray](15_xray.ipynb)
+# What does a *trained* gate do? The network that travels with the package was trained on real radiographs ([15_xray](15_xray.ipynb)
 # tells how); it has an adapter at each level below full resolution, and we listen to the first. Everything as in use: the prior is the
 # network's own $f(b)$, and $x_t$ follows Eq. (3) of [04_forward](04_forward.ipynb).
 
 # %%
-model = VerdiffNet.from_pretrained(Path(verdiff.__file__).parent / "weights" / "xray-192x64")
+model = VerdiffNet.from_pretrained(Path(verdiff.__file__).parent / "weights" / "xray-384x128")
 process = model.process()
 adapters = list(model.diffusion.encoder.adapters)[1:]  # the first level has none
 print([f"{a.fine_3.in_channels} channels, {a.choice} choice" for a in adapters])
@@ -516,7 +516,7 @@ print([f"{a.fine_3.in_channels} channels, {a.choice} choice" for a in adapters])
 # %%
 caught = {}
 adapters[0].register_forward_pre_hook(lambda module, args: caught.update(x=args[0], prior=args[1]))
-same_noise = torch.randn(1, 1, 192, 64, generator=torch.Generator().manual_seed(2))
+same_noise = torch.randn(1, 1, *model.size, generator=torch.Generator().manual_seed(2))
 
 @torch.no_grad()
 def look(t, sample):
@@ -531,7 +531,7 @@ def look(t, sample):
 # The pictures are of a phantom (radiographs of the set stay out of the repository), which this network has never seen the like of:
 
 # %%
-phantom = PhantomSet(split="test", n_training=64, n_test=8)[1]
+phantom = PhantomSet(split="test", size=model.size, n_training=64, n_test=8)[1]
 shown = [999, 600, 300, 100, 0]
 names = ["x_t", "gate, fine", "gate, spatial", "mean of V-bar", "predicted x_0"]
 looks = [torch.stack(maps) for maps in zip(*[look(t, phantom) for t in shown])]  # one of (t, h, w) for each name
@@ -557,7 +557,8 @@ for ax, name, (a, b) in zip(axes[:, 0], names, ranges):
 
 # %%
 XRAY = find_xray()
-films = XRaySet(XRAY, "test", (192, 64)) if XRAY else PhantomSet(split="test", n_training=64, n_test=8)
+films = (XRaySet(XRAY, "test", model.size) if XRAY
+         else PhantomSet(split="test", size=model.size, n_training=64, n_test=8))
 ts = [999, 888, 777, 666, 555, 444, 333, 222, 111, 50, 0]
 
 def places(sample):
