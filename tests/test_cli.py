@@ -553,7 +553,8 @@ def test_ctrl_c_leaves_whole_files_only(run, phantoms, tmp_path):
     command = [sys.executable, "-m", "verdiff.inference", "segment", scans, "-o", out, "--model", run,
                "--device", "cpu"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
-                          cwd=Path(__file__).parent.parent) as process:
+                          cwd=Path(__file__).parent.parent,  # heard also where the tests run in the background
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
         deadline = time.monotonic() + 120
         while not (out / "001.json").exists() and time.monotonic() < deadline:
             assert process.poll() is None, process.stderr.read()

@@ -204,7 +204,7 @@ def test_saving_and_loading_is_bit_exact(tmp_path, row):
 def test_the_weights_that_travel_with_the_package_load():
     folder = Path(verdiff.__file__).parent / "weights" / "xray-384x128"
     model = VerdiffNet.from_pretrained(folder)
-    assert model.config.channels == (16, 32, 64, 128) and model.size == (192, 64)
+    assert model.config.channels == (16, 32, 64, 128) and model.size == (384, 128)
     assert weights_difference(model, model.state_dict()) is None
 
 
