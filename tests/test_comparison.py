@@ -238,7 +238,7 @@ def test_nnunet_plans_with_its_own_planner():
 def test_sam_of_random_weights_learns_only_its_decoder():
     from transformers import SamConfig, SamModel
     vision = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=64, patch_size=8,
-                  output_channels=16, global_attn_indexes=[0], mlp_dim=64)
+                  output_channels=16, num_pos_feats=8, global_attn_indexes=[0], mlp_dim=64)
     config = SamConfig(vision_config=vision, prompt_encoder_config=dict(hidden_size=16, image_size=64, patch_size=8),
                        mask_decoder_config=dict(hidden_size=16, num_attention_heads=2, mlp_dim=32, iou_head_hidden_dim=16))
     sam = c.PromptedSAM(SamModel(config))
