@@ -145,6 +145,7 @@ colours = ["tab:blue" if name in TABLE_2_ROWS else "tab:grey" for name in sizes]
 axis.barh(list(sizes), list(sizes.values()), color=colours)
 axis.invert_yaxis()
 axis.set(xlabel="parameters", xlim=(0.9 * min(sizes.values()), 1.01 * max(sizes.values())))
+axis.locator_params(axis="x", nbins=4)
 axis.set_title("how much smaller a row is (the axis does not start at 0)", fontsize=9)
 assert sizes["neither"] < min(sizes["msfm"], sizes["nsa"]) and sizes["again"] == sizes["both"]
 
