@@ -81,6 +81,7 @@ from verdiff.data import Packed
 from verdiff.metrics import Summary
 from verdiff.model import VerdiffNet
 from verdiff.sampling import SegmentationSamples
+from verdiff.training import Streamed
 
 # %% [markdown]
 # (Nobody likes to wait two seconds for `verdiff --help`. So the functions import torch inside, and the type hints under `TYPE_CHECKING`.)
@@ -452,7 +453,7 @@ class Segmenter:
         self,
         model: VerdiffNet,  # trained
         device: str | None = None,  # None: the first GPU, else the CPU
-        reference: Reference | None = None,  # what `calibrate` learned; None: no confidence is given
+        reference: Any = None,  # a `Reference`, what `calibrate` learned; None: no confidence is given
     ):
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()

@@ -260,7 +260,7 @@ class Segmenter:
         self,
         model: VerdiffNet,  # trained
         device: str | None = None,  # None: the first GPU, else the CPU
-        reference: Reference | None = None,  # what `calibrate` learned; None: no confidence is given
+        reference: Any = None,  # a `Reference`, what `calibrate` learned; None: no confidence is given
     ):
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
