@@ -88,9 +88,10 @@ assert max(h["diffusion_dice"] for h in checks) > 0.7
 # With a GPU it is one command, and the page may be executed again with `--model runs/gpu` in place of the bundled network:
 
 # %%
-#| cuda
 from verdiff.inference import main
 
+# %%
+#| cuda
 main(["train", "--data", str(find_xray()), "--profile", "gpu", "--out", "../runs/gpu"])
 main(["evaluate", "--data", str(find_xray()), "--model", "../runs/gpu", "-o", "../runs/gpu/report"])
 
@@ -209,6 +210,8 @@ print(evaluate(model, big.subset(few), steps=(1, 10), ensemble=2, progress=False
 #| slow
 import cv2
 
+# %%
+#| slow
 all_films = XRaySet(XRAY, "all", (400, 400))
 number = {name: i for i, name in enumerate(all_films.names)}
 

@@ -56,6 +56,7 @@ from verdiff.training import (Batch, batches, commit, follow, learning_rate, loa
                               polite_interrupt, save_checkpoint, soft_dice_loss, training_loss)
 
 # %%
+import shutil
 import subprocess
 from contextlib import redirect_stdout
 
@@ -1177,7 +1178,7 @@ for y, r in enumerate(rows):
     axes[0].plot([r["difference_low"], r["difference_high"]], [y, y], lw=3, color="tab:blue")
     axes[0].plot(r["difference"], y, "ko", ms=4)
     axes[1].plot(r["train_seconds"] / 60, r["dice"], "o", color="tab:blue")
-    axes[1].annotate(r["method"], (r["train_seconds"] / 60, r["dice"]), (4, 4),
+    axes[1].annotate(r["method"], (r["train_seconds"] / 60, r["dice"]), (4, 5 - 8 * (y % 3)),
                      textcoords="offset points", fontsize=8)
 axes[0].axvline(0, color="k", lw=0.8)
 axes[0].set(yticks=range(len(rows)), yticklabels=[r["label"] for r in rows],
@@ -1341,6 +1342,4 @@ assert METHODS.pop("mine").label == "three convolutions"
 
 # %%
 #| hide
-import shutil
-
 shutil.rmtree(folder)
