@@ -16,9 +16,11 @@ import tempfile
 
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 # %%
 #| hide
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
 here = os.getcwd()
 os.chdir(tempfile.mkdtemp())  # the example writes runs/ where nobody minds
 
