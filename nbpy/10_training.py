@@ -310,7 +310,7 @@ def random_times(
 times = torch.stack([random_times(8, 1000, generator_for(35, 2, k)) for k in range(2000)]).float()
 free = torch.randint(1000, (2000, 8), generator=g).float()
 for x, name in ((free, "drawn freely"), (times, "spread")):
-    plt.hist(x.mean(1), 40, (200, 800), alpha=0.6, label=name)
+    plt.hist(x.mean(1), 40, range=(200, 800), alpha=0.6, label=name)
 plt.legend(); plt.xlabel("mean time of a batch of 8"); plt.yticks([])
 print(f"mean time {times.mean():.0f}; sd of a batch's mean {times.mean(1).std():.1f}, "
       f"drawn freely {free.mean(1).std():.1f}")
