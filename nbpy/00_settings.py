@@ -35,6 +35,7 @@ from dataclasses import fields
 
 import matplotlib.pyplot as plt
 
+
 # %% [markdown]
 # ## 1 · How a page works
 #
@@ -91,6 +92,7 @@ import matplotlib.pyplot as plt
 class VerdiffError(ValueError):
     "Something that a user can put right; the message is one sentence that says how."
 
+
 # %% [markdown]
 # Here is how we will look at these sentences:
 
@@ -130,6 +132,7 @@ try:
 except OSError as error:
     print(f"{error.strerror}; the file now says: {notes.read_text()!r}")
 
+
 # %% [markdown]
 # Three days are gone. The fix is old and simple: write to another name in the same folder, force it to the disk, then rename. A rename happens entirely or not at all.
 
@@ -147,12 +150,23 @@ def _sync_folder(folder: Path) -> None:
 def _disk_trouble(error: Exception) -> bool:
     "Whether a library wrapped an error of the disk: torch's writer and safetensors do."
     words = str(error).lower()
-    return any(w in words for w in ("no space left", "file write failed", "unexpected pos", "i/o error",
-                                  "iostream error"))
+    return any(
+        w in words
+        for w in (
+            "no space left",
+            "file write failed",
+            "unexpected pos",
+            "i/o error",
+            "iostream error",
+        )
+    )
 
 
 # %%
-assert _disk_trouble(RuntimeError("PytorchStreamWriter failed: file write failed")) and not _disk_trouble(KeyError("nsa"))
+assert _disk_trouble(
+    RuntimeError("PytorchStreamWriter failed: file write failed")
+) and not _disk_trouble(KeyError("nsa"))
+
 
 # %%
 #| export
@@ -180,10 +194,13 @@ def atomic_write(
     except Exception as error:
         if not _disk_trouble(error):
             raise
-        raise VerdiffError(f"could not save {path}: writing broke off, probably because the disk is "
-                           f"full ({error}); {kept}") from error
+        raise VerdiffError(
+            f"could not save {path}: writing broke off, probably because the disk is "
+            f"full ({error}); {kept}"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
 
 # %%
 notes.write_text("three days of training")
@@ -194,6 +211,7 @@ def careful_save():
 print(complaint(careful_save).replace(str(folder), "runs"))
 assert notes.read_text() == "three days of training"
 assert list(folder.iterdir()) == [notes]  # nothing left behind
+
 
 # %% [markdown]
 # Now pull the plug at every moment. Six parts are written, and the failure comes before part 0, 1, 2 …, or not at all:
@@ -212,15 +230,28 @@ def atomic_save(parts):
     with atomic_write(notes) as path:
         naive_save(path, parts)
 
+
 # %%
-states = [[after_failure(save, at) for at in range(7)] for save in (lambda parts: naive_save(notes, parts), atomic_save)]
+states = [
+    [after_failure(save, at) for at in range(7)]
+    for save in (lambda parts: naive_save(notes, parts), atomic_save)
+]
 fig, ax = plt.subplots(figsize=(5, 1.5), layout="constrained")
-ax.imshow([[("broken", "old", "new").index(state) for state in row] for row in states], cmap="RdYlGn", vmin=-0.7, vmax=2.7, aspect="auto")
+ax.imshow(
+    [[("broken", "old", "new").index(state) for state in row] for row in states],
+    cmap="RdYlGn",
+    vmin=-0.7,
+    vmax=2.7,
+    aspect="auto",
+)
 for row, found in enumerate(states):
     for at, state in enumerate(found):
         ax.text(at, row, state, ha="center", va="center", fontsize=8)
-ax.set_yticks([0, 1], ["naive", "atomic"]); ax.set_xticks(range(7), [*range(6), "never"]); ax.set_xlabel("failure before part")
+ax.set_yticks([0, 1], ["naive", "atomic"])
+ax.set_xticks(range(7), [*range(6), "never"])
+ax.set_xlabel("failure before part")
 assert states == [["broken"] * 6 + ["new"], ["old"] * 6 + ["new"]]
+
 
 # %% [markdown]
 # ## 5 · The numbers of a run
@@ -249,9 +280,11 @@ def settings_path() -> Path:
         next(p / "settings.ini" for p in [Path.cwd(), *Path.cwd().parents]
              if (p / "settings.ini").is_file()))
 
+
 # %%
 ini = settings_path()
 print(*ini.read_text(encoding="utf-8").splitlines()[:14], sep="\n")
+
 
 # %% [markdown]
 # Text is friendly but untyped: is `1e-4` a number, is `yes` true, may `channels` be empty? A frozen dataclass gives every key a type and a meaning. There are many keys, so here they come in four helpings, each a class that adds to the one before. First the data and the process:
@@ -277,6 +310,7 @@ class _DataKeys:
     prediction_type: str  # "epsilon", "sample" (x_0) or "v_prediction"
     shift: bool  # Eq. (3); false: plain DDPM
 
+
 # %% [markdown]
 # The networks and their loss:
 
@@ -296,6 +330,7 @@ class _ModelKeys(_DataKeys):
     detach_prior: bool  # keep the diffusion loss out of the conditional U-Net
     bce_weight: float  # of the prior's binary cross entropy
     dice_weight: float  # of the prior's soft Dice
+
 
 # %% [markdown]
 # How it is trained, and what is done to the images on the way:
@@ -327,9 +362,13 @@ class _TrainingKeys(_ModelKeys):
     flip: float  # probability of a left-right flip
     stream: str  # decode images when needed: "true", "false", "auto" (where memory is short)
 
+
 # %%
-assert [len(fields(c)) for c in (_DataKeys, _ModelKeys)] < [len(fields(c)) for c in (_ModelKeys, _TrainingKeys)]
+assert [len(fields(c)) for c in (_DataKeys, _ModelKeys)] < [
+    len(fields(c)) for c in (_ModelKeys, _TrainingKeys)
+]
 print(*[f.name for f in fields(_TrainingKeys)], sep=", ")
+
 
 # %% [markdown]
 # Book-keeping and sampling complete them:
@@ -349,6 +388,7 @@ class _RunKeys(_TrainingKeys):
     sample_steps: int
     ensemble: int  # samples an image
 
+
 # %%
 #| export
 def _text(value: Any) -> str:
@@ -357,8 +397,10 @@ def _text(value: Any) -> str:
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
+
 # %%
 assert [_text(v) for v in (True, [8, 16], 0.5)] == ["true", "8,16", "0.5"]
+
 
 # %% [markdown]
 # The finished class can be turned into plain values and back:
@@ -402,6 +444,7 @@ class Settings(_RunKeys):
     def __str__(self) -> str:
         return "\n".join(f"{key:18s}{_text(value)}" for key, value in self.to_dict().items())
 
+
 # %% [markdown]
 # Types are read from the annotations, so a new key is one new line. What may a value be? Two small tables, and a few rules that join keys:
 
@@ -433,6 +476,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "val_fraction": (0, 0.9), "ema_decay": (0, 0.999999), "scale_min": (0.1, 10),
     "scale_max": (0.1, 10),
 }
+
 
 # %%
 #| export
@@ -476,6 +520,7 @@ def _validate(settings: Settings, where: str) -> None:
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 
+
 # %%
 #| export
 def _parse(key: str, text: str, where: str) -> Any:
@@ -508,6 +553,7 @@ def _read(path: Path | None) -> tuple[configparser.ConfigParser, Path]:
                            "key = value lines") from error
     return table, path
 
+
 # %%
 #| export
 def profiles(
@@ -516,8 +562,10 @@ def profiles(
     "Names of the profiles."
     return _read(path)[0].sections()
 
+
 # %%
 print(profiles())
+
 
 # %%
 #| export
@@ -545,6 +593,7 @@ def load_settings(
     values = {key: _parse(key, text, where) for key, (text, where) in texts.items()}
     return Settings.from_dict({"profile": profile, **values}, f"{path.name} [{profile}]")
 
+
 # %%
 laptop = load_settings("laptop")
 print(laptop)
@@ -553,10 +602,14 @@ print(laptop)
 # All profiles beside each other: how many pixels does a run look at, from its first step to its last?
 
 # %%
-seen = {name: s.max_steps * s.batch_size * s.height * s.width for name, s in ((n, load_settings(n)) for n in profiles())}
+seen = {
+    name: s.max_steps * s.batch_size * s.height * s.width
+    for name, s in ((n, load_settings(n)) for n in profiles())
+}
 fig, ax = plt.subplots(figsize=(5.5, 2.4), layout="constrained")
 ax.barh(list(seen), list(seen.values()), color="#443983")
-ax.set(xscale="log", xlabel="pixels seen in training"); ax.invert_yaxis()
+ax.set(xscale="log", xlabel="pixels seen in training")
+ax.invert_yaxis()
 
 # %% [markdown]
 # Anything can be changed for one run, on the command line with `--set`, here with a list. `from_dict(to_dict())` gives the same object back, which is how checkpoints carry their settings.
@@ -571,8 +624,15 @@ assert short.size == laptop.size == (laptop.height, laptop.width) and len(short.
 # And nonsense is refused with a sentence:
 
 # %%
-for profile, override in [("labtop", ""), ("laptop", "max_step=3"), ("laptop", "nsa=maybe"), ("laptop", "beta_end=1.5"),
-                          ("laptop", "norm=layer"), ("laptop", "beta_end=1e-5"), ("laptop", "channels=16;32")]:
+for profile, override in [
+    ("labtop", ""),
+    ("laptop", "max_step=3"),
+    ("laptop", "nsa=maybe"),
+    ("laptop", "beta_end=1.5"),
+    ("laptop", "norm=layer"),
+    ("laptop", "beta_end=1e-5"),
+    ("laptop", "channels=16;32"),
+]:
     sentence = complaint(lambda: load_settings(profile, [override] if override else []))
     print("-", sentence.split(" (allowed")[0])
     assert sentence
@@ -634,6 +694,7 @@ values["channels"] = ",".join(map(str, values["channels"]))
 own = folder / "own.ini"
 own.write_text("[mine]\n" + "\n".join(f"{k} = {v}" for k, v in values.items()))
 assert profiles(own) == ["mine"] and load_settings("mine", path=own).seed == 7
+
 
 # %% [markdown]
 # **3. Implement.** A function `changed(a, b)` that gives the keys in which two settings differ (10 uses one like it to refuse a foreign checkpoint).

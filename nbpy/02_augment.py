@@ -44,20 +44,28 @@ size = 192, 64
 films = [draw_phantom(i) for i in range(8)]
 small = [torch.from_numpy(f.image.copy()).float()[None, None] / 255 for f in films]
 images = torch.cat([F.interpolate(s, size, mode="area") for s in small])  # 8 1 192 64
-masks = torch.stack([torch.from_numpy(landmarks_to_mask(f.landmarks / 3, *size)).float()[None] for f in films])
+masks = torch.stack(
+    [torch.from_numpy(landmarks_to_mask(f.landmarks / 3, *size)).float()[None] for f in films]
+)
 images.shape, masks.shape
 
 
 # %%
 def show(images, masks, titles=None):
-    fig, axes = plt.subplots(1, len(images), figsize=(1.05 * len(images), 3.2), layout="constrained")
+    fig, axes = plt.subplots(
+        1, len(images), figsize=(1.05 * len(images), 3.2), layout="constrained"
+    )
     for k, axis in enumerate(axes):
-        axis.imshow(images[k, 0], cmap="gray", vmin=0, vmax=1); axis.set_axis_off()
-        if masks[k].any(): axis.contour(masks[k, 0], [0.5], colors="orange", linewidths=0.6)
-        if titles: axis.set_title(titles[k], fontsize=8)
+        axis.imshow(images[k, 0], cmap="gray", vmin=0, vmax=1)
+        axis.set_axis_off()
+        if masks[k].any():
+            axis.contour(masks[k, 0], [0.5], colors="orange", linewidths=0.6)
+        if titles:
+            axis.set_title(titles[k], fontsize=8)
 
 
 show(images, masks)
+
 
 # %% [markdown]
 # ## 2 · The naive rotation
@@ -74,6 +82,7 @@ def naive_rotation(x, degrees):
 square = torch.zeros(1, 1, 192, 64)
 square[..., 80:112, 16:48] = 1
 bent = naive_rotation(square, 20)
+
 
 # %% [markdown]
 # A square of 32 pixels becomes a slanted slice. The fix is to rotate *pixels* and convert at the end: multiply the matrix by the aspect ratio on one off-diagonal and divide on the other,
@@ -99,11 +108,15 @@ def affine_matrix(
 
 # %%
 one, none = torch.ones(1), torch.zeros(1, 2)
-grid = F.affine_grid(affine_matrix(one * math.radians(20), one, none, (192, 64)), square.shape, align_corners=False)
+grid = F.affine_grid(
+    affine_matrix(one * math.radians(20), one, none, (192, 64)), square.shape, align_corners=False
+)
 right = F.grid_sample(square, grid, align_corners=False)
 fig, axes = plt.subplots(1, 3, figsize=(4, 3.4), layout="constrained")
 for axis, x, title in zip(axes, (square, bent, right), ("a square", "naive 20°", "in pixels 20°")):
-    axis.imshow(x[0, 0], cmap="magma", vmin=0, vmax=1); axis.set_axis_off(); axis.set_title(title, fontsize=9)
+    axis.imshow(x[0, 0], cmap="magma", vmin=0, vmax=1)
+    axis.set_axis_off()
+    axis.set_title(title, fontsize=9)
 
 
 def side_ratio(x):
@@ -111,14 +124,23 @@ def side_ratio(x):
     return torch.linalg.eigvalsh(torch.cov(torch.stack([x_, y]))).sqrt()
 
 
-print("spread along the two axes: naive", side_ratio(bent).numpy().round(1), "in pixels", side_ratio(right).numpy().round(1))
-assert (side_ratio(right)[1] / side_ratio(right)[0] - 1).abs() < 0.02 < side_ratio(bent)[1] / side_ratio(bent)[0] - 1
+print(
+    "spread along the two axes: naive",
+    side_ratio(bent).numpy().round(1),
+    "in pixels",
+    side_ratio(right).numpy().round(1),
+)
+assert (
+    (side_ratio(right)[1] / side_ratio(right)[0] - 1).abs()
+    < 0.02
+    < side_ratio(bent)[1] / side_ratio(bent)[0] - 1
+)
 
 # %% [markdown]
 # ## 3 · Bending
 #
 # An elastic deformation moves every pixel a little, and neighbours almost alike. Random displacements on a coarse grid, enlarged by bicubic interpolation, do that. `strength` is the standard deviation of the displacement as a share of the *width*, on both axes, so that the bending is as strong up as sideways.
-
+#
 # Where do the random numbers come from? From one generator for the whole batch, or from *one generator an image*: then what happens to an image depends on nothing else, not on its neighbours and not on how a batch was divided among machines.
 
 # %%
@@ -170,6 +192,7 @@ spread = (field.std((0, 1, 2)) * torch.tensor([64, 192]) / 2).numpy()
 print("standard deviation in pixels, across and along:", spread.round(2), "wanted", 0.03 * 64)
 assert np.allclose(spread, 0.03 * 64, rtol=0.15)
 
+
 # %% [markdown]
 # A mesh of straight lines, drawn where the field reads it:
 
@@ -184,6 +207,7 @@ straight = F.affine_grid(torch.eye(2, 3)[None], (1, 1, *size), align_corners=Fal
 unit = elastic_field(1, size, 1.0, torch.Generator().manual_seed(3))
 meshes = mesh(torch.cat([straight + strength * unit for strength in (0, 0.03, 0.1)]))
 show(meshes, torch.zeros_like(meshes), ["0", "0.03", "0.1"])
+
 
 # %% [markdown]
 # ## 4 · Everything at once
@@ -213,6 +237,7 @@ class Strengths:
 # %%
 for name in ("paper", "laptop", "demo"):
     print(f"{name:7s}", Strengths.from_settings(load_settings(name)))
+
 
 # %% [markdown]
 # Rotation, scale, shift and bending are all *coordinates*, so they add up to one field and the picture is resampled once. Resampling four times would blur it four times.
@@ -252,6 +277,7 @@ warped = mesh(grids)
 show(warped, torch.zeros_like(warped))
 assert grids.shape == (5, 192, 64, 2)
 
+
 # %% [markdown]
 # The grey values are disturbed for themselves. Then everything comes together: the mask goes through the same field as the image and is cut at one half. What comes from outside the film is black, as the letterbox is.
 
@@ -263,7 +289,9 @@ class Augment(Geometry):
     def grey(self, images: Tensor, generator: Source = None) -> Tensor:
         "Contrast, brightness and gamma; images (B, 1, H, W) in [0, 1]."
         c = self.contrast
-        draws = random_rows(torch.rand, len(images), (3, 1, 1, 1), generator).transpose(0, 1) * 2 - 1
+        draws = (
+            random_rows(torch.rand, len(images), (3, 1, 1, 1), generator).transpose(0, 1) * 2 - 1
+        )
         gain, offset, power = (1 + c * draws[0], c / 2 * draws[1], torch.exp(c * draws[2]))
         gain, offset, power = (v.to(images) for v in (gain, offset, power))
         middle = images.mean((1, 2, 3), keepdim=True)
@@ -326,9 +354,22 @@ torch.testing.assert_close(still(images, masks)[0], images, atol=2e-5, rtol=0)
 
 # %%
 off = dict(rotation=0, shift=(0, 0), elastic=0, contrast=0)
-alone = dict(rotation=30), dict(shift=(0.05, 0.05)), dict(elastic=0.03), dict(contrast=0.25), dict(scale=(1.25, 1.25)), dict(flip=1)
-made = [Augment(**(off | one))(images[:1], masks[:1], torch.Generator().manual_seed(4)) for one in alone]
-show(*map(torch.cat, zip((images[:1], masks[:1]), *made)), ["as drawn", *(next(iter(a)) for a in alone)])
+alone = (
+    dict(rotation=30),
+    dict(shift=(0.05, 0.05)),
+    dict(elastic=0.03),
+    dict(contrast=0.25),
+    dict(scale=(1.25, 1.25)),
+    dict(flip=1),
+)
+made = [
+    Augment(**(off | one))(images[:1], masks[:1], torch.Generator().manual_seed(4)) for one in alone
+]
+show(
+    *map(torch.cat, zip((images[:1], masks[:1]), *made)),
+    ["as drawn", *(next(iter(a)) for a in alone)],
+)
+
 
 # %% [markdown]
 # A rotation by 30° turns the ends of a spine out of a film that is three times as tall as wide. How much of the mask is lost?
@@ -336,7 +377,9 @@ show(*map(torch.cat, zip((images[:1], masks[:1]), *made)), ["as drawn", *(next(i
 # %%
 def kept(degrees):
     augment = Augment(degrees, (0, 0), 0, 0)
-    out = torch.cat([augment(images, masks, torch.Generator().manual_seed(s))[1] for s in range(40)])
+    out = torch.cat(
+        [augment(images, masks, torch.Generator().manual_seed(s))[1] for s in range(40)]
+    )
     return out.mean() / masks.mean()
 
 
@@ -347,6 +390,7 @@ axis.plot(degrees, [100 * s for s in share], "o-")
 axis.set(xlabel="rotation up to ± degrees", ylabel="mask kept, %")
 print({d: f"{s:.0%}" for d, s in zip(degrees, share)})
 assert share[0] > 0.99 > share[-1]
+
 
 # %% [markdown]
 # ±30° costs about one twentieth of the mask on average, all of it at the two ends of the spine. Over a long training that is bearable: `paper` and `gpu` keep the paper's number. The short profiles use less (see the lines printed in Section 4).
@@ -397,6 +441,7 @@ flip = Augment(0, (0, 0), 0, 0, flip=1)
 torch.testing.assert_close(flip(*flip(images, masks))[1], masks)
 torch.testing.assert_close(flip(images, masks)[0], images.flip(-1), atol=2e-5, rtol=0)
 
+
 # %% [markdown]
 # **3 · Implement.** Rotate by $+\alpha$, then by $-\alpha$. Compare the loss of sharpness with the one of a single resampling by the composed (identity) field.
 #
@@ -408,7 +453,12 @@ torch.testing.assert_close(flip(images, masks)[0], images.flip(-1), atol=2e-5, r
 
 # %%
 def turn(x, degrees):
-    theta = affine_matrix(torch.full((len(x),), math.radians(degrees)), torch.ones(len(x)), torch.zeros(len(x), 2), size)
+    theta = affine_matrix(
+        torch.full((len(x),), math.radians(degrees)),
+        torch.ones(len(x)),
+        torch.zeros(len(x), 2),
+        size,
+    )
     return F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
 
 

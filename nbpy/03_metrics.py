@@ -31,6 +31,7 @@ from verdiff.data import draw_phantom, landmarks_to_mask
 # %%
 warnings.filterwarnings("ignore", module="monai|torchmetrics")
 
+
 # %% [markdown]
 # ## 1 · Dice and IoU
 #
@@ -49,7 +50,9 @@ def _overlap(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     p, t = (x.reshape(len(x), -1) for x in (pred, target))  # b (c h w)
     for name, x in (("pred", p), ("target", t)):
         if x.dtype != torch.bool and not ((x == 0) | (x == 1)).all():
-            raise ValueError(f"{name} must hold only 0 and 1; threshold it first, for example > 0.5")
+            raise ValueError(
+                f"{name} must hold only 0 and 1; threshold it first, for example > 0.5"
+            )
     p, t = p.bool(), t.bool()
     return tuple(x.sum(1, dtype=torch.float64) for x in (p & t, p, t))
 
@@ -96,12 +99,25 @@ fill = torch.rand(100, 1, 1, 1, generator=g).sub(0.1).clamp(min=0)
 P, T = (torch.rand(100, 1, 24, 16, generator=g) < fill for _ in range(2))
 monai = DiceMetric(ignore_empty=False)(P.float(), T.float())[:, 0]
 torch.testing.assert_close(dice(P, T), monai.double(), atol=1e-6, rtol=0)
-torch.testing.assert_close(iou(P, T), MeanIoU(ignore_empty=False)(P.float(), T.float())[:, 0].double(), atol=1e-6, rtol=0)
+torch.testing.assert_close(
+    iou(P, T), MeanIoU(ignore_empty=False)(P.float(), T.float())[:, 0].double(), atol=1e-6, rtol=0
+)
 some = (P.sum((1, 2, 3)) + T.sum((1, 2, 3))) > 0
-tm = dice_score(P[some].long(), T[some].long(), num_classes=1, input_format="one-hot", average="none")[:, 0]
+tm = dice_score(
+    P[some].long(), T[some].long(), num_classes=1, input_format="one-hot", average="none"
+)[:, 0]
 torch.testing.assert_close(dice(P, T)[some], tm.double(), atol=1e-6, rtol=0)
 print("equal on", len(P), "images,", int((~some).sum()), "of them with two empty masks")
-print("two empty masks in torchmetrics:", dice_score(P[~some][:1].long(), T[~some][:1].long(), num_classes=1, input_format="one-hot", average="none").item())
+print(
+    "two empty masks in torchmetrics:",
+    dice_score(
+        P[~some][:1].long(),
+        T[~some][:1].long(),
+        num_classes=1,
+        input_format="one-hot",
+        average="none",
+    ).item(),
+)
 
 # %% [markdown]
 # ## 2 · What Dice hides
@@ -118,12 +134,20 @@ def drawn(quads):
     return torch.from_numpy(landmarks_to_mask(quads.reshape(-1, 2), 576, 192)).bool()[None, None]
 
 
-down = drawn(quads[1:])  # each vertebra replaced by the one below: the top one is gone, the rest looks perfect
+down = drawn(
+    quads[1:]
+)  # each vertebra replaced by the one below: the top one is gone, the rest looks perfect
 missing = drawn(np.delete(quads, 8, 0))
 middle = quads.mean(1, keepdims=True)
 fat = drawn(middle + 1.10 * (quads - middle))
 slid = drawn(quads + (0, 12))
-cases = {"truth": truth, "one level off": down, "one missing": missing, "10 % too big": fat, "half a body low": slid}
+cases = {
+    "truth": truth,
+    "one level off": down,
+    "one missing": missing,
+    "10 % too big": fat,
+    "half a body low": slid,
+}
 for name, x in cases.items():
     print(f"{name:16s} Dice {dice(x, truth).item():.3f}  IoU {iou(x, truth).item():.3f}")
 assert dice(fat, truth) < dice(missing, truth)  # a harmless border costs more than a lost vertebra
@@ -131,8 +155,11 @@ assert dice(fat, truth) < dice(missing, truth)  # a harmless border costs more t
 # %%
 fig, axes = plt.subplots(1, 5, figsize=(6.5, 3.6), layout="constrained")
 for axis, (name, x) in zip(axes, cases.items()):
-    axis.imshow(film.image, cmap="gray"); axis.set_axis_off(); axis.set_title(f"{name}\n{dice(x, truth).item():.3f}", fontsize=8)
+    axis.imshow(film.image, cmap="gray")
+    axis.set_axis_off()
+    axis.set_title(f"{name}\n{dice(x, truth).item():.3f}", fontsize=8)
     axis.contour(x[0, 0], [0.5], colors="orange", linewidths=0.7)
+
 
 # %% [markdown]
 # A Dice of 0.97 can hide a lost vertebra, and the second picture, with the highest Dice of all, names all sixteen vertebrae that it shows wrongly. So we also measure distances between borders. MONAI keeps these well, so we do not write them again: the 95th percentile of the Hausdorff distance, and the share of the border that lies within a tolerance of the other border. If one mask is empty
@@ -140,7 +167,9 @@ for axis, (name, x) in zip(axes, cases.items()):
 
 # %%
 #| export
-def _borders(pred: Tensor, target: Tensor, measure: str, perfect: float, worst: float, **kw) -> Tensor:
+def _borders(
+    pred: Tensor, target: Tensor, measure: str, perfect: float, worst: float, **kw
+) -> Tensor:
     "A metric of MONAI for each image, with both empty = perfect and one empty = worst."
     import warnings
 
@@ -154,7 +183,9 @@ def _borders(pred: Tensor, target: Tensor, measure: str, perfect: float, worst: 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             function = getattr(monai.metrics, measure)
-            found = function(pred[usual].float(), target[usual].float(), include_background=True, **kw)
+            found = function(
+                pred[usual].float(), target[usual].float(), include_background=True, **kw
+            )
         out[usual] = found[:, 0].to(out)
     return out
 
@@ -183,11 +214,18 @@ def surface_dice(
 box = torch.zeros(1, 1, 40, 40, dtype=torch.bool)
 box[..., 10:20, 10:20] = True
 assert hd95(box, box.roll(5, -1)) == 5 and surface_dice(box, box.roll(1, -1), tolerance=2) == 1
-assert hd95(box, box & ~box).isinf() and hd95(box & ~box, box & ~box) == 0 and surface_dice(box & ~box, box & ~box) == 1
+assert (
+    hd95(box, box & ~box).isinf()
+    and hd95(box & ~box, box & ~box) == 0
+    and surface_dice(box & ~box, box & ~box) == 1
+)
 
 # %%
 for name, x in cases.items():
-    print(f"{name:16s} HD95 {hd95(x, truth).item():5.1f} px   surface Dice (2 px) {surface_dice(x, truth).item():.3f}")
+    print(
+        f"{name:16s} HD95 {hd95(x, truth).item():5.1f} px   surface Dice (2 px) "
+        f"{surface_dice(x, truth).item():.3f}"
+    )
 assert hd95(missing, truth) > 5 > hd95(fat, truth) and hd95(down, truth) == hd95(truth, truth) == 0
 
 # %% [markdown]
@@ -223,9 +261,12 @@ scores = 1 - np.random.default_rng(1).beta(2, 18, 30)
 low, high = bootstrap_interval(scores)
 fig, axis = plt.subplots(figsize=(4.5, 2.2), layout="constrained")
 axis.plot(scores, np.zeros(30), "|", ms=14, color="orange", label="30 images")
-axis.plot([low, high], [0, 0], "k", lw=4, label="95 % of their mean"); axis.axvline(scores.mean(), color="k", lw=0.8)
-axis.set(xlabel="Dice", yticks=[], ylim=(-1, 2)); axis.legend(fontsize=8, loc="upper left")
+axis.plot([low, high], [0, 0], "k", lw=4, label="95 % of their mean")
+axis.axvline(scores.mean(), color="k", lw=0.8)
+axis.set(xlabel="Dice", yticks=[], ylim=(-1, 2))
+axis.legend(fontsize=8, loc="upper left")
 assert low < scores.mean() < high and bootstrap_interval([0.5]) == (0.5, 0.5)
+
 
 # %%
 #| export
@@ -258,7 +299,10 @@ def summary(
 rng = np.random.default_rng(0)
 tries = [bootstrap_interval(1 - rng.beta(2, 18, 30), n=1000, seed=trial) for trial in range(400)]
 hits = np.array([low <= 0.9 <= high for low, high in tries])
-print(f"the interval held the true mean in {hits.mean():.1%} of {len(hits)} trials; e.g.", summary(1 - rng.beta(2, 18, 30)))
+print(
+    f"the interval held the true mean in {hits.mean():.1%} of {len(hits)} trials; e.g.",
+    summary(1 - rng.beta(2, 18, 30)),
+)
 assert 0.90 < hits.mean() < 0.97
 
 # %%
@@ -266,6 +310,7 @@ fig, axis = plt.subplots(figsize=(6, 2.2), layout="constrained")
 for k, ((low, high), hit) in enumerate(zip(tries[:80], hits)):
     axis.plot([k, k], [low, high], color="tab:blue" if hit else "crimson", lw=1.5)
 axis.axhline(0.9, color="k", lw=0.8); axis.set(xlabel="trial", ylabel="mean Dice");
+
 
 # %% [markdown]
 # A little less often than it says: with 30 skewed scores the percentile interval is somewhat too narrow. We keep it, because everybody can read it; a difference that it barely separates is no difference.
@@ -295,6 +340,7 @@ first, second = 1 - hard, 1 - hard - rng.normal(0.01, 0.01, 60)
 print("alone: ", summary(first), summary(second))
 print("paired: {:.3f} [{:.3f}, {:.3f}]".format(*paired_difference(first, second)))
 assert paired_difference(first, second)[1] > 0 and summary(second).hi > summary(first).lo
+
 
 # %% [markdown]
 # ## 4 · Jensen reads Table 1
@@ -327,10 +373,14 @@ scores = 1 - rng.beta(1.2, 5, 25)
 fig, axis = plt.subplots(figsize=(4, 3), layout="constrained")
 axis.plot(d, iou_from_dice(d), "k", label="IoU = D / (2 − D)")
 axis.plot(scores, iou_from_dice(scores), "o", ms=4, color="orange", label="images")
-axis.plot(scores.mean(), iou_from_dice(scores).mean(), "*", ms=13, color="crimson", label="their means")
-axis.set(xlabel="Dice", ylabel="IoU"); axis.legend(fontsize=8)
+axis.plot(
+    scores.mean(), iou_from_dice(scores).mean(), "*", ms=13, color="crimson", label="their means"
+)
+axis.set(xlabel="Dice", ylabel="IoU")
+axis.legend(fontsize=8)
 low, high = jensen_bound(scores.mean(), scores.std())
 assert low <= iou_from_dice(scores).mean() <= high
+
 
 # %% [markdown]
 # The star lies above the curve, always. Now the paper's two tables, as data:
@@ -360,16 +410,24 @@ MedSegDiff   92.44 3.75 88.27 2.91 91.07 1.69 84.51 2.86 87.59 7.24 76.68 5.78 9
 Verdiff-Net  94.37 3.73 90.89 2.87 93.84 1.56 91.87 2.79 88.74 7.04 77.04 5.75 93.86 1.98 88.58 3.83
 """
 TABLE_1 = tuple(
-    Cell(line.split()[0], data, *map(float, line.split()[1 + 4 * k:5 + 4 * k]))
+    Cell(line.split()[0], data, *map(float, line.split()[1 + 4 * k : 5 + 4 * k]))
     for line in _TABLE_1.strip().splitlines()
-    for k, data in enumerate(("CT-Verse", "CT-Pri", "X-ray", "MR")))
-TABLE_2 = {(False, False): (88.68, 83.96), (True, False): (91.96, 86.82),  # (MSFM, NSA): (Dice, IoU)
-           (False, True): (90.27, 85.21), (True, True): (93.86, 88.58)}
-
+    for k, data in enumerate(("CT-Verse", "CT-Pri", "X-ray", "MR"))
+)
+TABLE_2 = {
+    (False, False): (88.68, 83.96),
+    (True, False): (91.96, 86.82),  # (MSFM, NSA): (Dice, IoU)
+    (False, True): (90.27, 85.21),
+    (True, True): (93.86, 88.58),
+}
 
 # %%
 print(TABLE_1[-2])
-assert len(TABLE_1) == 32 and TABLE_2[True, True] == (TABLE_1[-1].dice, TABLE_1[-1].iou)  # the full model, twice
+assert len(TABLE_1) == 32 and TABLE_2[True, True] == (
+    TABLE_1[-1].dice,
+    TABLE_1[-1].iou,
+)  # the full model, twice
+
 
 # %% [markdown]
 # Each pair against its two bounds, with half a unit of the last digit granted for rounding. The lower bound holds whatever the ± means; the upper one takes it as the standard deviation over images, as the caption does not say otherwise.
@@ -378,7 +436,9 @@ assert len(TABLE_1) == 32 and TABLE_2[True, True] == (TABLE_1[-1].dice, TABLE_1[
 #| export
 def jensen_check(
     rounding: float = 0.005,  # per cent: the table prints two digits
-) -> list[tuple[Cell, float, float, str]]:  # cell, bounds in per cent, "fits", "too low" or "too high"
+) -> list[
+    tuple[Cell, float, float, str]
+]:  # cell, bounds in per cent, "fits", "too low" or "too high"
     "Which pairs of Table 1 can be means over the same images."
     rows = []
     for cell in TABLE_1:
@@ -389,15 +449,22 @@ def jensen_check(
         rows.append((cell, low, high, verdict))
     return rows
 
-
 # %%
 rows = jensen_check()
 for cell, low, high, verdict in rows:
     if verdict != "fits":
-        print(f"{cell.data:9s}{cell.method:12s} Dice {cell.dice:.2f} ± {cell.dice_sd:5.2f}: mean IoU in [{low:.2f}, {high:.2f}], printed {cell.iou:.2f}: {verdict}")
-print(sum(v == "fits" for *_, v in rows), "of", len(rows), "pairs can be means over the same images")
+        print(
+            f"{cell.data:9s}{cell.method:12s} Dice {cell.dice:.2f} ± {cell.dice_sd:5.2f}: "
+            f"mean IoU in [{low:.2f}, {high:.2f}], printed {cell.iou:.2f}: {verdict}"
+        )
+print(
+    sum(v == "fits" for *_, v in rows), "of", len(rows), "pairs can be means over the same images"
+)
 verdicts = {(c.method, c.data): v for c, _, _, v in rows}
-assert verdicts["Verdiff-Net", "X-ray"] == verdicts["MedSegDiff", "X-ray"] == "too low" and verdicts["Verdiff-Net", "CT-Pri"] == "too high"
+assert (
+    verdicts["Verdiff-Net", "X-ray"] == verdicts["MedSegDiff", "X-ray"] == "too low"
+    and verdicts["Verdiff-Net", "CT-Pri"] == "too high"
+)
 
 # %%
 fig, axis = plt.subplots(figsize=(5, 4), layout="constrained")
@@ -405,15 +472,27 @@ axis.plot(100 * d, 100 * iou_from_dice(d), "k", lw=1, label="lowest possible mea
 for verdict, colour in (("fits", "tab:green"), ("too low", "crimson"), ("too high", "tab:purple")):
     xy = [(c.dice, c.iou) for c, *_, v in rows if v == verdict]
     axis.plot(*zip(*xy), "o", ms=5, color=colour, label=f"{verdict} ({len(xy)})")
-axis.set(xlim=(58, 96), ylim=(40, 94), xlabel="mean Dice, %", ylabel="mean IoU, %", title="Table 1 against Jensen"); axis.legend();
+axis.set(
+    xlim=(58, 96),
+    ylim=(40, 94),
+    xlabel="mean Dice, %",
+    ylabel="mean IoU, %",
+    title="Table 1 against Jensen",
+)
+axis.legend();
 
 # %% [markdown]
 # Points below the curve are impossible if both columns are means over the same images. Points far above it are impossible too, unless the ± is something else than the spread of images. It is not only the paper's own row: about half of the table fails, baselines included, in both directions. So the two columns were averaged over different images or in different ways, and differences of one per cent between rows mean little. The same test holds for Table 2, whose values have no standard deviations, so only the lower bound applies:
 
 # %%
 for (msfm, nsa), (mean_dice, mean_iou) in TABLE_2.items():
-    print(f"MSFM {'yes' if msfm else 'no ':3s} NSA {'yes' if nsa else 'no ':3s} Dice {mean_dice:.2f}: IoU at least {100 * jensen_bound(mean_dice / 100)[0]:.2f}, printed {mean_iou:.2f}")
+    print(
+        f"MSFM {'yes' if msfm else 'no ':3s} NSA {'yes' if nsa else 'no ':3s} Dice "
+        f"{mean_dice:.2f}: IoU at least {100 * jensen_bound(mean_dice / 100)[0]:.2f}, "
+        f"printed {mean_iou:.2f}"
+    )
 assert all(100 * jensen_bound(a / 100)[0] <= b for a, b in TABLE_2.values())
+
 
 # %% [markdown]
 # ## 5 · Is the doubt worth something?
@@ -426,7 +505,9 @@ def reliability(
     prob: Tensor,  # in [0, 1], any shape
     target: Tensor,  # {0, 1}, the same shape
     bins: int = 15,
-) -> tuple[Tensor, Tensor, Tensor]:  # mean probability, share of ones, number of pixels; each (bins,)
+) -> tuple[
+    Tensor, Tensor, Tensor
+]:  # mean probability, share of ones, number of pixels; each (bins,)
     "Equal bins of probability; empty bins hold NaN."
     p, t = prob.reshape(-1).double(), target.reshape(-1).double()
     index = (p * bins).long().clamp(0, bins - 1)
@@ -455,9 +536,18 @@ fig, axis = plt.subplots(figsize=(3.2, 3.2), layout="constrained")
 axis.plot([0, 1], [0, 1], "k:", lw=1)
 for name, prob in (("honest", chance), ("bold", bold)):
     x, y, _ = reliability(prob, happened)
-    axis.plot(x, y, "o-", ms=4, label=f"{name}, ECE {expected_calibration_error(prob, happened):.3f}")
-axis.set(xlabel="probability", ylabel="frequency"); axis.legend(fontsize=8)
-assert expected_calibration_error(chance, happened) < 0.01 < 0.1 < expected_calibration_error(bold, happened)
+    axis.plot(
+        x, y, "o-", ms=4, label=f"{name}, ECE {expected_calibration_error(prob, happened):.3f}"
+    )
+axis.set(xlabel="probability", ylabel="frequency")
+axis.legend(fontsize=8)
+assert (
+    expected_calibration_error(chance, happened)
+    < 0.01
+    < 0.1
+    < expected_calibration_error(bold, happened)
+)
+
 
 # %% [markdown]
 # And risk against coverage:
@@ -479,12 +569,17 @@ def risk_coverage(
 
 # %%
 error = rng.beta(2, 18, 200)  # of 200 images
-doubts = {"knows": error, "half knows": error + rng.normal(0, 0.06, 200), "guesses": rng.random(200)}
+doubts = {
+    "knows": error,
+    "half knows": error + rng.normal(0, 0.06, 200),
+    "guesses": rng.random(200),
+}
 fig, axis = plt.subplots(figsize=(4, 2.6), layout="constrained")
 for name, doubt in doubts.items():
     coverage, risk, area = risk_coverage(error, doubt)
     axis.plot(coverage, risk, label=f"{name}, area {area:.3f}")
-axis.set(xlabel="share of images kept", ylabel="mean error of those"); axis.legend(fontsize=8)
+axis.set(xlabel="share of images kept", ylabel="mean error of those")
+axis.legend(fontsize=8)
 areas = [risk_coverage(error, doubt)[2] for doubt in doubts.values()]
 assert areas == sorted(areas) and np.isclose(risk[-1], error.mean())
 
@@ -525,7 +620,10 @@ assert np.isclose(iou_from_dice(uneven).mean(), 0.72)
 # %%
 good = 1 - rng.beta(2, 18, 30)
 failed = np.r_[good[:-1], 0.0]
-print(f"mean {good.mean():.3f} -> {failed.mean():.3f}, median {np.median(good):.3f} -> {np.median(failed):.3f}")
+print(
+    f"mean {good.mean():.3f} -> {failed.mean():.3f}, median {np.median(good):.3f} -> "
+    f"{np.median(failed):.3f}"
+)
 assert good.mean() - failed.mean() > 0.02 > np.median(good) - np.median(failed)
 
 # %% [markdown]
@@ -539,16 +637,22 @@ assert good.mean() - failed.mean() > 0.02 > np.median(good) - np.median(failed)
 
 # %%
 y, x = np.mgrid[0:576, 0:192] + 0.5
-distance = (x - quads.mean(1)[:, 0, None, None]) ** 2 + (y - quads.mean(1)[:, 1, None, None]) ** 2  # 17 h w
+distance = (x - quads.mean(1)[:, 0, None, None]) ** 2 + (
+    y - quads.mean(1)[:, 1, None, None]
+) ** 2  # 17 h w
 nearest = torch.from_numpy(distance.argmin(0))
 
 
 def worst_vertebra(prediction):
-    return min(dice(prediction & (nearest == k), drawn(q[None])).item() for k, q in enumerate(quads))
+    return min(
+        dice(prediction & (nearest == k), drawn(q[None])).item() for k, q in enumerate(quads)
+    )
 
 
 print({name: round(worst_vertebra(mask), 2) for name, mask in cases.items()})
-assert worst_vertebra(truth) == 1 and worst_vertebra(missing) == worst_vertebra(down) == 0 < worst_vertebra(fat)
+assert worst_vertebra(truth) == 1 and worst_vertebra(missing) == worst_vertebra(
+    down
+) == 0 < worst_vertebra(fat)
 
 # %% [markdown]
 # Next: [04 · The forward process](04_forward.ipynb), where a mask is drowned in noise on purpose.

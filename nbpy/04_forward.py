@@ -36,6 +36,7 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 75})  # noise does not com
 plt.rcParams["animation.frame_format"] = "jpeg"
 g = torch.Generator().manual_seed(35)
 
+
 # %% [markdown]
 # ## 1 · Symbols
 #
@@ -67,8 +68,12 @@ def linear_schedule(
 
 # %%
 betas = linear_schedule()
-print(f"first {betas[0]:.4f}, last {betas[-1]:.4f}; of the mask's power {(1 - betas).prod():.1e} is left at the end")
+print(
+    f"first {betas[0]:.4f}, last {betas[-1]:.4f}; of the mask's power {(1 - betas).prod():.1e} is "
+    f"left at the end"
+)
 assert len(betas) == 1000 and betas.diff().std() < 1e-12
+
 
 # %% [markdown]
 # Nichol and Dhariwal (2021) found that this wastes the last steps, where nothing is left to see, and let $\bar\alpha$ itself fall like a cosine. Whoever starts from $\bar\alpha$ needs the way back, $\beta_t = 1 - \bar\alpha_t / \bar\alpha_{t-1}$. It exists only if $\bar\alpha$ *falls*: a step can lose signal, never make any. That deserves a clear refusal.
@@ -85,17 +90,22 @@ def betas_from_alphas_cumprod(
     falls = (bar > 0) & (bar < before)
     if not len(bar) or not falls.all():
         t = int((~falls).double().argmax()) if len(bar) else 0
-        raise ValueError(f"alphas_cumprod must fall from below 1 and stay above 0, but does not at t = {t}: "
-                         "a step can only lose signal")
+        raise ValueError(
+            f"alphas_cumprod must fall from below 1 and stay above 0, but does not at t = {t}: "
+            "a step can only lose signal"
+        )
     return (1 - bar / before).clamp(max=max_beta)
 
 
 # %%
-torch.testing.assert_close(betas_from_alphas_cumprod((1 - betas).cumprod(0)), betas)  # there and back
+torch.testing.assert_close(
+    betas_from_alphas_cumprod((1 - betas).cumprod(0)), betas
+)  # there and back
 try:
     betas_from_alphas_cumprod(torch.tensor([0.9, 0.5, 0.6]))
 except ValueError as error:
     print(error)
+
 
 # %%
 #| export
@@ -129,16 +139,22 @@ schedules = {name: make_schedule(name) for name in ("linear", "cosine")}
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.5), layout="constrained")
 for name, b in schedules.items():
     bar = (1 - b).cumprod(0)
-    axes[0].plot(bar, label=name); axes[1].semilogy(bar / (1 - bar), label=name)
-axes[0].set(xlabel="t", ylabel="signal's power, ᾱ"); axes[1].set(xlabel="t", ylabel="signal to noise", ylim=(1e-6, 1e4)); axes[0].legend()
+    axes[0].plot(bar, label=name)
+    axes[1].semilogy(bar / (1 - bar), label=name)
+axes[0].set(xlabel="t", ylabel="signal's power, ᾱ")
+axes[1].set(xlabel="t", ylabel="signal to noise", ylim=(1e-6, 1e4))
+axes[0].legend()
 
 # %% [markdown]
 # The paper names neither. Ours is the linear one unless a profile says otherwise. Both are what the libraries of the field have:
 
 # %%
 for name, theirs in (("linear", "linear"), ("cosine", "squaredcos_cap_v2")):
-    torch.testing.assert_close(schedules[name].float(), DDPMScheduler(beta_schedule=theirs).betas, atol=2e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        schedules[name].float(), DDPMScheduler(beta_schedule=theirs).betas, atol=2e-6, rtol=1e-4
+    )
 torch.testing.assert_close(schedules["cosine"], cosine_schedule())
+
 
 # %% [markdown]
 # A schedule by itself knows where signal and noise stand at each $t$. One class keeps these rows of numbers, in float64, and refuses what is no schedule. It also hands them out in the shape in which they multiply a batch of images: `t` may differ from image to image.
@@ -176,8 +192,10 @@ class Schedule:
             raise ValueError(f"betas must be one row of numbers, not of shape {tuple(betas.shape)}")
         bad = ~((betas > 0) & (betas < 1))  # NaN is bad too
         if bad.any():
-            raise ValueError(f"betas must lie strictly between 0 and 1, so that the signal decreases; "
-                             f"betas[{int(bad.nonzero()[0])}] is {betas[bad][0].item():g}")
+            raise ValueError(
+                f"betas must lie strictly between 0 and 1, so that the signal decreases; "
+                f"betas[{int(bad.nonzero()[0])}] is {betas[bad][0].item():g}"
+            )
         self.betas, self.alphas, self.timesteps = betas, 1 - betas, len(betas)
         self.alphas_cumprod = self.alphas.cumprod(0)
         self.alphas_cumprod_prev = torch.cat([torch.ones(1).double(), self.alphas_cumprod[:-1]])
@@ -203,8 +221,11 @@ class Schedule:
 table = Schedule(linear_schedule())
 images = torch.zeros(3, 1, 4, 4)
 print(table.coefficient(table.sigmas, torch.tensor([0, 500, 999]), images).flatten())
-for wrong in (lambda: Schedule([0.1, 1.2]), lambda: table.coefficient(table.sigmas, torch.tensor([1000]), images),
-              lambda: check_times(torch.tensor([0.5]), 1000, 3)):
+for wrong in (
+    lambda: Schedule([0.1, 1.2]),
+    lambda: table.coefficient(table.sigmas, torch.tensor([1000]), images),
+    lambda: check_times(torch.tensor([0.5]), 1000, 3),
+):
     try:
         wrong()
     except ValueError as error:
@@ -217,7 +238,9 @@ for wrong in (lambda: Schedule([0.1, 1.2]), lambda: table.coefficient(table.sigm
 
 # %%
 film = draw_phantom(3)
-mask = torch.from_numpy(landmarks_to_mask(film.landmarks / 3, 192, 64)).float()[None, None]  # 1 1 192 64
+mask = torch.from_numpy(landmarks_to_mask(film.landmarks / 3, 192, 64)).float()[
+    None, None
+]  # 1 1 192 64
 x_0, spines = 2 * mask - 1, {"phantom": 2 * mask - 1}
 noise = torch.randn(x_0.shape, generator=g)
 if XRAY := find_xray():
@@ -231,14 +254,25 @@ strip = [0, 100, 250, 400, 600, 999]
 
 
 def film_strip(rows, titles, width=0.95, height=2.6, **look):
-    fig, axes = plt.subplots(len(rows), len(titles), figsize=(width * len(titles), height * len(rows)), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(
+        len(rows),
+        len(titles),
+        figsize=(width * len(titles), height * len(rows)),
+        layout="constrained",
+        squeeze=False,
+    )
     for axis, picture in zip(axes.flat, [p for row in rows for p in row]):
-        axis.imshow(picture[0, 0], **({"cmap": "magma", "vmin": -3, "vmax": 3} | look)); axis.set_axis_off()
+        axis.imshow(picture[0, 0], **({"cmap": "magma", "vmin": -3, "vmax": 3} | look))
+        axis.set_axis_off()
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=8)
 
 
-film_strip([[root[t] * x + sigma[t] * noise for t in strip] for x in spines.values()], [f"t = {t}" for t in strip])
+film_strip(
+    [[root[t] * x + sigma[t] * noise for t in strip] for x in spines.values()],
+    [f"t = {t}" for t in strip],
+)
+
 
 # %% [markdown]
 # At the end nothing of the spine is left. A network that walks back must invent all of it, from an image it sees only from the side. But we *have* a guess where the vertebrae are: a small U-Net gives one in a millisecond. Why should the walk end, and the way back begin, in the middle of nowhere?
@@ -293,12 +327,18 @@ marginal = ShiftedMarginal(linear_schedule())
 guess = F.avg_pool2d(F.max_pool2d(mask, 3, 1, 1), 5, 1, 2)
 guess[..., 96:108, :] *= 0.1
 f = 2 * guess - 1
-film_strip([[f, *(marginal.q_sample(x_0, torch.tensor([t]), f, noise) for t in strip)]], ["guess f", *(f"t = {t}" for t in strip)])
+film_strip(
+    [[f, *(marginal.q_sample(x_0, torch.tensor([t]), f, noise) for t in strip)]],
+    ["guess f", *(f"t = {t}" for t in strip)],
+)
 
 # %%
 start = marginal.prior_sample(f, noise)
 end = marginal.q_sample(x_0, torch.tensor([999]), f, noise)
-print(f"N(f, I) and the end of the chain, same noise: they differ by at most {(start - end).abs().max():.3f}")
+print(
+    f"N(f, I) and the end of the chain, same noise: they differ by at most "
+    f"{(start - end).abs().max():.3f}"
+)
 assert (start - end).abs().max() < 0.02
 try:
     marginal.q_sample(x_0, torch.tensor([5]), f[..., :32], noise)
@@ -314,7 +354,10 @@ except ValueError as error:
 for T in (1000, 250, 50):
     naive, scaled = (Schedule(linear_schedule(T, 1e-4 * k, 0.02 * k)) for k in (1, 1000 / T))
     left = [s.alphas_cumprod[-1].sqrt().item() for s in (naive, scaled)]
-    print(f"T = {T:4d}: weight of the mask at the end, same β {left[0]:.3f}, β × {1000 // T} {left[1]:.4f}")
+    print(
+        f"T = {T:4d}: weight of the mask at the end, same β {left[0]:.3f}, "
+        f"β × {1000 // T} {left[1]:.4f}"
+    )
 assert left[0] > 0.7 and left[1] < 0.01
 
 # %% [markdown]
@@ -332,10 +375,16 @@ for beta in betas:
     c = (1 - beta).sqrt() * c + beta.sqrt()
     reached.append(c.item())
 fig, axis = plt.subplots(figsize=(5, 2.5), layout="constrained")
-axis.plot(reached, color="crimson", label="Eq. (2) iterated"); axis.plot(table.sigmas, "k", label="Eq. (3): $s_t$")
-axis.set(xlabel="t", ylabel="weight of f"); axis.legend()
-print(f"at the end {reached[-1]:.2f} instead of {sigma[-1]:.2f}; at most {max(reached):.2f}, at t = {reached.index(max(reached))}")
+axis.plot(reached, color="crimson", label="Eq. (2) iterated")
+axis.plot(table.sigmas, "k", label="Eq. (3): $s_t$")
+axis.set(xlabel="t", ylabel="weight of f")
+axis.legend()
+print(
+    f"at the end {reached[-1]:.2f} instead of {sigma[-1]:.2f}; at most {max(reached):.2f}, "
+    f"at t = {reached.index(max(reached))}"
+)
 assert reached[-1] > 14
+
 
 # %% [markdown]
 # Run literally, the chain drifts to fifteen times the prior. The reason is simple: standard deviations add in quadrature, means add plainly. $\sqrt{\beta_t}$ is the right amplitude for *noise*, which averages out from step to step; a *mean* with that amplitude piles up.
@@ -378,8 +427,12 @@ one, prior = torch.full((1, 1), -1.0).double(), torch.full((1, 1), 0.8).double()
 x, zero = one, torch.zeros_like(one)
 for t in range(process.timesteps):
     x = process.q_step(x, torch.tensor([t]), prior, zero)
-print("iterated", x.item(), "Eq. (3)", process.q_sample(one, torch.tensor([999]), prior, zero).item())
-torch.testing.assert_close(x, process.q_sample(one, torch.tensor([999]), prior, zero), rtol=1e-12, atol=0)
+print(
+    "iterated", x.item(), "Eq. (3)", process.q_sample(one, torch.tensor([999]), prior, zero).item()
+)
+torch.testing.assert_close(
+    x, process.q_sample(one, torch.tensor([999]), prior, zero), rtol=1e-12, atol=0
+)
 
 # %% [markdown]
 # And with noise, the *distribution*. We send 20,000 walkers down a chain of 200 steps, all from $x_0 = -1$ with $f = 0.8$, and compare their mean and variance with Eq. (3). Chance allows a standard error of $s/\sqrt n$ for the mean and $s^2\sqrt{2/n}$ for the variance. Beside them, with the same noise, walkers that follow the printed kernel.
@@ -396,22 +449,37 @@ for t in range(200):
 # %%
 s, wanted = short.sigmas, -short.alphas_cumprod.sqrt() + 0.8 * short.sigmas
 means = {name: path[1:].mean(1) for name, path in trace.items()}
-off_mean = (means["q_step"] - wanted) / (s / n ** 0.5)  # in standard errors
-off_var = (trace["q_step"][1:].var(1) - s ** 2) / (s ** 2 * (2 / n) ** 0.5)
+off_mean = (means["q_step"] - wanted) / (s / n**0.5)  # in standard errors
+off_var = (trace["q_step"][1:].var(1) - s**2) / (s**2 * (2 / n) ** 0.5)
 for t in (10, 50, 100, 199):
-    print(f"t = {t:3d}: Eq. (3) {wanted[t]:+.4f}; exact kernel {means['q_step'][t]:+.4f} ± {s[t] / n ** 0.5:.4f}; printed kernel {means['q_step_printed'][t]:+.2f}")
+    print(
+        f"t = {t:3d}: Eq. (3) {wanted[t]:+.4f}; exact kernel {means['q_step'][t]:+.4f} ± "
+        f"{s[t] / n**0.5:.4f}; printed kernel {means['q_step_printed'][t]:+.2f}"
+    )
 assert off_mean.abs().max() < 4 and off_var.abs().max() < 4
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(7.4, 2.8), layout="constrained")
-for name, colour, label in (("q_step", "tab:blue", "exact kernel"), ("q_step_printed", "crimson", "Eq. (2) as printed")):
+for name, colour, label in (
+    ("q_step", "tab:blue", "exact kernel"),
+    ("q_step_printed", "crimson", "Eq. (2) as printed"),
+):
     mean, sd = trace[name][1:].mean(1), trace[name][1:].std(1)
-    axes[0].plot(mean, color=colour, label=label); axes[0].fill_between(range(200), mean - sd, mean + sd, color=colour, alpha=0.2)
-axes[0].plot(wanted, "k--", lw=1, label="Eq. (3)"); axes[0].set(xlabel="t", ylabel="x, started at −1, prior 0.8"); axes[0].legend(fontsize=8)
+    axes[0].plot(mean, color=colour, label=label)
+    axes[0].fill_between(range(200), mean - sd, mean + sd, color=colour, alpha=0.2)
+axes[0].plot(wanted, "k--", lw=1, label="Eq. (3)")
+axes[0].set(xlabel="t", ylabel="x, started at −1, prior 0.8")
+axes[0].legend(fontsize=8)
 at = torch.arange(9, 200, 10)
 for off, colour, label in ((off_mean, "tab:blue", "mean"), (off_var, "tab:green", "variance")):
-    axes[1].errorbar(at + (off is off_var) * 3, off[at], 1, fmt="o", ms=3, color=colour, label=label)
-axes[1].axhline(0, color="k", lw=0.8); axes[1].set(xlabel="t", ylabel="exact kernel − Eq. (3),\nin standard errors (bar: ±1)", ylim=(-4.5, 4.5)); axes[1].legend(fontsize=8)
+    axes[1].errorbar(
+        at + (off is off_var) * 3, off[at], 1, fmt="o", ms=3, color=colour, label=label
+    )
+axes[1].axhline(0, color="k", lw=0.8)
+axes[1].set(
+    xlabel="t", ylabel="exact kernel − Eq. (3),\nin standard errors (bar: ±1)", ylim=(-4.5, 4.5)
+)
+axes[1].legend(fontsize=8)
 
 # %% [markdown]
 # ## 5 · The coordinate in which this is plain DDPM
@@ -436,8 +504,13 @@ torch.testing.assert_close(y_t, process.q_sample(batch, steps, None, noise3))
 public = DDPMScheduler(beta_schedule="linear")
 ours = process.q_sample(batch, steps, torch.zeros_like(batch), noise3)
 torch.testing.assert_close(ours, public.add_noise(batch, noise3, steps))
-torch.testing.assert_close(ours, ShiftedDiffusion(betas, shift=False).q_sample(batch, steps, prior3, noise3))
-step = public.alphas[steps].sqrt().view(3, 1, 1, 1) * batch + public.betas[steps].sqrt().view(3, 1, 1, 1) * noise3
+torch.testing.assert_close(
+    ours, ShiftedDiffusion(betas, shift=False).q_sample(batch, steps, prior3, noise3)
+)
+step = (
+    public.alphas[steps].sqrt().view(3, 1, 1, 1) * batch
+    + public.betas[steps].sqrt().view(3, 1, 1, 1) * noise3
+)
 torch.testing.assert_close(process.q_step(batch, steps, None, noise3), step)
 
 # %% [markdown]
@@ -448,15 +521,23 @@ torch.testing.assert_close(process.q_step(batch, steps, None, noise3), step)
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained")
 for name, weight in (("Verdiff-Net, $s_t$", sigma), ("CARD, $1-\\sqrt{\\barα_t}$", 1 - root)):
-    axes[0].plot(weight, label=name); axes[1].plot(root + weight, label=name)
-axes[0].set(xlabel="t", ylabel="weight of the prior"); axes[1].set(xlabel="t", ylabel="mean where mask = prior = 1")
+    axes[0].plot(weight, label=name)
+    axes[1].plot(root + weight, label=name)
+axes[0].set(xlabel="t", ylabel="weight of the prior")
+axes[1].set(xlabel="t", ylabel="mean where mask = prior = 1")
 axes[0].legend(fontsize=8)
 print(f"largest mean where x_0 = f = 1: {(root + sigma).max():.3f}")
-assert abs((root + sigma).max() - 2 ** 0.5) < 1e-3
+assert abs((root + sigma).max() - 2**0.5) < 1e-3
 
 # %%
 middle = [50, 150, 250, 400]
-film_strip([[root[t] * x_0 + w[t] * f for t in middle] for w in (sigma, 1 - root)], [f"t = {t}" for t in middle], height=2.1, vmin=-1.5, vmax=1.5)
+film_strip(
+    [[root[t] * x_0 + w[t] * f for t in middle] for w in (sigma, 1 - root)],
+    [f"t = {t}" for t in middle],
+    height=2.1,
+    vmin=-1.5,
+    vmax=1.5,
+)
 
 # %% [markdown]
 # The means without noise, Verdiff-Net above, CARD below. Where mask and guess agree, Verdiff-Net's mean bulges to $\pm\sqrt2$ in the middle of the chain (the glow in the upper row), and the guess comes in early: a network sees the prior written into $x_t$ long before the noise is large. With inputs normalised for $[-1, 1]$ one should know that.
@@ -467,7 +548,12 @@ film_strip([[root[t] * x_0 + w[t] * f for t in middle] for w in (sigma, 1 - root
 
 # %%
 below = torch.from_numpy(landmarks_to_mask(film.landmarks[4:] / 3, 192, 64)).float()[None, None]
-priors = {"perfect": x_0, "blurred": 2 * F.avg_pool2d(mask, 7, 1, 3) - 1, "off by one": 2 * below - 1, "zero": torch.zeros_like(x_0)}
+priors = {
+    "perfect": x_0,
+    "blurred": 2 * F.avg_pool2d(mask, 7, 1, 3) - 1,
+    "off by one": 2 * below - 1,
+    "zero": torch.zeros_like(x_0),
+}
 late = {name: process.q_sample(x_0, torch.tensor([999]), p, noise) for name, p in priors.items()}
 film_strip([list(priors.values()), list(late.values())], priors, height=2.1)
 
@@ -482,8 +568,10 @@ for name, p in priors.items():
     p4, x4 = p.expand(4, -1, -1, -1), x_0.expand(4, -1, -1, -1)
     wrong = [(process.q_sample(x4, torch.tensor([t]), p4, many) > 0) != (x4 > 0) for t in times]
     style = "--" if name == "off by one" else "-"
-    axes[0].plot(times, [w.float().mean() for w in wrong], style, label=name); axes[1].plot(times, [w[lost].float().mean() for w in wrong], style)
-axes[0].set(xlabel="t", ylabel="share of pixels wrong", ylim=(0, 0.9)); axes[0].legend(fontsize=8)
+    axes[0].plot(times, [w.float().mean() for w in wrong], style, label=name)
+    axes[1].plot(times, [w[lost].float().mean() for w in wrong], style)
+axes[0].set(xlabel="t", ylabel="share of pixels wrong", ylim=(0, 0.9))
+axes[0].legend(fontsize=8)
 axes[1].set(xlabel="t", ylabel="the same in the top vertebra", ylim=(0, 0.9))
 
 # %% [markdown]
@@ -501,6 +589,7 @@ blind = int((root - 0.5 * sigma).abs().argmin())
 print(f"a wrong prior of strength 0.5 hides the mask at t = {blind}")
 assert process.q_sample(x_0, torch.tensor([blind]), -0.5 * x_0, 0 * noise).abs().max() < 0.01
 
+
 # %% [markdown]
 # That is the view of somebody who does not know $f$. The network *does* see $f$ as an input, can compute $y_t$, and for $y_t$ the black line holds, whatever the prior. Nothing is lost by a wrong prior in principle; in practice a network learns to trust a prior that was good in training.
 #
@@ -511,22 +600,31 @@ assert process.q_sample(x_0, torch.tensor([blind]), -0.5 * x_0, 0 * noise).abs()
 # %%
 def draw(t, axes=None):
     if axes is None:
-        _, axes = plt.subplots(1, 4, figsize=(7.5, 2.8), layout="constrained", width_ratios=(1, 1, 1.8, 2.2))
+        _, axes = plt.subplots(
+            1, 4, figsize=(7.5, 2.8), layout="constrained", width_ratios=(1, 1, 1.8, 2.2)
+        )
     for axis in axes:
         axis.clear()
     for axis, p, title, colour in zip(axes, (None, f), ("plain", "shifted"), ("grey", "orange")):
         x_t = process.q_sample(x_0, torch.tensor([t]), p, noise)
-        axis.imshow(x_t[0, 0], cmap="magma", vmin=-3, vmax=3); axis.set_axis_off(); axis.set_title(title, fontsize=9)
+        axis.imshow(x_t[0, 0], cmap="magma", vmin=-3, vmax=3)
+        axis.set_axis_off()
+        axis.set_title(title, fontsize=9)
         axes[2].hist(x_t.flatten().numpy(), bins=60, range=(-4, 4), histtype="step", color=colour)
     axes[2].set(xlabel="values of $x_t$", yticks=[])
-    axes[3].plot(root, "k", label="mask"); axes[3].plot(sigma, "orange", label="prior and noise")
-    axes[3].axvline(t, color="tab:blue"); axes[3].set(xlabel="t", title=f"t = {t}"); axes[3].legend(fontsize=7, loc="center right")
+    axes[3].plot(root, "k", label="mask")
+    axes[3].plot(sigma, "orange", label="prior and noise")
+    axes[3].axvline(t, color="tab:blue")
+    axes[3].set(xlabel="t", title=f"t = {t}")
+    axes[3].legend(fontsize=7, loc="center right")
 
 
 interact(lambda t: draw(t), t=IntSlider(300, 0, 999, 10, continuous_update=False));
 
 # %%
-fig, axes = plt.subplots(1, 4, figsize=(7, 2.5), dpi=50, layout="constrained", width_ratios=(1, 1, 1.8, 2.2))
+fig, axes = plt.subplots(
+    1, 4, figsize=(7, 2.5), dpi=50, layout="constrained", width_ratios=(1, 1, 1.8, 2.2)
+)
 movie = FuncAnimation(fig, lambda t: draw(t, axes), frames=range(0, 1000, 70), interval=150)
 html = movie.to_jshtml()
 plt.close(fig)
@@ -569,11 +667,20 @@ assert abs(pull[0] - 0.01) < 1e-12 and pull[1:-1].max() < pull[-1] < 0.0101 and 
 # %%
 other, x, y, worst = ShiftedDiffusion(cosine_schedule()), one, one, 0.0
 for t in range(1000):
-    x, y = (step(v, torch.tensor([t]), prior, zero) for step, v in ((other.q_step_printed, x), (other.q_step, y)))
+    x, y = (
+        step(v, torch.tensor([t]), prior, zero)
+        for step, v in ((other.q_step_printed, x), (other.q_step, y))
+    )
     worst = max(worst, (x - other.q_sample(one, torch.tensor([t]), prior, zero)).abs().item() / 0.8)
-print(f"printed kernel, cosine schedule: off by up to {worst:.1f} times the prior, at the end by {abs(x.item() / 0.8 - 1):.2f}")
+print(
+    f"printed kernel, cosine schedule: off by up to {worst:.1f} times the prior, "
+    f"at the end by {abs(x.item() / 0.8 - 1):.2f}"
+)
 assert worst > 5
-torch.testing.assert_close(y, other.q_sample(one, torch.tensor([999]), prior, zero), rtol=1e-9, atol=1e-12)
+torch.testing.assert_close(
+    y, other.q_sample(one, torch.tensor([999]), prior, zero), rtol=1e-9, atol=1e-12
+)
+
 
 # %% [markdown]
 # **3 · Implement.** Write CARD's one-step kernel, and check it as we checked ours.

@@ -41,6 +41,7 @@ plt.rcParams["animation.frame_format"] = "jpeg"
 process = ShiftedDiffusion(linear_schedule())
 g = torch.Generator().manual_seed(35)
 
+
 # %% [markdown]
 # ## 1 · Take the shift off
 #
@@ -88,12 +89,19 @@ assert torch.equal(reshift(process, x, torch.full((4,), -1), f), x)
 guesses = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0]).double()
 walk = [torch.full((5,), -1.0).double()]
 for t in range(1000):
-    walk.append(process.q_step(walk[-1], torch.tensor([t]), guesses, torch.randn(1, generator=g).double().expand(5)))
+    walk.append(
+        process.q_step(
+            walk[-1], torch.tensor([t]), guesses, torch.randn(1, generator=g).double().expand(5)
+        )
+    )
 walk = torch.stack(walk[1:])  # t f
 plain = torch.stack([unshift(process, x, torch.tensor([t]), guesses) for t, x in enumerate(walk)])
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.5), sharey=True, layout="constrained")
-for axis, paths, title in zip(axes, (walk, plain), ("$x_t$: shifted", "$y_t = x_t - s_t f$: plain DDPM")):
-    axis.plot(paths, lw=0.8, label=[f"f = {v:g}" for v in guesses]); axis.set(xlabel="t", title=title)
+for axis, paths, title in zip(
+    axes, (walk, plain), ("$x_t$: shifted", "$y_t = x_t - s_t f$: plain DDPM")
+):
+    axis.plot(paths, lw=0.8, label=[f"f = {v:g}" for v in guesses])
+    axis.set(xlabel="t", title=title)
 axes[1].legend(fontsize=7, loc="upper left")
 assert (plain - plain[:, :1]).abs().max() < 1e-12
 
@@ -118,6 +126,7 @@ a, b = process.alphas[k], process.betas[k]
 bar, bar_prev = process.alphas_cumprod[k], process.alphas_cumprod_prev[k]
 z = torch.linspace(-8, 8, 200_001, dtype=torch.float64)
 line1 = -(y - a.sqrt() * z) ** 2 / (2 * b) - (z - bar_prev.sqrt() * x_0) ** 2 / (2 * (1 - bar_prev))
+
 
 # %% [markdown]
 # **Line 2**: multiply out and sort by powers of $z$. What does not contain $z$ only scales the density; we leave it out.
@@ -167,6 +176,7 @@ print(f"mean: derived {(A * x_0 + B * y).item():.9f}, on the grid {(weight * z).
 torch.testing.assert_close((weight * z).sum(), A * x_0 + B * y, atol=1e-9, rtol=0)
 torch.testing.assert_close((weight * (z - Q / P) ** 2).sum(), variance, atol=1e-9, rtol=0)
 
+
 # %% [markdown]
 # That was DDPM's own posterior (Ho et al. 2020, Eq. 7). **Line 6**, the only new one: put the shifts back, $y_t = x_t - s_t f$ and $x_{t-1} = y_{t-1} + s_{t-1} f$.
 #
@@ -203,7 +213,10 @@ def printed_prior_coefficient(process: ShiftedDiffusion) -> Tensor:  # (T,)
 exact = posterior_coefficients(process)
 assert isinstance(exact, PosteriorCoefficients)
 print({name: f"{row[k].item():.5f}" for name, row in exact._asdict().items()}, "at t =", k)
-torch.testing.assert_close(torch.stack([row[k] for row in exact]), torch.stack([A, B, process.sigmas_prev[k] - B * process.sigmas[k], variance]))
+torch.testing.assert_close(
+    torch.stack([row[k] for row in exact]),
+    torch.stack([A, B, process.sigmas_prev[k] - B * process.sigmas[k], variance]),
+)
 
 # %% [markdown]
 # How different are the two weights of the prior?
@@ -211,10 +224,22 @@ torch.testing.assert_close(torch.stack([row[k] for row in exact]), torch.stack([
 # %%
 fig, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
 axis.semilogy(exact.prior[1:], label="exact $C_t = s_{t-1} - B_t s_t$")
-axis.semilogy(printed_prior_coefficient(process)[1:], color="crimson", label="Eq. (6) as printed: $s_t$")
-axis.set(xlabel="t", ylabel="weight of the prior in one step"); axis.legend()
-print(f"exact: {exact.prior.min():.2e} to {exact.prior.max():.4f}; printed: {process.sigmas.min():.2f} to {process.sigmas.max():.2f}")
-assert exact.prior[0] == 0 and 0 <= exact.prior.min() and exact.prior.max() < 0.0101 and process.sigmas.max() > 0.99
+axis.semilogy(
+    printed_prior_coefficient(process)[1:], color="crimson", label="Eq. (6) as printed: $s_t$"
+)
+axis.set(xlabel="t", ylabel="weight of the prior in one step")
+axis.legend()
+print(
+    f"exact: {exact.prior.min():.2e} to {exact.prior.max():.4f}; printed: "
+    f"{process.sigmas.min():.2f} to {process.sigmas.max():.2f}"
+)
+assert (
+    exact.prior[0] == 0
+    and 0 <= exact.prior.min()
+    and exact.prior.max() < 0.0101
+    and process.sigmas.max() > 0.99
+)
+
 
 # %% [markdown]
 # The exact weight is tiny: at $t$ most of the shift is already in $x_t$, and one step adds or removes only the difference. The printed one pays the whole shift again at every step. It is the weight that Eq. (5) gives the prior in the marginal, not in a step.
@@ -260,8 +285,10 @@ def q_posterior_printed(
 def logs(t, x_0, x_t, f, z):
     "Logarithms of the marginal at t - 1 and of the step to x_t, at the candidates z."
     s_prev, a = process.sigmas_prev[t], process.alphas[t].sqrt()
-    before = -(z - process.alphas_cumprod_prev[t].sqrt() * x_0 - s_prev * f) ** 2 / (2 * s_prev ** 2)
-    step = -(x_t - a * z - (process.sigmas[t] - a * s_prev) * f) ** 2 / (2 * process.betas[t])
+    before = -((z - process.alphas_cumprod_prev[t].sqrt() * x_0 - s_prev * f) ** 2) / (
+        2 * s_prev**2
+    )
+    step = -((x_t - a * z - (process.sigmas[t] - a * s_prev) * f) ** 2) / (2 * process.betas[t])
     return before, step
 
 
@@ -280,7 +307,9 @@ def scalar(v):
 worst = 0.0
 for t_ in (1, 5, 50, 300, 700, 999):
     for a_, b_, f_ in ((1, 0.4, 0.8), (-1, 0.9, 0.6), (1, -1.2, -0.9)):
-        mean, variance = q_posterior(process, scalar(a_), scalar(b_), torch.tensor([t_]), scalar(f_))
+        mean, variance = q_posterior(
+            process, scalar(a_), scalar(b_), torch.tensor([t_]), scalar(f_)
+        )
         m, v = bayes(t_, a_, b_, f_)
         worst = max(worst, abs(mean - m).item(), abs(variance - v).item())
 print(f"largest difference to Bayes' rule: {worst:.1e}")
@@ -297,18 +326,40 @@ def three(t, axis=None, legend=True, x_0=1.0, x_t=0.4, f=0.8):
     axis = axis or plt.subplots(figsize=(5.5, 2.5), layout="constrained")[1]
     axis.clear()
     before, step = logs(t, x_0, x_t, f, grid)
-    for log, name, colour in ((before, f"marginal at {t - 1}", "tab:orange"), (step, f"step to $x_{{{t}}}$ = {x_t}", "tab:green"), (before + step, "posterior", "k")):
+    for log, name, colour in (
+        (before, f"marginal at {t - 1}", "tab:orange"),
+        (step, f"step to $x_{{{t}}}$ = {x_t}", "tab:green"),
+        (before + step, "posterior", "k"),
+    ):
         axis.plot(grid, (log - log.max()).exp(), color=colour, label=name)
-    for how, colour, style in ((q_posterior, "tab:blue", "--"), (q_posterior_printed, "crimson", "-")):
-        axis.axvline(how(process, scalar(x_0), scalar(x_t), torch.tensor([t]), scalar(f))[0].item(), color=colour, ls=style, lw=1)
+    for how, colour, style in (
+        (q_posterior, "tab:blue", "--"),
+        (q_posterior_printed, "crimson", "-"),
+    ):
+        axis.axvline(
+            how(process, scalar(x_0), scalar(x_t), torch.tensor([t]), scalar(f))[0].item(),
+            color=colour,
+            ls=style,
+            lw=1,
+        )
     axis.set(xlim=(-1.2, 2.6), title=f"t = {t}", xlabel="$x_{t-1}$", yticks=[])
     if legend:
         axis.legend(fontsize=7, loc="upper right")
 
 
 three(100)
-off = [abs(how(process, scalar(1.0), scalar(0.4), torch.tensor([100]), scalar(0.8))[0] - bayes(100, 1.0, 0.4, 0.8)[0]) / bayes(100, 1.0, 0.4, 0.8)[1].sqrt() for how in (q_posterior, q_posterior_printed)]
-print(f"at t = 100 Eq. (6) misses Bayes' mean by {off[1].item():.1f} standard deviations of the step, ours by {off[0].item():.0e}")
+off = [
+    abs(
+        how(process, scalar(1.0), scalar(0.4), torch.tensor([100]), scalar(0.8))[0]
+        - bayes(100, 1.0, 0.4, 0.8)[0]
+    )
+    / bayes(100, 1.0, 0.4, 0.8)[1].sqrt()
+    for how in (q_posterior, q_posterior_printed)
+]
+print(
+    f"at t = 100 Eq. (6) misses Bayes' mean by {off[1].item():.1f} standard deviations of the "
+    f"step, ours by {off[0].item():.0e}"
+)
 
 # %% [markdown]
 # (Each curve is scaled to height one.) Drag $t$, or play the film: early in the chain the start $x_0$ has a say; later the marginal is so wide that only $x_t$ counts.
@@ -323,10 +374,16 @@ for axis, t in zip(axes, (2, 5, 20, 300)):
 
 # %%
 fig, axis = plt.subplots(figsize=(4.4, 2.3), dpi=58, layout="constrained")
-movie = FuncAnimation(fig, lambda t: three(t, axis), frames=[1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 30, 40, 55, 75, 100, 150, 250, 400, 650, 999], interval=200)
+movie = FuncAnimation(
+    fig,
+    lambda t: three(t, axis),
+    frames=[1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 30, 40, 55, 75, 100, 150, 250, 400, 650, 999],
+    interval=200,
+)
 html = movie.to_jshtml()
 plt.close(fig)
 HTML(html)
+
 
 # %% [markdown]
 # One wrong step is not the end, since the next can correct it. But a chain of them? We give the chain a *perfect* network (it always knows $x_0$) and let 4,000 walkers go home from $\mathcal N(f, I)$, once with each posterior. Where Eq. (3) says they should be, at each time, is the dashed line.
@@ -346,11 +403,18 @@ def walk_home(posterior, n=4000):
 paths = {p.__name__: walk_home(p) for p in (q_posterior, q_posterior_printed)}
 wanted = process.alphas_cumprod_prev.sqrt() + 0.8 * process.sigmas_prev
 fig, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
-axis.plot(paths["q_posterior"], color="tab:blue", label="exact"); axis.plot(paths["q_posterior_printed"], color="crimson", label="Eq. (6) as printed")
-axis.plot(wanted, "k--", lw=1, label="Eq. (3)"); axis.set(xlabel="t (the walk goes left)", ylabel="mean of the walkers"); axis.set_yscale("symlog"); axis.legend()
+axis.plot(paths["q_posterior"], color="tab:blue", label="exact")
+axis.plot(paths["q_posterior_printed"], color="crimson", label="Eq. (6) as printed")
+axis.plot(wanted, "k--", lw=1, label="Eq. (3)")
+axis.set(xlabel="t (the walk goes left)", ylabel="mean of the walkers")
+axis.set_yscale("symlog")
+axis.legend()
 gap = max(abs(a - b) for a, b in zip(paths["q_posterior"], wanted.tolist()))
-print(f"largest gap to Eq. (3): exact {gap:.3f}; printed {max(abs(a - b) for a, b in zip(paths['q_posterior_printed'], wanted.tolist())):.1f}")
-assert gap < 4 / 4000 ** 0.5 < 10 < max(paths["q_posterior_printed"])
+print(
+    f"largest gap to Eq. (3): exact {gap:.3f}; printed "
+    f"{max(abs(a - b) for a, b in zip(paths['q_posterior_printed'], wanted.tolist())):.1f}"
+)
+assert gap < 4 / 4000**0.5 < 10 < max(paths["q_posterior_printed"])
 
 # %% [markdown]
 # The printed posterior pays the whole shift at every step, and the walkers end up far out, where no network was ever trained. The exact one keeps to the road.
@@ -358,16 +422,27 @@ assert gap < 4 / 4000 ** 0.5 < 10 < max(paths["q_posterior_printed"])
 # With $f = 0$ the posterior must be that of a public DDPM, at every step of a whole chain. (The "network" is any smooth function, the noise is the same for both. Its tables are float32, where $1 - \bar\alpha_1$ has three good digits; we lend it our float64 table, so that the formulas are compared and not the rounding.)
 
 # %%
-public = DDPMScheduler(beta_schedule="linear", prediction_type="sample", clip_sample=False, variance_type="fixed_small")
-public.betas, public.alphas, public.alphas_cumprod = process.betas, process.alphas, process.alphas_cumprod
+public = DDPMScheduler(
+    beta_schedule="linear", prediction_type="sample", clip_sample=False, variance_type="fixed_small"
+)
+public.betas, public.alphas, public.alphas_cumprod = (
+    process.betas,
+    process.alphas,
+    process.alphas_cumprod,
+)
 ours = theirs = torch.randn(1, 1, 8, 4, generator=g).double()
 for t_ in reversed(range(1000)):
-    mean, variance = q_posterior(process, torch.tanh(ours), ours, torch.tensor([t_]), torch.zeros_like(ours))
+    mean, variance = q_posterior(
+        process, torch.tanh(ours), ours, torch.tensor([t_]), torch.zeros_like(ours)
+    )
     z = torch.randn(ours.shape, generator=torch.Generator().manual_seed(t_), dtype=ours.dtype)
     ours = mean + variance.sqrt() * z
-    theirs = public.step(torch.tanh(theirs), t_, theirs, generator=torch.Generator().manual_seed(t_)).prev_sample
+    theirs = public.step(
+        torch.tanh(theirs), t_, theirs, generator=torch.Generator().manual_seed(t_)
+    ).prev_sample
     torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
 print("1000 steps back, the same at each of them")
+
 
 # %% [markdown]
 # ## 4 · What should the network say?
@@ -385,13 +460,29 @@ def triangle(t, axis=None):
     c, s = process.alphas_cumprod[t].sqrt().item(), process.sigmas[t].item()
     arc = torch.linspace(0, math.pi / 2, 100)
     axis.plot(arc.cos(), arc.sin(), color="0.8")
-    arrows = {"$x_0$": ((0, 0), (1, 0), "tab:orange", (0.9, -0.12)), "$ε$": ((0, 0), (0, 1), "tab:green", (-0.1, 0.8)),
-              "$y_t$": ((0, 0), (c, s), "k", (1.12 * c + 0.05, 1.12 * s)), "$v_t$ / 2": ((c, s), (c - s / 2, s + c / 2), "tab:purple", (c - 0.62 * s, s + 0.62 * c + 0.06))}
+    arrows = {
+        "$x_0$": ((0, 0), (1, 0), "tab:orange", (0.9, -0.12)),
+        "$ε$": ((0, 0), (0, 1), "tab:green", (-0.1, 0.8)),
+        "$y_t$": ((0, 0), (c, s), "k", (1.12 * c + 0.05, 1.12 * s)),
+        "$v_t$ / 2": (
+            (c, s),
+            (c - s / 2, s + c / 2),
+            "tab:purple",
+            (c - 0.62 * s, s + 0.62 * c + 0.06),
+        ),
+    }
     for name, (tail, tip, colour, place) in arrows.items():
-        axis.annotate("", tip, tail, arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0})
+        axis.annotate(
+            "",
+            tip,
+            tail,
+            arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0},
+        )
         axis.text(*place, name, color=colour, ha="center", va="center")
-    axis.plot([c, c], [0, s], "k:", lw=0.8); axis.plot([0, c], [s, s], "k:", lw=0.8)
-    axis.set(xlim=(-0.6, 1.25), ylim=(-0.15, 1.55), aspect="equal", title=f"t = {t}"); axis.set_axis_off()
+    axis.plot([c, c], [0, s], "k:", lw=0.8)
+    axis.plot([0, c], [s, s], "k:", lw=0.8)
+    axis.set(xlim=(-0.6, 1.25), ylim=(-0.15, 1.55), aspect="equal", title=f"t = {t}")
+    axis.set_axis_off()
 
 
 interact(lambda t: triangle(t), t=IntSlider(250, 0, 999, 1, continuous_update=False));
@@ -428,6 +519,7 @@ root, s = _roots(process, torch.tensor([0, 500, 999]), torch.zeros(3, 1).double(
 torch.testing.assert_close(root ** 2 + s ** 2, torch.ones(3, 1).double())
 print("three languages:", PREDICTION_TYPES)
 
+
 # %%
 #| export
 def predict_x_0(
@@ -456,6 +548,7 @@ t = torch.tensor([0, 10, 300, 700, 999])
 x_t = process.q_sample(x_0, t, f, noise)
 torch.testing.assert_close(predict_x_0(process, x_t, t, noise, f), x_0, atol=1e-9, rtol=1e-9)
 
+
 # %%
 #| export
 def predict_noise(
@@ -476,7 +569,10 @@ def predict_noise(
 
 
 # %%
-torch.testing.assert_close(predict_noise(process, x_t, t, x_0, f, "sample"), noise, atol=1e-9, rtol=1e-9)
+torch.testing.assert_close(
+    predict_noise(process, x_t, t, x_0, f, "sample"), noise, atol=1e-9, rtol=1e-9
+)
+
 
 # %% [markdown]
 # And what should a network of each kind be *trained* to say? Eq. (8) is the first row.
@@ -514,8 +610,12 @@ def training_target(
 # %%
 for kind in PREDICTION_TYPES:
     said = training_target(process, x_0, t, noise, kind)
-    torch.testing.assert_close(predict_x_0(process, x_t, t, said, f, kind), x_0, atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(predict_noise(process, x_t, t, said, f, kind), noise, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(
+        predict_x_0(process, x_t, t, said, f, kind), x_0, atol=1e-9, rtol=1e-9
+    )
+    torch.testing.assert_close(
+        predict_noise(process, x_t, t, said, f, kind), noise, atol=1e-9, rtol=1e-9
+    )
 torch.testing.assert_close(v_target(process, x_0, t, noise), public.get_velocity(x_0, noise, t))
 
 # %% [markdown]
@@ -526,9 +626,12 @@ times = torch.arange(1000)
 big = torch.zeros(1000, 1).double()
 fig, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
 for kind in PREDICTION_TYPES:
-    wrong = predict_x_0(process, big, times, big + 0.05, big, kind) - predict_x_0(process, big, times, big, big, kind)
+    wrong = predict_x_0(process, big, times, big + 0.05, big, kind) - predict_x_0(
+        process, big, times, big, big, kind
+    )
     axis.semilogy(times, wrong.abs()[:, 0], label=kind)
-axis.set(xlabel="t", ylabel="error of the mask"); axis.legend()
+axis.set(xlabel="t", ylabel="error of the mask")
+axis.legend()
 amplify = (process.sigmas / process.alphas_cumprod.sqrt())[-1]
 print(f"an error of the noise is multiplied by {amplify:.0f} at the loudest time")
 assert 150 < amplify < 170
@@ -544,10 +647,22 @@ mask = torch.from_numpy(landmarks_to_mask(film.landmarks / 3, 192, 64)).double()
 x_0, last = 2 * mask - 1, torch.tensor([999])
 noise, error = (torch.randn(x_0.shape, generator=g).double() for _ in range(2))
 x_T = process.q_sample(x_0, last, 0.5 * x_0, noise)
-shown = [predict_x_0(process, x_T, last, training_target(process, x_0, last, noise, k) + 0.05 * error, 0.5 * x_0, k) for k in PREDICTION_TYPES]
+shown = [
+    predict_x_0(
+        process,
+        x_T,
+        last,
+        training_target(process, x_0, last, noise, k) + 0.05 * error,
+        0.5 * x_0,
+        k,
+    )
+    for k in PREDICTION_TYPES
+]
 fig, axes = plt.subplots(1, 4, figsize=(4.4, 3.2), layout="constrained")
 for axis, picture, title in zip(axes, [x_T, *shown], ["$x_T$", *PREDICTION_TYPES]):
-    axis.imshow(picture[0, 0], cmap="magma", vmin=-2, vmax=2); axis.set_axis_off(); axis.set_title(title, fontsize=8)
+    axis.imshow(picture[0, 0], cmap="magma", vmin=-2, vmax=2)
+    axis.set_axis_off()
+    axis.set_title(title, fontsize=8)
 assert (shown[0] - x_0).abs().mean() > 4 > 0.1 > (shown[1] - x_0).abs().mean()
 
 # %% [markdown]
@@ -586,6 +701,7 @@ assert k.variance[0] == 0 and abs(k.x_0[0] - 1) < 1e-12 and k.x_t[0] == k.prior[
 left = k.x_0 + k.x_t * (process.alphas_cumprod.sqrt() + process.sigmas) + k.prior
 torch.testing.assert_close(left, process.alphas_cumprod_prev.sqrt() + process.sigmas_prev)
 
+
 # %% [markdown]
 # **3 · Implement.** Write the ancestral step of Eq. (7) for a network that predicts noise, with the shift put right, and show that it equals `q_posterior` fed with `predict_x_0`:
 #
@@ -599,7 +715,10 @@ torch.testing.assert_close(left, process.alphas_cumprod_prev.sqrt() + process.si
 
 # %%
 def step_of_eq_7(x_t, t, eps, f):
-    beta, alpha, s, s_prev = (process.coefficient(v, t, x_t) for v in (process.betas, process.alphas, process.sigmas, process.sigmas_prev))
+    beta, alpha, s, s_prev = (
+        process.coefficient(v, t, x_t)
+        for v in (process.betas, process.alphas, process.sigmas, process.sigmas_prev)
+    )
     return (x_t - s * f - beta / s * eps) / alpha.sqrt() + s_prev * f
 
 

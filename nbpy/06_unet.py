@@ -39,6 +39,7 @@ from verdiff.metrics import dice
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
 torch.set_num_threads(1)
 
+
 # %% [markdown]
 # ## 1 · Why a U-Net at all
 #
@@ -97,7 +98,11 @@ angle = t[:, None] * omega  # 1000 1 * 32 -> 1000 32
 # %%
 plt.figure(figsize=(6, 1.6))
 plt.plot(angle[:, [8, 16, 24]].cos())
-plt.legend([f"k = {n}" for n in (9, 17, 25)], fontsize=8, loc="upper right"), plt.xlabel("t"), plt.ylabel("cos");
+(
+    plt.legend([f"k = {n}" for n in (9, 17, 25)], fontsize=8, loc="upper right"),
+    plt.xlabel("t"),
+    plt.ylabel("cos"),
+);
 
 # %% [markdown]
 # A hand needs both coordinates, or forwards and backwards look the same:
@@ -128,8 +133,10 @@ def timestep_embedding(
 # %%
 torch.testing.assert_close(timestep_embedding(t, 64), e, atol=1e-4, rtol=0)
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.4), layout="constrained", width_ratios=(1.6, 1))
-axes[0].imshow(e.T, aspect="auto", cmap="RdBu"); axes[0].set(xlabel="t", ylabel="entry", title="one column a time")
-axes[1].plot((e @ e[300]) / (e[300] @ e[300])); axes[1].set(xlabel="t", title="likeness to t = 300")
+axes[0].imshow(e.T, aspect="auto", cmap="RdBu")
+axes[0].set(xlabel="t", ylabel="entry", title="one column a time")
+axes[1].plot((e @ e[300]) / (e[300] @ e[300]))
+axes[1].set(xlabel="t", title="likeness to t = 300")
 assert (e @ e[300]).argmax() == 300
 
 # %% [markdown]
@@ -141,6 +148,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 # %%
 theirs = get_timestep_embedding(t, 64, flip_sin_to_cos=True, downscale_freq_shift=0)
 torch.testing.assert_close(e, theirs, atol=1e-4, rtol=0)
+
 
 # %% [markdown]
 # ## 3 · Parts
@@ -164,6 +172,7 @@ def make_norm(
 
 # %%
 print(*(make_norm("group", c).num_groups for c in (4, 8, 16, 128)), make_norm("batch", 8))
+
 
 # %% [markdown]
 # The residual block is the workhorse: normalise, bend, convolve, twice, and add what came in. The time enters between the two as a scale and a shift of every channel, $h \leftarrow (1 + a(t))\,h + b(t)$.
@@ -254,9 +263,12 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.stem = nn.Conv2d(in_channels, channels[0], 3, padding=1)
-        self.downs = nn.ModuleList(Downsample(a, b) for a, b in zip(channels, channels[1:], strict=False))
+        self.downs = nn.ModuleList(
+            Downsample(a, b) for a, b in zip(channels, channels[1:], strict=False)
+        )
         self.blocks = nn.ModuleList(
-            nn.ModuleList(ResBlock(c, c, time_dim, norm) for _ in range(blocks)) for c in channels)
+            nn.ModuleList(ResBlock(c, c, time_dim, norm) for _ in range(blocks)) for c in channels
+        )
         made = [adapter(c) if adapter else None for c in channels]
         self.adapters = nn.ModuleList(m if m is not None else nn.Identity() for m in made)
         self.adapted = [m is not None for m in made]
@@ -268,7 +280,9 @@ class Encoder(nn.Module):
             h = block(h, time)
         return h + self.adapters[i](h, prior) if self.adapted[i] else h
 
-    def forward(self, x: Tensor, time: Tensor | None = None, prior: Tensor | None = None) -> list[Tensor]:
+    def forward(
+        self, x: Tensor, time: Tensor | None = None, prior: Tensor | None = None
+    ) -> list[Tensor]:
         "x (B, in, H, W), prior (B, 1, H, W) in [-1, 1] -> levels (B, c_i, H / 2^i, W / 2^i)."
         h, levels = self.stem(x), []
         for i in range(len(self.blocks)):
@@ -299,8 +313,12 @@ class Decoder(nn.Module):
         super().__init__()
         pairs = list(zip(channels[:-1], channels[1:], strict=True))[::-1]  # coarse to fine
         self.ups = nn.ModuleList(Upsample(low, c) for c, low in pairs)
-        self.blocks = nn.ModuleList(nn.ModuleList(
-            ResBlock(2 * c if k == 0 else c, c, time_dim, norm) for k in range(blocks)) for c, _ in pairs)
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(
+                ResBlock(2 * c if k == 0 else c, c, time_dim, norm) for k in range(blocks)
+            )
+            for c, _ in pairs
+        )
 
     def forward(self, levels: list[Tensor], time: Tensor | None = None) -> Tensor:
         "Levels of the encoder -> (B, c_0, H, W)."
@@ -314,6 +332,7 @@ class Decoder(nn.Module):
 
 # %%
 print(tuple(Decoder((8, 16, 24))(encoder(torch.randn(1, 1, 40, 24))).shape))
+
 
 # %% [markdown]
 # Halving needs even sides, all the way down. A radiograph of 750×250, the paper's size, fails at the second level: 375 is odd. The usual way out is to demand sizes that fit. Ours is to pad inside, repeating the border, and to crop at the end. Nobody outside needs to know.
@@ -344,7 +363,8 @@ class UNet(nn.Module):
         out_channels: int = 1,
         channels: Sequence[int] = (16, 32, 64),  # width of each level
         blocks: int = 1,  # residual blocks a level
-        time_dim: int | None = None,  # length of the time's vector, even; None: the net knows no time
+        time_dim: int
+        | None = None,  # length of the time's vector, even; None: the net knows no time
         norm: str = "group",  # or "batch"
         adapter: Adapter | None = None,  # makes the module that is plugged into each encoder level
         zero_output: bool = False,  # start with an output of exactly zero
@@ -352,11 +372,16 @@ class UNet(nn.Module):
         super().__init__()
         self.time_dim, self.multiple = time_dim, 2 ** (len(channels) - 1)
         if time_dim:
-            self.time = nn.Sequential(nn.Linear(time_dim, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
+            self.time = nn.Sequential(
+                nn.Linear(time_dim, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim)
+            )
         self.encoder = Encoder(in_channels, channels, blocks, time_dim, norm, adapter)
         self.decoder = Decoder(channels, blocks, time_dim, norm)
-        self.out = nn.Sequential(make_norm(norm, channels[0]), nn.SiLU(),
-                                 nn.Conv2d(channels[0], out_channels, 3, padding=1))
+        self.out = nn.Sequential(
+            make_norm(norm, channels[0]),
+            nn.SiLU(),
+            nn.Conv2d(channels[0], out_channels, 3, padding=1),
+        )
         if zero_output:
             nn.init.zeros_(self.out[-1].weight)
             nn.init.zeros_(self.out[-1].bias)
@@ -378,7 +403,10 @@ class UNet(nn.Module):
 net = UNet(3, channels=(8, 16, 24, 32), time_dim=32)
 for size in [(64, 32), (75, 25), (1, 1), (37, 200)]:
     assert net(torch.randn(2, 3, *size), torch.tensor([0, 999])).shape == (2, 1, *size)
-assert UNet(3, time_dim=32, zero_output=True)(torch.randn(1, 3, 40, 24), torch.tensor([5])).abs().max() == 0
+assert (
+    UNet(3, time_dim=32, zero_output=True)(torch.randn(1, 3, 40, 24), torch.tensor([5])).abs().max()
+    == 0
+)
 
 
 # %% [markdown]
@@ -410,6 +438,7 @@ net = net.eval()
 x, t = torch.randn(3, 3, 64, 32), torch.tensor([1, 500, 999])
 torch.testing.assert_close(net(x, t)[1:2], net(x[1:2], t[1:2]), atol=1e-5, rtol=1e-4)
 
+
 # %% [markdown]
 # ## 5 · Where the parameters are, and where the work
 #
@@ -435,7 +464,9 @@ def inventory(net, *inputs):
 
     for name, layer in net.named_modules():
         if hasattr(layer, "weight"):
-            handles.append(layer.register_forward_hook(lambda m, args, out, name=name: note(name, m, out)))
+            handles.append(
+                layer.register_forward_hook(lambda m, args, out, name=name: note(name, m, out))
+            )
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(*inputs)
     [handle.remove() for handle in handles]
@@ -443,11 +474,16 @@ def inventory(net, *inputs):
 
 
 # %%
-laptop = UNet(18, channels=(16, 32, 64, 128), time_dim=64)  # the diffusion U-Net of the laptop profile, adapters left out
+laptop = UNet(
+    18, channels=(16, 32, 64, 128), time_dim=64
+)  # the diffusion U-Net of the laptop profile, adapters left out
 inputs = torch.zeros(1, 18, 192, 64), torch.tensor([5])
 table, counted = inventory(laptop, *inputs)
 for name, (shape, parameters, work) in table.items():
-    print(f"{name:17s} {'×'.join(map(str, shape)):>12s} {parameters:10,d} parameters {work:12,d} multiply-adds")
+    print(
+        f"{name:17s} {'×'.join(map(str, shape)):>12s} {parameters:10,d} parameters {work:12,d} "
+        f"multiply-adds"
+    )
 
 # %%
 parameters, work = (sum(row[k] for row in table.values()) for k in (1, 2))
@@ -460,8 +496,10 @@ names = [n for n in table if n != "time"]
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained", sharey=True)
 for axis, column, title in zip(axes, (1, 2), ("share of parameters", "share of multiply-adds")):
     total = sum(row[column] for row in table.values())
-    axis.barh(names, [table[n][column] / total for n in names], color="tab:purple"); axis.set_title(title)
+    axis.barh(names, [table[n][column] / total for n in names], color="tab:purple")
+    axis.set_title(title)
 axes[0].invert_yaxis(), axes[0].tick_params(axis="y", labelsize=8);
+
 
 # %% [markdown]
 # The channels double where the pixels quarter. So every level does about the same work, and nearly all parameters sit in the deepest: a level more at the bottom multiplies the parameters and adds little work, a level as wide as the others at the *top* would cost as much time as all of them with hardly a parameter. When a network is called large, ask which of the two is meant.
@@ -482,17 +520,22 @@ def without_norm(net):
 gradients = {n: felt(without_norm(UNet(1, channels=(8,) * n)), (256, 256)) for n in (1, 2, 3, 4)}
 fields = {n: reach(g) for n, g in gradients.items()}
 
+
 # %%
 def core(gradient, share=0.9):
     "Side of the centred square that holds this share of the gradient."
     middle, total = len(gradient) // 2, gradient.sum()
-    return next(2 * r + 1 for r in range(middle)
-                if gradient[middle - r:middle + r + 1, middle - r:middle + r + 1].sum() > share * total)
+    return next(
+        2 * r + 1
+        for r in range(middle)
+        if gradient[middle - r : middle + r + 1, middle - r : middle + r + 1].sum() > share * total
+    )
 
 
 fig, axes = plt.subplots(1, 4, figsize=(8, 2.4), layout="constrained")
 for axis, (n, g) in zip(axes, gradients.items()):
-    axis.imshow((g / g.max() + 1e-6).log10(), cmap="magma", vmin=-6, vmax=0); axis.set_axis_off()
+    axis.imshow((g / g.max() + 1e-6).log10(), cmap="magma", vmin=-6, vmax=0)
+    axis.set_axis_off()
     axis.set_title(f"{n} level{'s' * (n > 1)}\nsees {fields[n]}, 90 % in {core(g)}", fontsize=9)
 assert all(fields[k + 1] > 1.5 * fields[k] for k in (1, 2, 3))
 
@@ -501,10 +544,15 @@ assert all(fields[k + 1] > 1.5 * fields[k] for k in (1, 2, 3))
 
 # %%
 deep = stack((fields[4] - 1) // 2)
-costs = {"U-Net": inventory(UNet(1, channels=(8,) * 4), torch.zeros(1, 1, 192, 64))[1],
-         "stack": inventory(deep, torch.zeros(1, 1, 192, 64))[1]}
-print(f"to see {fields[4]} pixels: 4 levels, {costs['U-Net']:,} multiply-adds, or "
-      f"{(fields[4] - 1) // 2} convolutions, {costs['stack']:,}: {costs['stack'] / costs['U-Net']:.1f} times the work")
+costs = {
+    "U-Net": inventory(UNet(1, channels=(8,) * 4), torch.zeros(1, 1, 192, 64))[1],
+    "stack": inventory(deep, torch.zeros(1, 1, 192, 64))[1],
+}
+print(
+    f"to see {fields[4]} pixels: 4 levels, {costs['U-Net']:,} multiply-adds, or "
+    f"{(fields[4] - 1) // 2} convolutions, {costs['stack']:,}: "
+    f"{costs['stack'] / costs['U-Net']:.1f} times the work"
+)
 assert costs["stack"] > costs["U-Net"]
 
 # %% [markdown]
@@ -515,8 +563,15 @@ assert costs["stack"] > costs["U-Net"]
 # %%
 size = 96, 32
 films = [draw_phantom(i) for i in range(20)]
-images = torch.cat([F.interpolate(torch.from_numpy(f.image.copy()).float()[None, None] / 255, size, mode="area") for f in films])
-masks = torch.stack([torch.from_numpy(landmarks_to_mask(f.landmarks / 6, *size)).float()[None] for f in films])
+images = torch.cat(
+    [
+        F.interpolate(torch.from_numpy(f.image.copy()).float()[None, None] / 255, size, mode="area")
+        for f in films
+    ]
+)
+masks = torch.stack(
+    [torch.from_numpy(landmarks_to_mask(f.landmarks / 6, *size)).float()[None] for f in films]
+)
 
 
 class HourGlass(UNet):
@@ -546,17 +601,28 @@ def learn(net, images, masks, steps=130, batch=4, after=None):
 
 # %%
 torch.manual_seed(1)
-nets = {"hour-glass": HourGlass(1, channels=(8, 16, 24, 32)), "U-Net": ConditionalUNet(1, (8, 16, 24, 32))}
-guess = {name: learn(net, images[:12], masks[:12])(images[12:]).sigmoid().detach() for name, net in nets.items()}
+nets = {
+    "hour-glass": HourGlass(1, channels=(8, 16, 24, 32)),
+    "U-Net": ConditionalUNet(1, (8, 16, 24, 32)),
+}
+guess = {
+    name: learn(net, images[:12], masks[:12])(images[12:]).sigmoid().detach()
+    for name, net in nets.items()
+}
 
 # %%
 scores = {name: dice(g > 0.5, masks[12:]).mean().item() for name, g in guess.items()}
 print({name: f"Dice {s:.3f} on 8 unseen phantoms" for name, s in scores.items()})
 fig, axes = plt.subplots(1, 4, figsize=(4.4, 3.2), layout="constrained")
-for axis, picture, title in zip(axes, [images[13], *(g[1] for g in guess.values()), masks[13]], ["image", *guess, "truth"]):
+for axis, picture, title in zip(
+    axes, [images[13], *(g[1] for g in guess.values()), masks[13]], ["image", *guess, "truth"]
+):
     gray = title == "image"
-    axis.imshow(picture[0], cmap="gray" if gray else "magma", vmin=0, vmax=1); axis.set_axis_off(); axis.set_title(title, fontsize=9)
+    axis.imshow(picture[0], cmap="gray" if gray else "magma", vmin=0, vmax=1)
+    axis.set_axis_off()
+    axis.set_title(title, fontsize=9)
 assert scores["U-Net"] > 0.75 and scores["U-Net"] > scores["hour-glass"] + 0.1
+
 
 # %% [markdown]
 # The hour-glass knows where the spine is and no vertebra in it. The U-Net has the edges, straight from its first level. What it gives is the prior $f(b)$ that page [04](04_forward.ipynb) asked for, from some tens of thousands of parameters and a few seconds of training.
@@ -574,14 +640,18 @@ def score(net, as_trained):
     "Dice on the unseen phantoms, one by one; the copy keeps the net's running averages clean."
     net = copy.deepcopy(net).train(as_trained)
     with torch.no_grad():
-        return np.mean([dice(net(x[None]) > 0, m[None]).item() for x, m in zip(images[12:], masks[12:])])
+        return np.mean(
+            [dice(net(x[None]) > 0, m[None]).item() for x, m in zip(images[12:], masks[12:])]
+        )
 
 
 def watch(norm):
     "(step, Dice in use, Dice as trained) every 20 steps of training with a batch of one."
     torch.manual_seed(0)
     net, seen = ConditionalUNet(1, (8, 16, 24), norm=norm), []
-    note = lambda step: seen.append((step, score(net, False), score(net, True))) if step % 20 == 0 else None
+    note = lambda step: (
+        seen.append((step, score(net, False), score(net, True))) if step % 20 == 0 else None
+    )
     return learn(net, images[:12], masks[:12], 140, 1, note), np.array(seen)
 
 
@@ -607,8 +677,14 @@ assert gap["group"].max() < 1e-6 < gap["batch"].max()
 dark = 0.6 * images[12:]
 for norm, (net, _) in ones.items():
     with torch.no_grad():
-        use, trained = (torch.cat([copy.deepcopy(net).train(mode)(x[None]) for x in dark]) > 0 for mode in (False, True))
-    print(f"{norm} norm, darker films: Dice in use {dice(use, masks[12:]).mean():.3f}, as trained {dice(trained, masks[12:]).mean():.3f}")
+        use, trained = (
+            torch.cat([copy.deepcopy(net).train(mode)(x[None]) for x in dark]) > 0
+            for mode in (False, True)
+        )
+    print(
+        f"{norm} norm, darker films: Dice in use {dice(use, masks[12:]).mean():.3f}, "
+        f"as trained {dice(trained, masks[12:]).mean():.3f}"
+    )
 
 # %% [markdown]
 # Group norm is one function in training and in use, for every batch size; it is our default, and `norm = batch` in the `paper` profile.
@@ -620,21 +696,30 @@ for norm, (net, _) in ones.items():
 # %%
 widths = np.random.default_rng(0).integers(130, 340, 28)
 shapes = [draw_phantom(100 + i, (576, int(w))) for i, w in enumerate(widths)]
-truths = [torch.from_numpy(landmarks_to_mask(f.landmarks, *f.image.shape))[None, None] for f in shapes]
+truths = [
+    torch.from_numpy(landmarks_to_mask(f.landmarks, *f.image.shape))[None, None] for f in shapes
+]
 
 
 def canvases(fit):
     "Images and masks on the canvas, and how each came there."
     pairs = [fit_image(Image.fromarray(f.image), size, fit) for f in shapes]
-    masks = [landmarks_to_mask(where.points(f.landmarks), *size) for f, (_, where) in zip(shapes, pairs)]
-    x = torch.from_numpy(np.stack([np.asarray(image) for image, _ in pairs])[:, None] / np.float32(255))
+    masks = [
+        landmarks_to_mask(where.points(f.landmarks), *size) for f, (_, where) in zip(shapes, pairs)
+    ]
+    x = torch.from_numpy(
+        np.stack([np.asarray(image) for image, _ in pairs])[:, None] / np.float32(255)
+    )
     return x, torch.from_numpy(np.stack(masks)[:, None]).float(), [where for _, where in pairs]
 
 
 # %%
 def at_own_size(canvas, places):
     "Dice of the last eight films, each at its own size."
-    own = [torch.from_numpy(unfit(c[0].numpy(), where) > 0.5)[None, None] for c, where in zip(canvas, places)]
+    own = [
+        torch.from_numpy(unfit(c[0].numpy(), where) > 0.5)[None, None]
+        for c, where in zip(canvas, places)
+    ]
     return np.array([dice(p, m).item() for p, m in zip(own, truths[20:])])
 
 
@@ -646,20 +731,28 @@ for fit in ("squash", "letterbox"):
     results[fit] = x[20:], p, at_own_size(p, places[20:]), at_own_size(m[20:], places[20:])
 
 # %%
-fig, axes = plt.subplots(1, 6, figsize=(8, 3), layout="constrained", width_ratios=(1, 1, 1, 1, 1.6, 0.9))
+fig, axes = plt.subplots(
+    1, 6, figsize=(8, 3), layout="constrained", width_ratios=(1, 1, 1, 1, 1.6, 0.9)
+)
 for k, (fit, (x, p, *_)) in enumerate(results.items()):
     for j, i in enumerate((1, 3)):
-        axes[2 * k + j].imshow(x[i, 0], cmap="gray"); axes[2 * k + j].contour(p[i, 0], [0.5], colors="tab:orange", linewidths=0.8)
+        axes[2 * k + j].imshow(x[i, 0], cmap="gray")
+        axes[2 * k + j].contour(p[i, 0], [0.5], colors="tab:orange", linewidths=0.8)
         axes[2 * k + j].set_title(f"{fit}\n{widths[20 + i]} wide", fontsize=8)
 for axis, i in zip(axes[4:], (1, 3)):
-    axis.imshow(shapes[20 + i].image, cmap="gray"); axis.set_title(f"the film\n{widths[20 + i]} wide", fontsize=8)
+    axis.imshow(shapes[20 + i].image, cmap="gray")
+    axis.set_title(f"the film\n{widths[20 + i]} wide", fontsize=8)
 for axis in axes:
     axis.set_axis_off()
 
 # %%
 for fit, (_, _, ours, best) in results.items():
-    print(f"{fit:9s} Dice {ours.mean():.3f} (widest three {ours[widths[20:].argsort()[-3:]].mean():.3f}, narrowest three "
-          f"{ours[widths[20:].argsort()[:3]].mean():.3f}); the perfect mask on this canvas would get {best.mean():.3f}")
+    print(
+        f"{fit:9s} Dice {ours.mean():.3f} (widest three "
+        f"{ours[widths[20:].argsort()[-3:]].mean():.3f}, narrowest three "
+        f"{ours[widths[20:].argsort()[:3]].mean():.3f}); "
+        f"the perfect mask on this canvas would get {best.mean():.3f}"
+    )
 assert all((best > ours).all() for _, _, ours, best in results.values())
 
 # %% [markdown]
@@ -685,7 +778,9 @@ assert all((best > ours).all() for _, _, ours, best in results.values())
 # </details>
 
 # %%
-count = [sum(p.numel() for p in UNet(1, channels=c).parameters()) for c in ((16, 32, 64), (32, 64, 128))]
+count = [
+    sum(p.numel() for p in UNet(1, channels=c).parameters()) for c in ((16, 32, 64), (32, 64, 128))
+]
 print(count, round(count[1] / count[0], 2))
 assert 3.8 < count[1] / count[0] < 4.05
 
@@ -700,7 +795,10 @@ assert 3.8 < count[1] / count[0] < 4.05
 
 # %%
 deeper = UNet(18, channels=(16, 32, 64, 128, 128), time_dim=64)
-more = sum(p.numel() for p in deeper.parameters()) / parameters, inventory(deeper, *inputs)[1] / work
+more = (
+    sum(p.numel() for p in deeper.parameters()) / parameters,
+    inventory(deeper, *inputs)[1] / work,
+)
 print(f"parameters × {more[0]:.2f}, multiply-adds × {more[1]:.2f}")
 assert more[0] > 2 and more[1] < 1.25
 
@@ -723,7 +821,9 @@ class Mean(nn.Module):
         return h.mean((2, 3), keepdim=True)
 
 
-UNet(1, channels=(8, 16, 24), adapter=lambda c: Mean())(torch.randn(1, 1, 40, 24), prior=torch.zeros(1, 1, 40, 24))
+UNet(1, channels=(8, 16, 24), adapter=lambda c: Mean())(
+    torch.randn(1, 1, 40, 24), prior=torch.zeros(1, 1, 40, 24)
+)
 print(calls)
 assert calls == [((40, 24),) * 2, ((20, 12),) * 2, ((10, 6),) * 2]
 

@@ -42,8 +42,15 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
 torch.set_num_threads(1)
 size = 96, 32
 films = [draw_phantom(i) for i in range(24)]
-images = torch.cat([F.interpolate(torch.from_numpy(f.image.copy()).float()[None, None] / 255, size, mode="area") for f in films])
-masks = torch.stack([torch.from_numpy(landmarks_to_mask(f.landmarks / 6, *size)).float()[None] for f in films])
+images = torch.cat(
+    [
+        F.interpolate(torch.from_numpy(f.image.copy()).float()[None, None] / 255, size, mode="area")
+        for f in films
+    ]
+)
+masks = torch.stack(
+    [torch.from_numpy(landmarks_to_mask(f.landmarks / 6, *size)).float()[None] for f in films]
+)
 
 # %% [markdown]
 # ## 1 · The naive way: side by side
@@ -73,10 +80,19 @@ share = [part(images, 1) / (part(images, 1) + part(noisy(t), 0)) for t in ts]
 # %%
 fig, axes = plt.subplots(1, 5, figsize=(8, 2.6), layout="constrained", width_ratios=(1, 1, 1, 1, 3))
 spliced = lambda t: splice(torch.cat([noisy(t), images], 1))[3, 2].detach()
-pictures = {"image b": images[3, 0], "x_t, t = 500": noisy(500)[3, 0], "spliced, t = 0": spliced(0), "spliced, t = 500": spliced(500)}
+pictures = {
+    "image b": images[3, 0],
+    "x_t, t = 500": noisy(500)[3, 0],
+    "spliced, t = 0": spliced(0),
+    "spliced, t = 500": spliced(500),
+}
 for axis, (title, picture) in zip(axes, pictures.items()):
-    axis.imshow(picture, cmap="gray"); axis.set_axis_off(); axis.set_title(title, fontsize=7)
-axes[4].plot(list(ts), share, marker="o"); axes[4].set(xlabel="t", ylabel="image's share of the variance", ylim=(0, None));
+    axis.imshow(picture, cmap="gray")
+    axis.set_axis_off()
+    axis.set_title(title, fontsize=7)
+axes[4].plot(list(ts), share, marker="o")
+axes[4].set(xlabel="t", ylabel="image's share of the variance", ylim=(0, None));
+
 
 # %% [markdown]
 # Of what leaves an untrained first layer only a small share is image: a radiograph in $[0, 1]$ varies far less than a mask in $[-1, 1]$ and its noise. Training can turn the image up, but it starts out drowned. The second loss is reach: all that the 3×3 window asks of the image is nine pixels. How well can a pixel be called spine from its window, by the best linear rule?
@@ -84,7 +100,9 @@ axes[4].plot(list(ts), share, marker="o"); axes[4].set(xlabel="t", ylabel="image
 # %%
 def explained(window):
     "Share of the mask's variance that the best linear rule on a window of the image explains."
-    x = F.unfold(images.double(), window, padding=window // 2).transpose(1, 2).flatten(0, 1)  # n*h*w k*k
+    x = (
+        F.unfold(images.double(), window, padding=window // 2).transpose(1, 2).flatten(0, 1)
+    )  # n*h*w k*k
     x, y = torch.cat([x, torch.ones_like(x[:, :1])], 1), masks.double().flatten()
     return 1 - ((y - x @ torch.linalg.lstsq(x, y[:, None]).solution[:, 0]).var() / y.var()).item()
 
@@ -137,9 +155,18 @@ a, b, c = rearrange(choose(z), "b (k c) -> k b c", k=3).softmax(0)
 X = sum(w[..., None, None] * branch for w, branch in zip((a, b, c), (A, B, C)))  # b c h w
 torch.testing.assert_close(a + b + c, torch.ones(24, 8))
 fig, axes = plt.subplots(1, 6, figsize=(6, 2.8), layout="constrained")
-titles = ["b", r"$\tilde A_1$: 3×3", r"$\tilde B_1$: 5×5", r"$\tilde C_1$: 7×7", r"$\tilde b_1$", "$X_1$"]
+titles = [
+    "b",
+    r"$\tilde A_1$: 3×3",
+    r"$\tilde B_1$: 5×5",
+    r"$\tilde C_1$: 7×7",
+    r"$\tilde b_1$",
+    "$X_1$",
+]
 for axis, picture, title in zip(axes, (images[3], A[3], B[3], C[3], fused[3], X[3]), titles):
-    axis.imshow(picture[0].detach(), cmap="gray"); axis.set_axis_off(); axis.set_title(title, fontsize=9)
+    axis.imshow(picture[0].detach(), cmap="gray")
+    axis.set_axis_off()
+    axis.set_title(title, fontsize=9)
 
 # %% [markdown]
 # ## 3 · The naive module sees nothing
@@ -159,7 +186,10 @@ assert torch.allclose(descriptor(stripes), descriptor(grey), atol=1e-5)
 
 # %%
 bend = lambda x: F.elu(4 * x)
-print("the descriptors now differ by up to", round((descriptor(stripes, bend) - descriptor(grey, bend)).abs().max().item(), 2))
+print(
+    "the descriptors now differ by up to",
+    round((descriptor(stripes, bend) - descriptor(grey, bend)).abs().max().item(), 2),
+)
 assert (descriptor(stripes, bend) - descriptor(grey, bend)).abs().max() > 0.05
 
 # %% [markdown]
@@ -172,6 +202,7 @@ try:
     nn.BatchNorm1d(16)(torch.randn(1, 16))
 except ValueError as error:
     print("ValueError:", error)
+
 
 # %% [markdown]
 # Two ways out. Ours by default: layer norm over the $d$ numbers of one image, for every batch size. For `norm = batch`, the paper's choice, a batch norm that with one image updates its running estimates and normalises by those, so that what is trained is what is used later.
@@ -207,10 +238,17 @@ def descriptor_norm(
 
 
 # %%
-norm, values = descriptor_norm("batch", 3), torch.randn(500, 1, 3, generator=torch.Generator().manual_seed(0)) * 2 + 5
+norm, values = (
+    descriptor_norm("batch", 3),
+    torch.randn(500, 1, 3, generator=torch.Generator().manual_seed(0)) * 2 + 5,
+)
 out = torch.cat([norm(v) for v in values])
-print(f"input mean 5, sd 2; after 500 batches of one: mean {out[100:].mean():+.2f}, sd {out[100:].std():.2f}")
+print(
+    f"input mean 5, sd 2; after 500 batches of one: mean {out[100:].mean():+.2f}, "
+    f"sd {out[100:].std():.2f}"
+)
 assert out[100:].mean().abs() < 0.2 and (out[100:].std() - 1).abs() < 0.2
+
 
 # %% [markdown]
 # ## 5 · The module
@@ -261,9 +299,18 @@ class MultiScaleFusion(nn.Module):
 torch.manual_seed(0)
 msfm = MultiScaleFusion(1, 8, 4)
 weights = msfm.select(images)
-print(tuple(msfm(images).shape), "weights", tuple(weights.shape), "sums", weights.sum(1).min().item(), weights.sum(1).max().item())
+print(
+    tuple(msfm(images).shape),
+    "weights",
+    tuple(weights.shape),
+    "sums",
+    weights.sum(1).min().item(),
+    weights.sum(1).max().item(),
+)
 torch.testing.assert_close(weights.sum(1), torch.ones(24, 8))
-torch.testing.assert_close(msfm(images), torch.einsum("bkc,bkchw->bchw", weights, msfm.look(images)))
+torch.testing.assert_close(
+    msfm(images), torch.einsum("bkc,bkchw->bchw", weights, msfm.look(images))
+)
 for norm in ("group", "batch"):
     assert MultiScaleFusion(1, 8, norm=norm)(images[:1]).shape == (1, 8, 96, 32)
 
@@ -272,14 +319,25 @@ for norm in ("group", "batch"):
 
 # %%
 coarse = F.interpolate(images, scale_factor=0.25, mode="area")
-kinds = {"phantoms": images, "blurred": F.interpolate(coarse, size, mode="bilinear"), "stripes": stripes.expand(24, -1, -1, -1), "fog": grey.expand(24, -1, -1, -1)}
+kinds = {
+    "phantoms": images,
+    "blurred": F.interpolate(coarse, size, mode="bilinear"),
+    "stripes": stripes.expand(24, -1, -1, -1),
+    "fog": grey.expand(24, -1, -1, -1),
+}
 fig, axes = plt.subplots(1, 4, figsize=(8, 2.2), layout="constrained", sharey=True)
 for axis, (name, batch) in zip(axes, kinds.items()):
     w = msfm.select(batch).detach().mean(0)
-    axis.bar(range(8), w[0], label="3×3"); axis.bar(range(8), w[1], bottom=w[0], label="5×5"); axis.bar(range(8), w[2], bottom=w[0] + w[1], label="7×7")
+    axis.bar(range(8), w[0], label="3×3")
+    axis.bar(range(8), w[1], bottom=w[0], label="5×5")
+    axis.bar(range(8), w[2], bottom=w[0] + w[1], label="7×7")
     axis.set(title=name, xlabel="channel", xticks=range(8))
-axes[0].set_ylabel("weight"); fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
-print("stripes against fog, largest difference:", (msfm.select(stripes) - msfm.select(grey)).abs().max().item())
+axes[0].set_ylabel("weight")
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+print(
+    "stripes against fog, largest difference:",
+    (msfm.select(stripes) - msfm.select(grey)).abs().max().item(),
+)
 assert (msfm.select(stripes) - msfm.select(grey)).abs().max() > 1e-3
 
 # %% [markdown]
@@ -293,8 +351,16 @@ for d in (1, 2, 4, 16, 64):
     torch.manual_seed(0)
     drawn = [MultiScaleFusion(1, 16, d) for _ in range(20)]
     w = torch.stack([m.select(images[:8]) for m in drawn])  # 20 b k c
-    cost = sum(p.numel() for m in (drawn[0].compress, drawn[0].norm, drawn[0].choose) for p in m.parameters())
-    print(f"d = {d:2d}: {cost:5,d} parameters choose, weights {w.min():.2f} to {w.max():.2f}, over images ± {w.std(1).mean():.4f}")
+    cost = sum(
+        p.numel()
+        for m in (drawn[0].compress, drawn[0].norm, drawn[0].choose)
+        for p in m.parameters()
+    )
+    print(
+        f"d = {d:2d}: {cost:5,d} parameters choose, weights {w.min():.2f} to {w.max():.2f}, "
+        f"over images ± {w.std(1).mean():.4f}"
+    )
+
 
 # %% [markdown]
 # ## 6 · Does it pay at the door?
@@ -330,7 +396,10 @@ after = msfm.select(images).detach()
 # %%
 ask = lambda net, t: net(noisy(t, slice(16, 24)), images[16:], torch.full((8,), t))
 with torch.no_grad():
-    curves = {name: [dice(ask(net, t) > 0, masks[16:]).mean().item() for t in ts] for name, net in nets.items()}
+    curves = {
+        name: [dice(ask(net, t) > 0, masks[16:]).mean().item() for t in ts]
+        for name, net in nets.items()
+    }
 plt.figure(figsize=(5, 2.4))
 for name, curve in curves.items():
     plt.plot(list(ts), curve, marker="o", label=name)
@@ -346,9 +415,13 @@ assert all(curve[0] > curve[-1] for curve in curves.values())  # less noise, bet
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(6.5, 2.4), layout="constrained", sharey=True)
 for axis, w, title in zip(axes, (before, after), ("before", "after 130 steps")):
-    axis.boxplot([w[:, k].flatten() for k in range(3)], tick_labels=["3×3", "5×5", "7×7"]); axis.set_title(title)
+    axis.boxplot([w[:, k].flatten() for k in range(3)], tick_labels=["3×3", "5×5", "7×7"])
+    axis.set_title(title)
 axes[0].set_ylabel("weight")
-print(f"over images, a weight varies by {after.std(0).mean():.4f} on average; between channels by {after.mean(0).std():.3f}")
+print(
+    f"over images, a weight varies by {after.std(0).mean():.4f} on average; "
+    f"between channels by {after.mean(0).std():.3f}"
+)
 assert (after - before).abs().max() > 1e-3
 
 # %% [markdown]
@@ -357,14 +430,21 @@ assert (after - before).abs().max() > 1e-3
 # A toy that has just been trained may not have learned to choose. So here are the real channels: the module from the network that travels with this package, trained on radiographs (see [15](15_xray.ipynb)). When the X-ray set is at hand it looks at real test films, else at phantoms; the recorded output says which.
 
 # %%
-weights = load_file(Path(verdiff.__file__).parent / "weights" / "xray-384x128" / "model.safetensors")
+weights = load_file(
+    Path(verdiff.__file__).parent / "weights" / "xray-384x128" / "model.safetensors"
+)
 trained = MultiScaleFusion(1, 16, 16)
-trained.load_state_dict({k.removeprefix("features."): v for k, v in weights.items() if k.startswith("features.")});
+trained.load_state_dict(
+    {k.removeprefix("features."): v for k, v in weights.items() if k.startswith("features.")}
+);
 
 # %%
 XRAY = find_xray()
-source = (XRaySet(XRAY, "test", (384, 128)) if XRAY
-          else PhantomSet(split="test", size=(384, 128), n_training=64, n_test=8))
+source = (
+    XRaySet(XRAY, "test", (384, 128))
+    if XRAY
+    else PhantomSet(split="test", size=(384, 128), n_training=64, n_test=8)
+)
 samples = [source[i] for i in range(8)]
 print("real radiographs" if XRAY else "phantoms (the X-ray set is not here)")
 
@@ -372,10 +452,18 @@ print("real radiographs" if XRAY else "phantoms (the X-ray set is not here)")
 def views(sample):
     "Thoracic and lumbar crop, then the whole film blurred, as it is, and sharpened: (1, 1, h, w) each."
     rows = sample.placement.points(sample.landmarks)[:, 1]
-    top, cut, bottom = (round(v) for v in (rows.min(), rows[46:50].mean(), rows.max()))  # T1, T12 | L1, L5
+    top, cut, bottom = (
+        round(v) for v in (rows.min(), rows[46:50].mean(), rows.max())
+    )  # T1, T12 | L1, L5
     film = sample.image[None]
     blurred = F.avg_pool2d(film, 7, 1, 3, count_include_pad=False)
-    return film[..., top:cut, :], film[..., cut:bottom, :], blurred, film, (2 * film - blurred).clamp(0, 1)
+    return (
+        film[..., top:cut, :],
+        film[..., cut:bottom, :],
+        blurred,
+        film,
+        (2 * film - blurred).clamp(0, 1),
+    )
 
 
 # %%
@@ -383,14 +471,18 @@ example = views(PhantomSet(split="test", n_training=64, n_test=8)[0])
 fig, axes = plt.subplots(1, 5, figsize=(6, 2.6), layout="constrained")
 kinds = ["thoracic", "lumbar", "blurred", "as it is", "sharpened"]
 for axis, picture, kind in zip(axes, example, kinds):
-    axis.imshow(picture[0, 0], cmap="gray", vmin=0, vmax=1); axis.set_axis_off(); axis.set_title(kind, fontsize=9)
+    axis.imshow(picture[0, 0], cmap="gray", vmin=0, vmax=1)
+    axis.set_axis_off()
+    axis.set_title(kind, fontsize=9)
 
 # %% [markdown]
 # (The pictures show a phantom: radiographs of the set stay out of the repository.) The weights of all sixteen channels, mean of eight films; the bar is the whole film, the marks are the four other views:
 
 # %%
 with torch.no_grad():
-    chosen = torch.stack([torch.cat([trained.select(v) for v in views(s)]) for s in samples])  # film view k c
+    chosen = torch.stack(
+        [torch.cat([trained.select(v) for v in views(s)]) for s in samples]
+    )  # film view k c
 mean = chosen.mean(0)
 fig, axes = plt.subplots(3, 1, figsize=(7, 4.2), layout="constrained", sharex=True, sharey=True)
 for k, axis in enumerate(axes):
@@ -398,15 +490,23 @@ for k, axis in enumerate(axes):
     for view, mark in zip((0, 1, 2, 4), "^vox"):
         axis.scatter(range(16), mean[view, k], marker=mark, s=22, label=kinds[view])
     axis.set_ylabel(f"{2 * k + 3}×{2 * k + 3}")
-axes[2].set(xlabel="channel", xticks=range(16)); axes[0].legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.35));
+axes[2].set(xlabel="channel", xticks=range(16))
+axes[0].legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.35));
 
 # %%
 apart = lambda i, j: (mean[i] - mean[j]).abs()
 for i, j in ((0, 1), (2, 4)):
     most = apart(i, j).max(0).values.argmax().item()
-    print(f"{kinds[i]} against {kinds[j]}: weights move by {apart(i, j).mean():.3f} on average, {apart(i, j).max():.3f} at most "
-          f"(channel {most}: {mean[i, :, most].numpy().round(2)} and {mean[j, :, most].numpy().round(2)})")
-print(f"between channels of one film: ± {mean[3].std():.3f}; between films: ± {chosen[:, 3].std(0).mean():.3f}")
+    print(
+        f"{kinds[i]} against {kinds[j]}: weights move by {apart(i, j).mean():.3f} on average, "
+        f"{apart(i, j).max():.3f} at most "
+        f"(channel {most}: {mean[i, :, most].numpy().round(2)} and "
+        f"{mean[j, :, most].numpy().round(2)})"
+    )
+print(
+    f"between channels of one film: ± {mean[3].std():.3f}; between films: "
+    f"± {chosen[:, 3].std(0).mean():.3f}"
+)
 assert apart(0, 1).max() > 1e-3
 
 # %% [markdown]
@@ -419,8 +519,12 @@ assert apart(0, 1).max() > 1e-3
 with torch.no_grad():
     X = trained(example[3])[0]
 fig, axes = plt.subplots(1, 9, figsize=(7.5, 2.8), layout="constrained")
-for axis, picture, title in zip(axes, [example[3][0, 0], *X[:8]], ["b", *(f"$X_{{{n}}}$" for n in range(8))]):
-    axis.imshow(picture, cmap="gray"); axis.set_axis_off(); axis.set_title(title, fontsize=9)
+for axis, picture, title in zip(
+    axes, [example[3][0, 0], *X[:8]], ["b", *(f"$X_{{{n}}}$" for n in range(8))]
+):
+    axis.imshow(picture, cmap="gray")
+    axis.set_axis_off()
+    axis.set_title(title, fontsize=9)
 
 # %% [markdown]
 # ## Paper, ours, why
@@ -474,10 +578,15 @@ torch.testing.assert_close(single(images), F.elu(single.branches[0](images)))
 
 # %%
 w = msfm.select(images[:1])[0].detach()  # 3 c
-kernel = sum(w[k, :, None, None, None] * F.pad(b.weight, [(7 - b.kernel_size[0]) // 2] * 4) for k, b in enumerate(msfm.branches))
+kernel = sum(
+    w[k, :, None, None, None] * F.pad(b.weight, [(7 - b.kernel_size[0]) // 2] * 4)
+    for k, b in enumerate(msfm.branches)
+)
 bias = sum(w[k] * b.bias for k, b in enumerate(msfm.branches))
 linear = sum(w[k, :, None, None] * b(images[:1]) for k, b in enumerate(msfm.branches))
-torch.testing.assert_close(F.conv2d(images[:1], kernel, bias, padding=3), linear, atol=1e-5, rtol=1e-4)
+torch.testing.assert_close(
+    F.conv2d(images[:1], kernel, bias, padding=3), linear, atol=1e-5, rtol=1e-4
+)
 
 # %% [markdown]
 # Next: [08 · Noise semantic adapter](08_nsa.ipynb), which looks at the guess to know where to look closely.

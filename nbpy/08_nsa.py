@@ -47,6 +47,7 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 82})
 plt.rcParams["animation.frame_format"] = "jpeg"
 torch.set_num_threads(1)
 
+
 # %% [markdown]
 # ## A puzzle that needs a long look
 #
@@ -68,6 +69,7 @@ def puzzle(rng, size=48):
             put_block(image, row, c)
     return image + 0.1 * rng.standard_normal(image.shape).astype(np.float32), mask
 
+
 # %%
 rng = np.random.default_rng(0)
 images, masks = (torch.from_numpy(np.stack(a)) for a in zip(*[puzzle(rng) for _ in range(320)]))
@@ -78,6 +80,7 @@ for ax, name in zip(axes[:, 0], ["image", "wanted"]):
     ax.set_ylabel(name)
 for ax in axes.flat:
     ax.set_xticks([]), ax.set_yticks([])
+
 
 # %% [markdown]
 # ### The naive attempt: two more 3×3 convolutions
@@ -96,6 +99,7 @@ class Puzzler(nn.Module):
         h = F.silu(self.stem(x))
         return self.head(h + self.middle(h))
 
+
 # %%
 def solve(middle, steps=150):
     "Train on 256 puzzles, return the Dice on 64 others, the answers and the size of `middle`."
@@ -104,7 +108,9 @@ def solve(middle, steps=150):
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     for _ in range(steps):
         i = torch.randint(0, 256, (8,))
-        loss = F.binary_cross_entropy_with_logits(net(images[i]), masks[i], pos_weight=torch.tensor(3.0))
+        loss = F.binary_cross_entropy_with_logits(
+            net(images[i]), masks[i], pos_weight=torch.tensor(3.0)
+        )
         optimizer.zero_grad(), loss.backward(), optimizer.step()
     with torch.no_grad():
         answer = (net(images[256:]) > 0).float()
@@ -112,11 +118,13 @@ def solve(middle, steps=150):
     dice = (2 * (answer * truth).sum() / (answer.sum() + truth.sum())).item()
     return dice, answer, sum(p.numel() for p in middle.parameters())
 
+
 # %%
 torch.manual_seed(0)
 naive = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1))
 naive_dice, naive_answer, naive_size = solve(naive)
 print(f"two 3x3 convolutions, {naive_size} parameters: Dice {naive_dice:.3f}")
+
 
 # %% [markdown]
 # It finds the blocks and marks every one of them. It cannot do better: stem and middle together
@@ -139,6 +147,7 @@ def mask_density(
     "How much mask lies around each pixel; a window that sticks out counts what is inside."
     prob = (prior > 0).to(prior.dtype) if binary else (prior + 1) / 2
     return F.avg_pool2d(prob, window, stride=1, padding=window // 2, count_include_pad=False)
+
 
 # %% [markdown]
 # In training one could count pixels of the true mask. **When sampling there is none**, and a module
@@ -165,6 +174,7 @@ def kernel_choice(
         return (mask_density(prior, window, binary=True) > threshold).to(prior.dtype)
     return torch.sigmoid(sharpness * (mask_density(prior, window) - threshold))
 
+
 # %%
 edge = torch.full((1, 1, 9, 12), -1.0)
 edge[..., 6:] = 1  # mask right of column 6
@@ -185,6 +195,7 @@ def blur(mask, window):
     return F.avg_pool2d(mask, window, 1, window // 2, count_include_pad=False)
 
 priors = blur(spines, 5)  # a soft f(b)
+
 
 # %%
 def show(ax, image, title, **kwargs):
@@ -220,9 +231,16 @@ for choice in ("hard", "soft"):
 
 # %%
 wobble = one + 0.05 * torch.randn(one.shape, generator=torch.Generator().manual_seed(1))
-jump = {c: (kernel_choice(wobble, c) - kernel_choice(one, c)).abs().max().item() for c in ("hard", "soft")}
-print({c: round(j, 3) for c, j in jump.items()}, "largest change of w when the prior moves by about 0.05")
+jump = {
+    c: (kernel_choice(wobble, c) - kernel_choice(one, c)).abs().max().item()
+    for c in ("hard", "soft")
+}
+print(
+    {c: round(j, 3) for c, j in jump.items()},
+    "largest change of w when the prior moves by about 0.05",
+)
 assert jump["soft"] < 0.2 < jump["hard"]
+
 
 # %% [markdown]
 # ## 2 · Spatial: 7×7 with dilation 3
@@ -244,13 +262,20 @@ def reach(seen):
     rows = seen.any(1).nonzero()
     return (rows.max() - rows.min() + 1).item()
 
+
 # %%
 def depthwise(kernel, padding, dilation=1, c=4):
     return nn.Conv2d(c, c, kernel, padding=padding, dilation=dilation, groups=c).double()
 
+
 fine_3, fine_5, far_7 = depthwise(3, 1), depthwise(5, 2), depthwise(7, 9, 3)
-stages = {"fine 3×3": fine_3, "fine 5×5": fine_5, "7×7, dilation 3": far_7,
-          "3×3, then it": nn.Sequential(fine_3, far_7), "5×5, then it": nn.Sequential(fine_5, far_7)}
+stages = {
+    "fine 3×3": fine_3,
+    "fine 5×5": fine_5,
+    "7×7, dilation 3": far_7,
+    "3×3, then it": nn.Sequential(fine_3, far_7),
+    "5×5, then it": nn.Sequential(fine_5, far_7),
+}
 seen = {name: footprint(f) for name, f in stages.items()}
 
 # %%
@@ -259,6 +284,7 @@ for ax, (name, s) in zip(axes, seen.items()):
     show(ax, s, f"{name}\n{reach(s)} wide, {int(s.sum())} pixels", cmap="gray")
 assert [reach(s) for s in seen.values()] == [3, 5, 19, 21, 23]
 assert seen["3×3, then it"].sum() == 21 ** 2  # no holes left
+
 
 # %% [markdown]
 # That is the design in one picture. Dilation 3 alone is a comb; a 3×3 *before* it fills the gaps exactly, and
@@ -281,6 +307,7 @@ def pool_channels(
     "The two descriptors of a pixel from which the gate is computed."
     return torch.cat([features.mean(1, keepdim=True), features.amax(1, keepdim=True)], 1)
 
+
 # %%
 assert pool_channels(torch.tensor([1.0, 2.0, 6.0]).reshape(1, 3, 1, 1)).flatten().tolist() == [3, 6]
 
@@ -297,6 +324,7 @@ try:
     F_ * T_ + S_ * T_  # Eq. (16) as printed
 except RuntimeError as error:
     print("Eq. (16) as printed:", error)
+
 
 # %% [markdown]
 # The text between the equations is clearer: halve, *concatenate*, mean and maximum, sigmoid, "expand the
@@ -332,10 +360,12 @@ def fine_weight(
                          f"features are, not {tuple(prior.shape)}")
     return kernel_choice(prior, *choosing).to(x.dtype)
 
+
 # %%
 features = torch.randn(1, 8, 96, 32)
 assert (fine_weight(features, None) == 0.5).all()
 torch.testing.assert_close(fine_weight(features, one, "hard"), kernel_choice(one, "hard"))
+
 
 # %% [markdown]
 # The whole adapter, with the symbols of the paper as names:
@@ -351,6 +381,7 @@ class AdapterMaps(NamedTuple):
     gate: Tensor  # T, (B, 2, H, W) in (0, 1): channel 0 opens F, channel 1 opens S
     v_bar: Tensor  # V-bar, (B, C, H, W)
     output: Tensor  # V = V-bar * X, (B, C, H, W)
+
 
 # %%
 #| export
@@ -402,6 +433,7 @@ class NoiseSemanticAdapter(nn.Module):
         "V of Eq. (16); the encoder adds it to x."
         return self.maps(x, prior).output
 
+
 # %%
 adapter = NoiseSemanticAdapter(16)
 m = adapter.maps(torch.randn(1, 16, 48, 16), F.avg_pool2d(one, 2))
@@ -426,10 +458,12 @@ sees_prior = footprint(lambda p: soft(x_fixed, p.tanh()), channels=1)
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(6, 2.3))
-for ax, s, name in zip(axes, (sees_3, sees_5, sees_prior), ("inside mask", "background", "through the prior")):
+for ax, s, name in zip(
+    axes, (sees_3, sees_5, sees_prior), ("inside mask", "background", "through the prior")
+):
     show(ax, s, f"{name}: {reach(s)} wide", cmap="gray")
 assert (reach(sees_3), reach(sees_5), reach(sees_prior)) == (27, 29, 29)
-assert sees_3.sum() == 27 ** 2 and sees_5.sum() == 29 ** 2
+assert sees_3.sum() == 27**2 and sees_5.sum() == 29**2
 
 # %% [markdown]
 # ### The puzzle again
@@ -442,13 +476,19 @@ print(f"the adapter          {nsa_size} parameters, Dice {nsa_dice:.3f}")
 assert nsa_dice > 0.95 > naive_dice + 0.1
 
 # %%
-rows = {"image": images[256:], "3×3, 3×3": naive_answer, "adapter": nsa_answer, "wanted": masks[256:]}
+rows = {
+    "image": images[256:],
+    "3×3, 3×3": naive_answer,
+    "adapter": nsa_answer,
+    "wanted": masks[256:],
+}
 fig, axes = plt.subplots(4, 6, figsize=(6, 4.1))
 for line, (name, batch) in zip(axes, rows.items()):
     line[0].set_ylabel(name)
     for ax, item in zip(line, batch):
         ax.imshow(item[0], cmap="gray" if name == "image" else "magma")
         ax.set_xticks([]), ax.set_yticks([])
+
 
 # %% [markdown]
 # Same training, fewer parameters, and the strays are gone: what was missing was reach, not capacity. One
@@ -479,6 +519,7 @@ class LSKBlock(nn.Module):
         agg = torch.cat([attn.mean(1, keepdim=True), attn.amax(1, keepdim=True)], 1)
         sig = self.conv_squeeze(agg).sigmoid()
         return x * self.conv(attn1 * sig[:, :1] + attn2 * sig[:, 1:])
+
 
 # %% [markdown]
 # Give it our weights and let ours see only background, so that the 5×5 is always taken:
@@ -527,6 +568,7 @@ def look(t, sample):
     m = adapters[0].maps(**caught)
     return x_t[0, 0], m.gate[0, 0], m.gate[0, 1], m.v_bar[0].mean(0), x_0[0, 0]
 
+
 # %% [markdown]
 # The pictures are of a phantom (radiographs of the set stay out of the repository), which this network has never seen the like of:
 
@@ -534,22 +576,36 @@ def look(t, sample):
 phantom = PhantomSet(split="test", size=model.size, n_training=64, n_test=8)[1]
 shown = [999, 600, 300, 100, 0]
 names = ["x_t", "gate, fine", "gate, spatial", "mean of V-bar", "predicted x_0"]
-looks = [torch.stack(maps) for maps in zip(*[look(t, phantom) for t in shown])]  # one of (t, h, w) for each name
+looks = [
+    torch.stack(maps) for maps in zip(*[look(t, phantom) for t in shown])
+]  # one of (t, h, w) for each name
 inner = (..., slice(8, -8), slice(4, -4))  # zero padding shows in the gate near the border
 ranges = [(-2, 2), *[(m[inner].min().item(), m[inner].max().item()) for m in looks[1:4]], (-1, 1)]
+
 
 def draw(axes, t, titles=True):
     for ax, image, (a, b), name in zip(axes, look(t, phantom), ranges, names):
         ax.clear(), show(ax, image, name if titles else "", cmap="magma", vmin=a, vmax=b)
 
+
 # %%
-fig, axes = plt.subplots(5, len(shown), figsize=(3.6, 9.5), gridspec_kw=dict(wspace=0.05, hspace=0.06))
+fig, axes = plt.subplots(
+    5, len(shown), figsize=(3.6, 9.5), gridspec_kw=dict(wspace=0.05, hspace=0.06)
+)
 for column, t in zip(axes.T, shown):
     draw(column, t, titles=False)
     column[0].set_title(f"t = {t}", fontsize=9)
 for ax, name, (a, b) in zip(axes[:, 0], names, ranges):
-    ax.text(-0.12, 0.5, f"{name}\n{a:.2f} to {b:.2f}", rotation=90, va="center", ha="right",
-            transform=ax.transAxes, fontsize=8)
+    ax.text(
+        -0.12,
+        0.5,
+        f"{name}\n{a:.2f} to {b:.2f}",
+        rotation=90,
+        va="center",
+        ha="right",
+        transform=ax.transAxes,
+        fontsize=8,
+    )
 
 # %% [markdown]
 # Mind the ranges at the left: the colours are stretched to them. Numbers are safer. Over **real spines** when the X-ray set is at hand (else
@@ -568,6 +624,7 @@ def places(sample):
     far = ~(F.max_pool2d(near[None, None].float(), 9, 1, 4)[0, 0] > 0)
     return {"vertebrae": body, "close by": near & ~body, "far away": far}
 
+
 # %%
 def gates(sample):
     "Mean of both gates in each place at each t, (t, gate, place)."
@@ -583,16 +640,28 @@ fig, axes = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained", sharey=Tr
 for k, ax in enumerate(axes):
     for p, place in enumerate(places(films[0])):
         ax.plot(ts, mean[:, k, p], label=place)
-        ax.fill_between(ts, mean[:, k, p] - spread[:, k, p], mean[:, k, p] + spread[:, k, p], alpha=0.15)
-    ax.invert_xaxis(), ax.set_title(names[1 + k], fontsize=9), ax.set_xlabel("t (noise falls to the right)")
+        ax.fill_between(
+            ts, mean[:, k, p] - spread[:, k, p], mean[:, k, p] + spread[:, k, p], alpha=0.15
+        )
+    (
+        ax.invert_xaxis(),
+        ax.set_title(names[1 + k], fontsize=9),
+        ax.set_xlabel("t (noise falls to the right)"),
+    )
 axes[0].set_ylabel("mean gate, 4 films"), axes[0].legend(fontsize=8);
 
 # %%
 print("real radiographs:" if XRAY else "phantoms (the X-ray set is not here):")
 for k, name in enumerate(names[1:3]):
-    print(f"{name:14s} at t = 999: {dict(zip(places(films[0]), mean[0, k].round(3).tolist()))}, "
-          f"at t = 0: {dict(zip(places(films[0]), mean[-1, k].round(3).tolist()))}")
-print(f"a gate moves by {np.ptp(mean, 0).mean():.3f} while t falls, and differs by {np.ptp(mean, 2).mean():.3f} between the places")
+    print(
+        f"{name:14s} at t = 999: {dict(zip(places(films[0]), mean[0, k].round(3).tolist()))}, "
+        f"at t = 0: {dict(zip(places(films[0]), mean[-1, k].round(3).tolist()))}"
+    )
+print(
+    f"a gate moves by {np.ptp(mean, 0).mean():.3f} while t falls, "
+    f"and differs by {np.ptp(mean, 2).mean():.3f} between the places"
+)
+
 
 # %% [markdown]
 # So the trained gate does follow the anatomy: the fine branch is open nearly everywhere in the noise and closes a little far from the spine when the
@@ -615,6 +684,7 @@ anim = FuncAnimation(fig, lambda t: draw(axes, t), frames=range(999, -1, -111), 
 html = HTML(anim.to_jshtml())
 plt.close(fig)
 html
+
 
 # %% [markdown]
 # ## 6 · What it costs, and where it sits
@@ -648,6 +718,7 @@ plt.bar(where - 0.2, np.array(plain_s) * 1000, 0.4, label="channels first")
 plt.bar(where + 0.2, np.array(last_s) * 1000, 0.4, label="channels last")
 plt.xticks(where, labels), plt.ylabel("ms, forward + backward"), plt.legend();
 
+
 # %% [markdown]
 # Can the dilated convolution be had cheaper? Its taps jump by three, so the nine interleaved pictures that keep every third pixel never
 # meet: one dense 7×7 convolution of nine small pictures gives the same numbers.
@@ -656,9 +727,14 @@ plt.xticks(where, labels), plt.ylabel("ms, forward + backward"), plt.legend();
 def interleaved(x, conv):
     "conv (7×7, dilation 3) as a dense convolution of the nine interleaved pictures; sides divisible by 3."
     b, c, h, w = x.shape
-    x = x.reshape(b, c, h // 3, 3, w // 3, 3).permute(0, 3, 5, 1, 2, 4).reshape(9 * b, c, h // 3, w // 3)
+    x = (
+        x.reshape(b, c, h // 3, 3, w // 3, 3)
+        .permute(0, 3, 5, 1, 2, 4)
+        .reshape(9 * b, c, h // 3, w // 3)
+    )
     y = F.conv2d(x, conv.weight, conv.bias, padding=3, groups=c)  # 9b c h/3 w/3
     return y.reshape(b, 3, 3, c, h // 3, w // 3).permute(0, 3, 4, 1, 5, 2).reshape(b, c, h, w)
+
 
 # %%
 conv = NoiseSemanticAdapter(32).spatial_7.to(memory_format=torch.channels_last)
@@ -674,7 +750,9 @@ print(f"dilated {plain_t * 1000:.1f} ms, interleaved {nine_t * 1000:.1f} ms, for
 # %%
 spent = {}
 for a in adapters:
-    a.register_forward_pre_hook(lambda m, args: spent.update({m: time.perf_counter() - spent.get(m, 0)}))
+    a.register_forward_pre_hook(
+        lambda m, args: spent.update({m: time.perf_counter() - spent.get(m, 0)})
+    )
     a.register_forward_hook(lambda m, args, out: spent.update({m: time.perf_counter() - spent[m]}))
 
 with torch.no_grad():
@@ -684,6 +762,7 @@ with torch.no_grad():
         model.denoise(same_noise.repeat(5, 1, 1, 1), torch.full((5,), 500), c)
     total = time.perf_counter() - start
 print(f"adapters: {sum(spent.values()) / total:.0%} of a sampling step of five members")
+
 
 # %% [markdown]
 # Two choices follow. **Channels last** for the whole model ([09_model](09_model.ipynb) sets it once), and **an adapter at every
@@ -730,6 +809,7 @@ assert torch.equal(x + test(x), x)
 nn.init.ones_(test.expand.bias)
 torch.testing.assert_close(x + test(x), 2 * x)
 
+
 # %% [markdown]
 # **3. Implement.** Write a third choice, "straight-through": the hard value going forward, the soft slope going back.
 #
@@ -744,8 +824,11 @@ def straight_through(prior):
     soft = kernel_choice(prior, "soft")
     return soft + (kernel_choice(prior, "hard") - soft).detach()
 
+
 p = one.clone().requires_grad_()
-torch.testing.assert_close(straight_through(p).detach(), kernel_choice(one, "hard"), atol=1e-6, rtol=0)
+torch.testing.assert_close(
+    straight_through(p).detach(), kernel_choice(one, "hard"), atol=1e-6, rtol=0
+)
 assert torch.autograd.grad(straight_through(p).sum(), p)[0].abs().sum() > 0
 
 # %% [markdown]

@@ -58,6 +58,7 @@ from verdiff.settings import load_settings
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
 torch.set_num_threads(1)
 
+
 # %% [markdown]
 # ## 1 · Everything that decides what the model computes
 #
@@ -69,8 +70,11 @@ torch.set_num_threads(1)
 def _check_type(key: str, value: Any, default: Any, where: str) -> None:
     "One sentence when `value` cannot stand where `default` stands."
     if isinstance(default, tuple):
-        fits = (isinstance(value, (list, tuple)) and len(value) > 0
-                and all(type(v) is int and v > 0 for v in value))
+        fits = (
+            isinstance(value, (list, tuple))
+            and len(value) > 0
+            and all(type(v) is int and v > 0 for v in value)
+        )
         wanted = "a list of positive integers"
     elif isinstance(default, float):
         fits, wanted = type(value) in (int, float), "a number"
@@ -80,18 +84,24 @@ def _check_type(key: str, value: Any, default: Any, where: str) -> None:
         raise VerdiffError(f"{where}: {key!r} must be {wanted}, not {value!r}")
 
 
-def _check_values(values: dict[str, Any], known: dict[str, Any], where: str, complete: bool) -> None:
+def _check_values(
+    values: dict[str, Any], known: dict[str, Any], where: str, complete: bool
+) -> None:
     "Every key known and of its default's type; with `complete`, none missing."
     for key, value in values.items():
         if key not in known:
             near = get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]!r}" if near else ""
-            raise VerdiffError(f"{where}: unknown key {key!r}{hint}; "
-                               f"allowed are {', '.join(known)}")
+            raise VerdiffError(
+                f"{where}: unknown key {key!r}{hint}; allowed are {', '.join(known)}"
+            )
         _check_type(key, value, known[key], where)
     if complete and (missing := [k for k in known if k not in values]):
-        raise VerdiffError(f"{where}: the key {missing[0]!r} is missing; "
-                           "save the model again with this version of verdiff")
+        raise VerdiffError(
+            f"{where}: the key {missing[0]!r} is missing; "
+            "save the model again with this version of verdiff"
+        )
+
 
 # %%
 def complaint(f):
@@ -102,6 +112,7 @@ def complaint(f):
         return str(error)
 
 print(complaint(lambda: _check_values({"blocks": 2.5}, {"blocks": 1}, "config.json", False)))
+
 
 # %% [markdown]
 # Strictness is kindness here: a misspelt key that is silently ignored costs a night of training. The fields:
@@ -152,6 +163,7 @@ class VerdiffConfig:
         "Plain values, ready for JSON."
         return {**asdict(self), "channels": list(self.channels)}
 
+
 # %%
 config = VerdiffConfig.from_settings(load_settings("demo"))
 print(config)
@@ -160,6 +172,7 @@ assert VerdiffConfig.from_dict(config.to_dict()) == config
 # %%
 print(complaint(lambda: VerdiffConfig.from_dict({"chanels": [8, 16]})))
 print(complaint(lambda: VerdiffConfig.from_dict({"channels": "8,16"})))
+
 
 # %% [markdown]
 # ## 2 · What the image contributes, once
@@ -193,6 +206,7 @@ class Conditioning(NamedTuple):
         "The same values, cut from the graph."
         return Conditioning(*(part.detach() for part in self))
 
+
 # %% [markdown]
 # ## 3 · The model
 #
@@ -209,9 +223,11 @@ def adapter_below_full(
     level = itertools.count()
     return lambda channels: NoiseSemanticAdapter(channels, choice) if next(level) else None
 
+
 # %%
 give = adapter_below_full()
 print([type(give(c)).__name__ for c in (16, 32, 64)])
+
 
 # %% [markdown]
 # The three parts, each from the configuration alone. The diffusion U-Net's input has $1 + 1 + C$ channels, and its last layer starts at zero (section 7):
@@ -231,8 +247,10 @@ def make_diffusion(cfg: VerdiffConfig) -> UNet:
     return UNet(1 + first + 1, 1, cfg.channels, cfg.blocks, time_dim=4 * first, norm=cfg.norm,
                 adapter=adapter, zero_output=True)
 
+
 # %%
 print(type(make_features(config)).__name__, "|", make_diffusion(config).encoder.stem)
+
 
 # %% [markdown]
 # The mathematics of the model, and nothing else:
@@ -284,12 +302,14 @@ class TwoUNets(nn.Module):
         conditioning = self.condition(image)
         return self.denoise(x_t, t, conditioning), conditioning
 
+
 # %%
 torch.manual_seed(0)
 image, x_t, t = torch.rand(2, 1, 75, 51), torch.randn(2, 1, 75, 51), torch.tensor([10, 900])
 output, c = TwoUNets(channels=(8, 16, 32))(image, x_t, t)
 assert isinstance(c, Conditioning) and output.shape == c.prior.shape == (2, 1, 75, 51)
 print({name: tuple(part.shape) for name, part in c._asdict().items()})
+
 
 # %% [markdown]
 # And around it what a model needs in use: its process, its size, its files. The loading and saving are from the Hugging Face Hub's mixin, with our own stricter
@@ -334,10 +354,15 @@ class VerdiffNet(TwoUNets, PyTorchModelHubMixin, library_name="verdiff",
         "A model from a folder or from the Hub, in eval mode; VerdiffError names what is wrong."
         return _load(cls, pretrained_model_name_or_path, **hub)
 
+
 # %%
 torch.manual_seed(0)
 model = VerdiffNet(channels=(8, 16, 32))
-print(f"{model.num_parameters():,} parameters for {model.size} on the {model.device}, T = {model.process().timesteps}")
+print(
+    f"{model.num_parameters():,} parameters for {model.size} on the {model.device}, "
+    f"T = {model.process().timesteps}"
+)
+
 
 # %% [markdown]
 # ### The naive way to use it
@@ -357,6 +382,7 @@ def once(model, image, x, steps=10):
     for k in range(steps):
         model.denoise(x, torch.full((5,), k), c)
 
+
 # %%
 def clock(f, *args):
     f(*args, 1)  # warm up
@@ -375,6 +401,7 @@ ratio = times[0] / times[1]
 print(f"{ratio:.1f} times faster, the same result")
 assert ratio > 1.2
 
+
 # %% [markdown]
 # ## 4 · Figure 3, drawn from the module tree
 #
@@ -385,20 +412,34 @@ assert ratio > 1.2
 # %%
 def trace(model, height, width):
     "(name, class, output shape) of each block in the order of the computation, nothing computed."
-    seen, kinds = [], ("MultiScaleFusion", "ResBlock", "NoiseSemanticAdapter", "ConditionalUNet", "UNet")
+    seen, kinds = (
+        [],
+        ("MultiScaleFusion", "ResBlock", "NoiseSemanticAdapter", "ConditionalUNet", "UNet"),
+    )
     for name, module in model.named_modules():
         if type(module).__name__ in kinds:
-            note = lambda m, args, out, name=name: seen.append((name, type(m).__name__, tuple(out.shape[1:])))
+            note = lambda m, args, out, name=name: seen.append(
+                (name, type(m).__name__, tuple(out.shape[1:]))
+            )
             module.register_forward_hook(note)
-    b, t = torch.zeros(1, 1, height, width, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+    b, t = (
+        torch.zeros(1, 1, height, width, device="meta"),
+        torch.zeros(1, dtype=torch.long, device="meta"),
+    )
     model(b, b, t)
     return seen
+
 
 # %%
 with torch.device("meta"):
     big = VerdiffNet(VerdiffConfig.from_settings(load_settings("gpu")))
 blocks = trace(big, 752, 256)
-print(f"{len(blocks)} blocks, {big.num_parameters():,} parameters; the first three:", *blocks[:3], sep="\n  ")
+print(
+    f"{len(blocks)} blocks, {big.num_parameters():,} parameters; the first three:",
+    *blocks[:3],
+    sep="\n  ",
+)
+
 
 # %%
 def u_shape(blocks, prefix):
@@ -413,14 +454,33 @@ down, up = u_shape(blocks, "diffusion")
 for shape, count in down + up:
     print(f"{count} ResBlock  {shape[0]:3d} × {shape[1]} × {shape[2]}")
 
+
 # %%
 def box(ax, x, y, text, color, w=2.6, h=0.62):
-    ax.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, boxstyle="round,pad=0.03", fc=color, ec="0.3", lw=0.8))
+    ax.add_patch(
+        FancyBboxPatch(
+            (x - w / 2, y - h / 2), w, h, boxstyle="round,pad=0.03", fc=color, ec="0.3", lw=0.8
+        )
+    )
     ax.text(x, y, text, ha="center", va="center", fontsize=6.8)
 
+
 def arrow(ax, a, b, style="-", color="0.3", rad=0.0):
-    ax.add_patch(FancyArrowPatch(a, b, arrowstyle="-|>", mutation_scale=8, lw=0.9, ls=style, color=color,
-                                 connectionstyle=f"arc3,rad={rad}", shrinkA=2, shrinkB=2))
+    ax.add_patch(
+        FancyArrowPatch(
+            a,
+            b,
+            arrowstyle="-|>",
+            mutation_scale=8,
+            lw=0.9,
+            ls=style,
+            color=color,
+            connectionstyle=f"arc3,rad={rad}",
+            shrinkA=2,
+            shrinkB=2,
+        )
+    )
+
 
 # %%
 def draw_u(ax, x, down, up, color):
@@ -428,13 +488,21 @@ def draw_u(ax, x, down, up, color):
     for half, part, column in (("encoder", down, x), ("decoder", up[::-1], x + 3)):
         for level, (shape, count) in enumerate(part):
             i = level if half == "encoder" else len(up) - 1 - level  # the decoder counts from below
-            box(ax, column, -level, f"{half}.blocks.{i}: {count} ResBlock{'s' * (count > 1)}\n{shape[0]} × {shape[1]} × {shape[2]}", color)
+            box(
+                ax,
+                column,
+                -level,
+                f"{half}.blocks.{i}: {count} ResBlock{'s' * (count > 1)}\n{shape[0]} × {shape[1]} "
+                f"× {shape[2]}",
+                color,
+            )
     for level in range(len(down) - 1):
         arrow(ax, (x, -level - 0.33), (x, -level - 0.67))
         arrow(ax, (x + 1.3, -level), (x + 1.7, -level), "--")  # skip connection
         if level < len(up) - 1:
             arrow(ax, (x + 3, -level - 0.67), (x + 3, -level - 0.33))
     arrow(ax, (x + 1.3, 1 - len(down)), (x + 3, 0.67 - len(up)), rad=0.25)
+
 
 # %%
 def draw_figure_3(blocks):
@@ -450,6 +518,7 @@ def draw_figure_3(blocks):
         arrow(ax, (6.56, -level), (6.9, -level))
     return fig, ax, adapters
 
+
 # %%
 fig, ax, adapters = draw_figure_3(blocks)
 first = blocks[0][2]
@@ -460,15 +529,35 @@ box(ax, 8.2, 2.2, "x_t\n1 × 752 × 256", "#eeeeee")
 box(ax, 8.2, 1.1, f"[x_t, f(b), X]\n{2 + first[0]} × 752 × 256", "#eeeeee")
 box(ax, 11.2, 1.1, "ε, x_0 or v\n1 × 752 × 256", "#eeeeee")
 arrow(ax, (0, 1.85), (0, 1.45)), arrow(ax, (0, 0.75), (0, 0.33)), arrow(ax, (3, 0.33), (3, 0.75))
-arrow(ax, (8.2, 1.85), (8.2, 1.45)), arrow(ax, (8.2, 0.75), (8.2, 0.33)), arrow(ax, (11.2, 0.33), (11.2, 0.75))
-arrow(ax, (4.3, 1.1), (6.9, 1.1), color="#b03050"), ax.text(4.5, 1.17, "door 2: a channel", fontsize=7.5, color="#b03050")
+(
+    arrow(ax, (8.2, 1.85), (8.2, 1.45)),
+    arrow(ax, (8.2, 0.75), (8.2, 0.33)),
+    arrow(ax, (11.2, 0.33), (11.2, 0.75)),
+)
+(
+    arrow(ax, (4.3, 1.1), (6.9, 1.1), color="#b03050"),
+    ax.text(4.5, 1.17, "door 2: a channel", fontsize=7.5, color="#b03050"),
+)
 arrow(ax, (3.6, 1.45), (6.9, 2.2), color="#b03050", rad=-0.1)
 ax.text(3.9, 2.1, "door 1: Eq. (3)", fontsize=7.5, color="#b03050")
-arrow(ax, (0.9, 1.45), (7.2, 1.42), color="#3a7d3a", rad=-0.42), ax.text(4.3, 2.6, "features X", fontsize=7.5, color="#3a7d3a")
+(
+    arrow(ax, (0.9, 1.45), (7.2, 1.42), color="#3a7d3a", rad=-0.42),
+    ax.text(4.3, 2.6, "features X", fontsize=7.5, color="#3a7d3a"),
+)
 for level in range(1, 1 + len(adapters)):
     arrow(ax, (4.3, 1.0), (5.73, -level + 0.1), color="#b03050", rad=-0.1)
-ax.text(4.1, -4.35, "door 3: pooled f(b)\nto encoder.adapters.1, 2, ...", fontsize=7.5, color="#b03050", ha="center")
-ax.text(1.5, -5.0, "conditional", ha="center"), ax.text(9.7, -5.0, "diffusion (sees t in every block)", ha="center")
+ax.text(
+    4.1,
+    -4.35,
+    "door 3: pooled f(b)\nto encoder.adapters.1, 2, ...",
+    fontsize=7.5,
+    color="#b03050",
+    ha="center",
+)
+(
+    ax.text(1.5, -5.0, "conditional", ha="center"),
+    ax.text(9.7, -5.0, "diffusion (sees t in every block)", ha="center"),
+)
 ax.set(xlim=(-1.4, 12.6), ylim=(-5.2, 3.2)), ax.axis("off");
 
 # %%
@@ -504,18 +593,23 @@ def dice(prob, mask):
     p = (prob > 0.5).float()
     return (2 * (p * mask).sum() / (p.sum() + mask.sum())).item()
 
+
 # %%
 def losses(model, process, i):
     "MSE of the diffusion output (Eq. 8, on x_0) and BCE of the prior, for the phantoms i."
     x_0, t = 2 * masks[i] - 1, torch.randint(0, process.timesteps, (len(i),))
     c = model.condition(photos[i])
     x_t = process.q_sample(x_0, t, c.prior, torch.randn_like(x_0))
-    return F.mse_loss(model.denoise(x_t, t, c), x_0), F.binary_cross_entropy_with_logits(c.logits, masks[i])
+    return F.mse_loss(model.denoise(x_t, t, c), x_0), F.binary_cross_entropy_with_logits(
+        c.logits, masks[i]
+    )
+
 
 def held_out(model):
     "Dice of the prior on eight phantoms that training does not see."
     with torch.no_grad():
         return dice(model.condition(photos[64:]).logits.sigmoid(), masks[64:])
+
 
 # %%
 def fit(seed=0, steps=90, **switches):
@@ -532,11 +626,13 @@ def fit(seed=0, steps=90, **switches):
             prior_dice.append(held_out(model))
     return model, np.array(curve), prior_dice
 
+
 # %%
 detached = [fit(seed) for seed in (0, 1)]
 model, curve, prior_dice = detached[0]
 print(f"after 90 steps: mse {curve[-10:, 0].mean():.3f}, bce {curve[-10:, 1].mean():.3f}, "
       f"held-out Dice of the prior {prior_dice[-1]:.3f}")
+
 
 # %% [markdown]
 # Now the doors. Three separate copies of the prior, one at each; the gradient of the output says how strongly each is felt.
@@ -547,9 +643,15 @@ def doors(model, t, n=8):
     c, process = model.condition(photos[:n]).detach(), model.process()
     one, two, three = (c.prior.clone().requires_grad_() for _ in range(3))
     t = torch.full((n,), t)
-    x_t = process.q_sample(2 * masks[:n] - 1, t, one, torch.randn(c.prior.shape, generator=torch.Generator().manual_seed(0)))
+    x_t = process.q_sample(
+        2 * masks[:n] - 1,
+        t,
+        one,
+        torch.randn(c.prior.shape, generator=torch.Generator().manual_seed(0)),
+    )
     output = model.diffusion(torch.cat([x_t, two, c.features], 1), t, prior=three)
     return [g.abs().mean().item() for g in torch.autograd.grad(output.sum(), (one, two, three))]
+
 
 # %%
 ts = [0, 50, 100, 200, 300, 500, 700, 999]
@@ -563,6 +665,7 @@ plt.title("how strongly the output feels f(b)", fontsize=10);
 # %%
 assert felt[0, 0] < felt[-1, 0]  # door 1 opens with s_t
 assert (felt[:, 1:] > 0).all()
+
 
 # %% [markdown]
 # Door 1 closes as $t\to0$ by construction: its strength is $s_t=\sqrt{1-\bar\alpha_t}$ times what the network makes of $x_t$.
@@ -579,8 +682,11 @@ def pull(model):
     model.zero_grad()
     torch.manual_seed(0)
     losses(model, model.process(), torch.arange(8))[0].backward()
-    norm = lambda part: sum(float(p.grad.square().sum()) for p in part.parameters() if p.grad is not None) ** 0.5
+    norm = lambda part: (
+        sum(float(p.grad.square().sum()) for p in part.parameters() if p.grad is not None) ** 0.5
+    )
     return {name: round(norm(part), 4) for name, part in model.named_children()}
+
 
 joint = [fit(seed, detach_prior=False) for seed in (0, 1)]
 print("detached", pull(detached[0][0]))
@@ -622,6 +728,7 @@ start = losses(fresh, fresh.process(), torch.arange(32))[0].item()
 print(f"first diffusion loss, zero output: {start:.4f}")
 assert abs(start - 1) < 1e-6
 
+
 # %%
 def wake(model):
     "Undo the zero: random numbers of unit gain in every all-zero kernel of the diffusion U-Net."
@@ -660,6 +767,7 @@ rows = {name: VerdiffNet(config, **switches) for name, switches in table.items()
 for name, m in rows.items():
     parts = {k: sum(p.numel() for p in part.parameters()) for k, part in m.named_children()}
     print(f"{name:20s} {m.num_parameters():8,d} parameters = {parts}")
+
 
 # %% [markdown]
 # Plain DDPM, for whoever wants it, is `VerdiffNet(msfm=False, nsa=False, shift=False)`. A count that is printed by the model itself
@@ -703,6 +811,7 @@ def _save(model: VerdiffNet, folder: Path, repo_id: str | None = None, push_to_h
     hub = {k: v for k, v in hub.items() if k not in ("config", "model_card_kwargs")}
     return model.push_to_hub(repo_id or folder.name, **hub)
 
+
 # %% [markdown]
 # Loading builds from the first file, fills from the second, and refuses whatever does not fit. `_fetch` finds a file in a folder or on the Hugging Face Hub:
 
@@ -724,6 +833,7 @@ def _fetch(source: str | Path, name: str, **hub: Any) -> Path:
         raise VerdiffError(f"{source} is neither a model folder here nor a model that could be "
                            f"downloaded ({type(error).__name__})") from error
 
+
 # %%
 #| export
 def read_config(path: Path) -> VerdiffConfig:
@@ -739,8 +849,10 @@ def read_config(path: Path) -> VerdiffConfig:
         raise VerdiffError(f"{path} holds no table of keys and values; save the model again")
     return VerdiffConfig.from_dict(values, where=str(path), complete=True)
 
+
 # %%
 print(complaint(lambda: read_config(Path("nowhere/config.json"))))
+
 
 # %% [markdown]
 # That a file has *a* set of weights is not enough; they must be of this model. The first difference, in words:
@@ -758,9 +870,11 @@ def weights_difference(model: nn.Module, weights: dict[str, Tensor]) -> str | No
     extra = [key for key in weights if key not in own]
     return f"it has a {extra[0]!r} that the model does not know" if extra else None
 
+
 # %%
 assert weights_difference(model, dict(model.state_dict())) is None
 print(weights_difference(rows["neither"], rows["NSA"].state_dict()))
+
 
 # %%
 #| export
@@ -778,13 +892,17 @@ def _load(cls: type[VerdiffNet], source: str | Path, **hub: Any) -> VerdiffNet:
     model.load_state_dict(weights)
     return model.eval()
 
+
 # %%
 folder = Path(tempfile.mkdtemp()) / "model"
 model.save_pretrained(folder)
 again = VerdiffNet.from_pretrained(folder)
-assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+assert all(
+    torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values())
+)
 assert again.config == model.config == read_config(folder / CONFIG_FILE)
 print(*[f"{p.name}: {p.stat().st_size:,} bytes" for p in sorted(folder.iterdir())], sep="\n")
+
 
 # %% [markdown]
 # What it says when something is wrong, on purpose four times:
@@ -814,7 +932,9 @@ model.eval()
 c = model.condition(photos[:2]).detach()
 args = torch.cat([torch.randn(2, 1, 64, 32), c.prior, c.features], 1), torch.tensor([3, 400])
 program = torch.export.export(model.diffusion, args, {"prior": c.prior})
-torch.testing.assert_close(program.module()(*args, prior=c.prior), model.diffusion(*args, prior=c.prior))
+torch.testing.assert_close(
+    program.module()(*args, prior=c.prior), model.diffusion(*args, prior=c.prior)
+)
 print(len(list(program.graph.nodes)), "nodes")
 
 # %% [markdown]
@@ -832,7 +952,12 @@ ratios = [r["ratio"] for r in results["rows"]]
 # %%
 plt.figure(figsize=(5, 0.5 + 0.25 * len(names)))
 plt.barh(names, ratios, color=["tab:purple" if r > 1 else "0.6" for r in ratios])
-plt.axvline(1, color="k", lw=1), plt.gca().invert_yaxis(), plt.yticks(fontsize=8), plt.xlabel("their seconds / ours");
+(
+    plt.axvline(1, color="k", lw=1),
+    plt.gca().invert_yaxis(),
+    plt.yticks(fontsize=8),
+    plt.xlabel("their seconds / ours"),
+);
 
 # %%
 for name, ratio in zip(names, ratios):
@@ -873,6 +998,7 @@ assert torch.equal(plain.q_sample(x_0, t, -x_0, noise), plain.q_sample(x_0, t, x
 c = model.condition(photos[:3])
 members = c.repeat(4).select(slice(4, 8))
 assert all(torch.equal(p, c.prior[1]) for p in members.prior)
+
 
 # %% [markdown]
 # **3. Implement.** Freeze the conditional half (features and conditional U-Net) and check that training moves only the diffusion U-Net.

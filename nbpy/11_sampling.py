@@ -61,27 +61,40 @@ g = torch.Generator().manual_seed(35)
 # %%
 size = 96, 32
 quads = draw_phantom(3).landmarks / 6
-readers = [quads + (1.5 * torch.randn(2, generator=torch.Generator().manual_seed(k))).numpy() for k in range(8)]
+readers = [
+    quads + (1.5 * torch.randn(2, generator=torch.Generator().manual_seed(k))).numpy()
+    for k in range(8)
+]
 masks = torch.stack([torch.from_numpy(landmarks_to_mask(r, *size)).double()[None] for r in readers])
 modes = 2 * masks - 1  # 8 1 96 32
-prior = F.avg_pool2d(modes.mean(0, keepdim=True), 5, 1, 2, count_include_pad=False)  # a blurred guess
+prior = F.avg_pool2d(
+    modes.mean(0, keepdim=True), 5, 1, 2, count_include_pad=False
+)  # a blurred guess
 
 
 def perfect(f):
     def predict(x_t, t):
         y = unshift(process, x_t, t, f.expand_as(x_t))
-        root, s = (process.coefficient(v, t, y) for v in (process.alphas_cumprod.sqrt(), process.sigmas))
+        root, s = (
+            process.coefficient(v, t, y) for v in (process.alphas_cumprod.sqrt(), process.sigmas)
+        )
         far = ((y[:, None] - root[:, None] * modes) ** 2).flatten(2).sum(2)  # b k
         w = torch.softmax(-far / (2 * s[:, 0, 0] ** 2), 1)
         return torch.einsum("bk,kchw->bchw", w, modes)
+
     return predict
 
 
 # %%
 t = torch.tensor([100, 999])
-x_t = process.q_sample(modes[[4, 4]], t, prior.expand(2, -1, -1, -1), torch.randn(2, 1, *size, generator=g).double())
+x_t = process.q_sample(
+    modes[[4, 4]], t, prior.expand(2, -1, -1, -1), torch.randn(2, 1, *size, generator=g).double()
+)
 gap = (perfect(prior)(x_t, t) - modes[4]).abs().mean((1, 2, 3))
-print(f"the mask is reader 4's; the network's guess is off by {gap[0]:.3f} at t = 100 and by {gap[1]:.3f} at t = 999")
+print(
+    f"the mask is reader 4's; the network's guess is off by {gap[0]:.3f} at t = 100 and by "
+    f"{gap[1]:.3f} at t = 999"
+)
 assert gap[0] < 1e-6 < 0.1 < gap[1]
 
 # %% [markdown]
@@ -115,10 +128,18 @@ first, second = draw(torch.zeros(2, 3)), draw(torch.zeros(2, 3))
 assert ask(x_t, t).shape == x_t.shape and first.shape == (2, 3) and not torch.equal(first, second)
 assert torch.equal(first, randn(torch.Generator().manual_seed(1))(torch.zeros(2, 3)))
 
+
 # %%
 #| export
-def _guess(process: ShiftedDiffusion, predict: Predictor, x: Tensor, t: Tensor, prior: Tensor | None,
-           prediction_type: str, clip: bool) -> Tensor:
+def _guess(
+    process: ShiftedDiffusion,
+    predict: Predictor,
+    x: Tensor,
+    t: Tensor,
+    prior: Tensor | None,
+    prediction_type: str,
+    clip: bool,
+) -> Tensor:
     "x_0 as the network sees it, kept in [-1, 1]."
     x_0 = predict_x_0(process, x, t, predict(x, t), prior, prediction_type)
     return x_0.clamp(-1, 1) if clip else x_0
@@ -158,19 +179,33 @@ def nearest(x):
     return ((x[:, None] - modes) ** 2).flatten(2).mean(2).min(1)
 
 
-print("each walk ended at a reader's mask; readers reached:", sorted(set(nearest(got).indices.tolist())), f"largest distance {nearest(got).values.max():.1e}")
+print(
+    "each walk ended at a reader's mask; readers reached:",
+    sorted(set(nearest(got).indices.tolist())),
+    f"largest distance {nearest(got).values.max():.1e}",
+)
 assert nearest(got).values.max() < 1e-6 and len(set(nearest(got).indices.tolist())) >= 3
+
 
 # %%
 def panel(rows, titles, **look):
-    fig, axes = plt.subplots(len(rows), len(rows[0]), figsize=(0.8 * len(rows[0]), 2.3 * len(rows)), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(
+        len(rows),
+        len(rows[0]),
+        figsize=(0.8 * len(rows[0]), 2.3 * len(rows)),
+        layout="constrained",
+        squeeze=False,
+    )
     for line, pictures in zip(axes, rows):
         for axis, picture, title in zip(line, pictures, titles):
-            axis.imshow(picture[0], **({"cmap": "magma", "vmin": -2, "vmax": 2} | look)); axis.set_axis_off(); axis.set_title(title, fontsize=8)
+            axis.imshow(picture[0], **({"cmap": "magma", "vmin": -2, "vmax": 2} | look))
+            axis.set_axis_off()
+            axis.set_title(title, fontsize=8)
 
 
 times = [999, 800, 600, 400, 200, 100, 50, 10, 0]
 panel([[strip[t][k][0] for t in times] for k in (0, 1)], [f"t = {t}" for t in times])
+
 
 # %% [markdown]
 # Above $x_t$, below what the perfect network believes of $x_0$. At first it sees all eight readings at once, a blur. Somewhere on the way it makes up its mind. That is what a diffusion model does and a plain network cannot: it *chooses*. The slider shows when:
@@ -178,21 +213,48 @@ panel([[strip[t][k][0] for t in times] for k in (0, 1)], [f"t = {t}" for t in ti
 # %%
 def frame(t, axes=None):
     if axes is None:
-        _, axes = plt.subplots(1, 3, figsize=(5.5, 2.8), layout="constrained", width_ratios=(1, 1, 2.2))
+        _, axes = plt.subplots(
+            1, 3, figsize=(5.5, 2.8), layout="constrained", width_ratios=(1, 1, 2.2)
+        )
     for axis, picture, title in zip(axes, strip[t], ("$x_t$", "believed $x_0$")):
-        axis.clear(); axis.imshow(picture[0, 0], cmap="magma", vmin=-2, vmax=2); axis.set_axis_off(); axis.set_title(title, fontsize=9)
-    weight = torch.softmax(-((unshift(process, strip[t][0][:1], torch.tensor([t]), f[:1]) - process.alphas_cumprod.sqrt()[t] * modes) ** 2).flatten(1).sum(1) / (2 * process.sigmas[t] ** 2), 0)
-    axes[2].clear(); axes[2].bar(range(8), weight, color="tab:blue"); axes[2].set(ylim=(0, 1), xlabel="reader", title=f"t = {t}: whose mask is it?")
+        axis.clear()
+        axis.imshow(picture[0, 0], cmap="magma", vmin=-2, vmax=2)
+        axis.set_axis_off()
+        axis.set_title(title, fontsize=9)
+    weight = torch.softmax(
+        -(
+            (
+                unshift(process, strip[t][0][:1], torch.tensor([t]), f[:1])
+                - process.alphas_cumprod.sqrt()[t] * modes
+            )
+            ** 2
+        )
+        .flatten(1)
+        .sum(1)
+        / (2 * process.sigmas[t] ** 2),
+        0,
+    )
+    axes[2].clear()
+    axes[2].bar(range(8), weight, color="tab:blue")
+    axes[2].set(ylim=(0, 1), xlabel="reader", title=f"t = {t}: whose mask is it?")
 
 
 interact(lambda t: frame(t), t=IntSlider(700, 0, 999, 1, continuous_update=False));
 
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(5.5, 2.5), dpi=50, layout="constrained", width_ratios=(1, 1, 2.2))
-movie = FuncAnimation(fig, lambda t: frame(t, axes), frames=[*range(999, 500, -33), 400, 300, 200, 100, 0], interval=200)
+fig, axes = plt.subplots(
+    1, 3, figsize=(5.5, 2.5), dpi=50, layout="constrained", width_ratios=(1, 1, 2.2)
+)
+movie = FuncAnimation(
+    fig,
+    lambda t: frame(t, axes),
+    frames=[*range(999, 500, -33), 400, 300, 200, 100, 0],
+    interval=200,
+)
 html = movie.to_jshtml()
 plt.close(fig)
 HTML(html)
+
 
 # %% [markdown]
 # ## 3 · The printed algorithm
@@ -218,7 +280,9 @@ def ddpm_sample_printed(
         eps = predict(x, t)
         if callback is not None:
             callback(i, x, eps)
-        beta, alpha, root, v = (process.coefficient(c, t, x) for c in (process.betas, process.alphas, under, variance))
+        beta, alpha, root, v = (
+            process.coefficient(c, t, x) for c in (process.betas, process.alphas, under, variance)
+        )
         x = (x - beta / root * eps) / alpha.sqrt() + (v.sqrt() * noise(x) if i else 0)
     return x
 
@@ -245,14 +309,28 @@ def bundle(walk, start):
 
 # %%
 runs = {
-    "exact, from N(f, I)": bundle(lambda x, z, see: ddpm_sample(process, oracle, x, f1, "epsilon", z, clip=False, callback=see), 1),
-    "Eq. (7), from N(0, I)": bundle(lambda x, z, see: ddpm_sample_printed(process, oracle, x, z, bar=True, callback=see), 0),
-    "Algorithm 2 as printed": bundle(lambda x, z, see: ddpm_sample_printed(process, oracle, x, z, callback=see), 0)}
+    "exact, from N(f, I)": bundle(
+        lambda x, z, see: ddpm_sample(
+            process, oracle, x, f1, "epsilon", z, clip=False, callback=see
+        ),
+        1,
+    ),
+    "Eq. (7), from N(0, I)": bundle(
+        lambda x, z, see: ddpm_sample_printed(process, oracle, x, z, bar=True, callback=see), 0
+    ),
+    "Algorithm 2 as printed": bundle(
+        lambda x, z, see: ddpm_sample_printed(process, oracle, x, z, callback=see), 0
+    ),
+}
 fig, axes = plt.subplots(1, 3, figsize=(8, 2.6), sharey=True, layout="constrained")
-for axis, (name, (path, end)), colour in zip(axes, runs.items(), ("tab:blue", "tab:orange", "crimson")):
+for axis, (name, (path, end)), colour in zip(
+    axes, runs.items(), ("tab:blue", "tab:orange", "crimson")
+):
     axis.plot(path[:, :25], color=colour, lw=0.3, alpha=0.7)
-    axis.fill_between(range(1000), wanted - band, wanted + band, color="k", alpha=0.12, lw=0); axis.plot(wanted, "k--", lw=1)
-    axis.set(title=name, xlabel="t (the walk goes left)", ylim=(-3, 4)); axis.title.set_fontsize(9)
+    axis.fill_between(range(1000), wanted - band, wanted + band, color="k", alpha=0.12, lw=0)
+    axis.plot(wanted, "k--", lw=1)
+    axis.set(title=name, xlabel="t (the walk goes left)", ylim=(-3, 4))
+    axis.title.set_fontsize(9)
 
 # %% [markdown]
 # Grey is where Eq. (3) has 95 % of its walkers. The exact bundle fills it. Eq. (7) without the shift starts too low and then drifts above the road. Algorithm 2, which divides by the smaller $\sqrt{1-\alpha_t}$, corrects far too hard: the bundle collapses, and a network would be shown much less noise than belongs to its $t$. In numbers, the gap of the mean and the spread:
@@ -261,11 +339,22 @@ for axis, (name, (path, end)), colour in zip(axes, runs.items(), ("tab:blue", "t
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained")
 for (name, (path, end)), colour in zip(runs.items(), ("tab:blue", "tab:orange", "crimson")):
     gap, spread = path.mean(1) - wanted, path.std(1) / process.sigmas
-    axes[0].plot(gap, color=colour, label=name, lw=1); axes[1].semilogy(spread, color=colour, lw=1)
-    print(f"{name:24s} mean off Eq. (3) by up to {gap.abs().max():.2f}, spread at t = 500 {spread[500]:.2f} times Eq. (3)'s, end {end:.3f} (should be 1)")
-axes[0].set(xlabel="t", ylabel="mean − Eq. (3)"); axes[0].legend(fontsize=7); axes[1].set(xlabel="t", ylabel="spread / $s_t$")
+    axes[0].plot(gap, color=colour, label=name, lw=1)
+    axes[1].semilogy(spread, color=colour, lw=1)
+    print(
+        f"{name:24s} mean off Eq. (3) by up to {gap.abs().max():.2f}, "
+        f"spread at t = 500 {spread[500]:.2f} times Eq. (3)'s, end {end:.3f} (should be 1)"
+    )
+axes[0].set(xlabel="t", ylabel="mean − Eq. (3)")
+axes[0].legend(fontsize=7)
+axes[1].set(xlabel="t", ylabel="spread / $s_t$")
 gaps = {name: (path.mean(1) - wanted).abs().max() for name, (path, _) in runs.items()}
-assert gaps["exact, from N(f, I)"] < 0.1 and abs(runs["exact, from N(f, I)"][1] - 1) < 0.02 and gaps["Eq. (7), from N(0, I)"] > 0.5
+assert (
+    gaps["exact, from N(f, I)"] < 0.1
+    and abs(runs["exact, from N(f, I)"][1] - 1) < 0.02
+    and gaps["Eq. (7), from N(0, I)"] > 0.5
+)
+
 
 # %% [markdown]
 # All three end near 1: a perfect network, asked anywhere, pulls the walkers to the goal. A real one was never asked there. That is why we take the exact form, and why "it works anyway" in a figure is no proof of an equation. What a trained network makes of it is measured in section 6.
@@ -295,6 +384,7 @@ def timestep_sequence(
 # %%
 print("4 steps:", timestep_sequence(1000, 4), "  1 step:", timestep_sequence(1000, 1))
 assert timestep_sequence(1000, 1000) == list(range(999, -1, -1))
+
 
 # %%
 #| export
@@ -329,8 +419,21 @@ def ddim_sample(
 # %%
 truth = modes[:3]
 f3 = prior.expand(3, -1, -1, -1)
-for sampler, options in ((ddim_sample, dict(steps=1)), (ddim_sample, dict(steps=2)), (ddim_sample, dict(steps=10)), (ddim_sample, dict(steps=10, eta=1.0)), (ddpm_sample, {})):
-    out = sampler(process, lambda x, t: truth, process.prior_sample(f3, randn(g)(f3)), f3, noise=randn(g), **options)
+for sampler, options in (
+    (ddim_sample, dict(steps=1)),
+    (ddim_sample, dict(steps=2)),
+    (ddim_sample, dict(steps=10)),
+    (ddim_sample, dict(steps=10, eta=1.0)),
+    (ddpm_sample, {}),
+):
+    out = sampler(
+        process,
+        lambda x, t: truth,
+        process.prior_sample(f3, randn(g)(f3)),
+        f3,
+        noise=randn(g),
+        **options,
+    )
     print(f"{sampler.__name__:12s}{options} recovers x_0 to {(out - truth).abs().max():.1e}")
     torch.testing.assert_close(out, truth, atol=1e-9, rtol=0)
 
@@ -342,12 +445,17 @@ short = ShiftedDiffusion(linear_schedule(40, 0.002, 0.4))
 toward = lambda x, t: torch.tanh(x)  # any smooth "network"
 x_T, zero = (torch.randn(2, 1, 6, 4, generator=g).double() for _ in range(2))
 a = ddpm_sample(short, toward, x_T, zero, noise=randn(torch.Generator().manual_seed(1)))
-b = ddim_sample(short, toward, x_T, zero, steps=40, eta=1.0, noise=randn(torch.Generator().manual_seed(1)))
+b = ddim_sample(
+    short, toward, x_T, zero, steps=40, eta=1.0, noise=randn(torch.Generator().manual_seed(1))
+)
 torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
 
 # %%
 def public(kind, steps, **options):
-    s = kind(beta_schedule="linear", prediction_type="sample", timestep_spacing="trailing", **options)
+    s = kind(
+        beta_schedule="linear", prediction_type="sample", timestep_spacing="trailing", **options
+    )
     s.alphas_cumprod = process.alphas_cumprod
     s.set_timesteps(steps)
     x = x_T
@@ -357,7 +465,9 @@ def public(kind, steps, **options):
 
 
 theirs = public(DDIMScheduler, 10, clip_sample=True, set_alpha_to_one=True)
-torch.testing.assert_close(ddim_sample(process, toward, x_T, torch.zeros_like(x_T), steps=10), theirs, atol=1e-6, rtol=1e-6)
+torch.testing.assert_close(
+    ddim_sample(process, toward, x_T, torch.zeros_like(x_T), steps=10), theirs, atol=1e-6, rtol=1e-6
+)
 
 # %% [markdown]
 # ### What few steps cost
@@ -369,9 +479,18 @@ ends = {}
 for steps in (1, 2, 3, 5, 10, 50):
     ends[steps] = ddim_sample(process, perfect(f), start, f, steps=steps)
     grey = (ends[steps].abs() < 0.9).double().mean()
-    print(f"{steps:3d} steps: {grey:.1%} of pixels undecided, distance to the nearest reader {nearest(ends[steps]).values.mean():.4f}")
-panel([[prior[0], *(ends[k][0] for k in ends), modes[nearest(ends[50]).indices[0]]]], ["prior", *(f"{k} step{'s' * (k > 1)}" for k in ends), "reader"], vmin=-1, vmax=1)
+    print(
+        f"{steps:3d} steps: {grey:.1%} of pixels undecided, "
+        f"distance to the nearest reader {nearest(ends[steps]).values.mean():.4f}"
+    )
+panel(
+    [[prior[0], *(ends[k][0] for k in ends), modes[nearest(ends[50]).indices[0]]]],
+    ["prior", *(f"{k} step{'s' * (k > 1)}" for k in ends), "reader"],
+    vmin=-1,
+    vmax=1,
+)
 assert nearest(ends[10]).values.mean() < 0.1 * nearest(ends[1]).values.mean()
+
 
 # %% [markdown]
 # ### A better road for the same price
@@ -419,12 +538,19 @@ def dpm_solver_sample(
 
 
 # %%
-theirs = public(DPMSolverMultistepScheduler, 8, algorithm_type="dpmsolver++", final_sigmas_type="zero")
+theirs = public(
+    DPMSolverMultistepScheduler, 8, algorithm_type="dpmsolver++", final_sigmas_type="zero"
+)
 ours = dpm_solver_sample(process, toward, x_T, steps=8)
-print(f"largest difference to the public solver, float32 tables there: {(ours - theirs).abs().max():.1e}")
+print(
+    f"largest difference to the public solver, float32 tables there: "
+    f"{(ours - theirs).abs().max():.1e}"
+)
 torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)
 for steps in (1, 2, 10):
-    out = dpm_solver_sample(process, lambda x, t: truth, process.prior_sample(f3, randn(g)(f3)), f3, steps=steps)
+    out = dpm_solver_sample(
+        process, lambda x, t: truth, process.prior_sample(f3, randn(g)(f3)), f3, steps=steps
+    )
     torch.testing.assert_close(out, truth, atol=1e-12, rtol=0)
 
 # %% [markdown]
@@ -448,24 +574,40 @@ def linear_predictor(x, t):
 x_end = fine.prior_sample(f16, torch.randn(16, 1, generator=g).double())
 above = (unshift(fine, x_end, torch.full((16,), 5119), f16) - R[-1] * m) / V[-1].sqrt()  # quantiles
 
+
 # %%
 def errors(solver, steps, at=1023):
     "Root mean square error at time `at`, which all the step counts below visit, and at the end."
     seen = {}
-    end = solver(fine, linear_predictor, x_end, f16, steps=steps, clip=False, callback=lambda i, x, _: seen.update({i: x}))
+    end = solver(
+        fine,
+        linear_predictor,
+        x_end,
+        f16,
+        steps=steps,
+        clip=False,
+        callback=lambda i, x, _: seen.update({i: x}),
+    )
     gap = unshift(fine, seen[at], torch.full((16,), at), f16) - R[at] * m - V[at].sqrt() * above
     return gap.square().mean().sqrt().item(), (end - m - c * above).square().mean().sqrt().item()
 
 
 counts = [10, 20, 40, 80, 160, 320]
 fig, axis = plt.subplots(figsize=(5, 3), layout="constrained")
-for name, solver, order, colour in (("DDIM", ddim_sample, 1, "tab:blue"), ("DPM-Solver++ 2M", dpm_solver_sample, 2, "tab:green")):
+for name, solver, order, colour in (
+    ("DDIM", ddim_sample, 1, "tab:blue"),
+    ("DPM-Solver++ 2M", dpm_solver_sample, 2, "tab:green"),
+):
     found = torch.tensor([errors(solver, n) for n in counts])
     slope = (found[2, 0] / found[-1, 0]).log2().item() / 3
-    axis.loglog(counts, found[:, 0], "o-", color=colour, label=f"{name} at t = 1023, slope {slope:.2f}")
+    axis.loglog(
+        counts, found[:, 0], "o-", color=colour, label=f"{name} at t = 1023, slope {slope:.2f}"
+    )
     axis.loglog(counts, found[:, 1], "--", color=colour, lw=1)
     assert abs(slope - order) < 0.1
-axis.set(xlabel="steps (dashed: error at the end of the road)", ylabel="error"); axis.legend(fontsize=7)
+axis.set(xlabel="steps (dashed: error at the end of the road)", ylabel="error")
+axis.legend(fontsize=7)
+
 
 # %% [markdown]
 # First order and second order, as promised, with a prior in the mean and without a line of code that knows it. At the very end (dashed) the second-order promise frays: as $s_t \to 0$, $\lambda$ runs to infinity, and the last steps stay long in $\lambda$ however many there are. DPM-Solver++ is still the better of the two there.
@@ -484,7 +626,9 @@ class SeededNoise:
     def __init__(self, seed: int, rows: Sequence[tuple[int, int]]):
         self.generators = []
         for image, member in rows:
-            mixed = np.random.SeedSequence([abs(seed), image, member]).generate_state(1, np.uint64)[0]
+            mixed = np.random.SeedSequence([abs(seed), image, member]).generate_state(1, np.uint64)[
+                0
+            ]
             self.generators.append(torch.Generator().manual_seed(int(mixed) >> 1))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -495,8 +639,11 @@ class SeededNoise:
 
 # %%
 both, later = SeededNoise(35, [(7, 2), (7, 3)]), SeededNoise(35, [(7, 3)])
-assert torch.equal(both(torch.zeros(2, 4))[1:], later(torch.zeros(1, 4)))  # sample 3 of image 7, alone or in company
+assert torch.equal(
+    both(torch.zeros(2, 4))[1:], later(torch.zeros(1, 4))
+)  # sample 3 of image 7, alone or in company
 assert not torch.equal(both(torch.zeros(2, 4))[0], SeededNoise(36, [(7, 2)])(torch.zeros(1, 4))[0])
+
 
 # %%
 #| export
@@ -524,9 +671,12 @@ class SegmentationSamples:
 
 
 # %%
-three = SegmentationSamples(torch.tensor([0.5]), torch.tensor([[0.9], [0.8], [0.1]]))  # three members, one pixel
+three = SegmentationSamples(
+    torch.tensor([0.5]), torch.tensor([[0.9], [0.8], [0.1]])
+)  # three members, one pixel
 print(f"mean {three.mean.item():.2f}, vote {three.vote.item():.2f}, spread {three.std.item():.2f}")
 assert abs(three.vote.item() - 2 / 3) < 1e-6 and abs(three.mean.item() - 0.6) < 1e-6
+
 
 # %% [markdown]
 # All members of all images are best computed in one batch. If the memory of the GPU does not hold it, we halve the batch and go on; nobody should have to guess a batch size. Only when a single row does not fit, we give up, in one sentence.
@@ -550,8 +700,10 @@ def in_batches(
                 continue
             except torch.cuda.OutOfMemoryError as error:
                 if size == 1:
-                    raise VerdiffError("the GPU's memory does not hold even one sample; take a smaller "
-                                       "size, or the CPU") from error
+                    raise VerdiffError(
+                        "the GPU's memory does not hold even one sample; take a smaller "
+                        "size, or the CPU"
+                    ) from error
                 size = -(-min(size, rows - first) // 2)
             torch.cuda.empty_cache()  # here, where the error and what it held are gone
     return torch.cat(done)
@@ -572,6 +724,7 @@ assert torch.equal(in_batches(cramped, 11), torch.arange(11))
 print("batches tried:", tried)
 assert tried == [11, 6, 3, 3, 3, 2]
 
+
 # %% [markdown]
 # Now `sample`. The image is looked at once (`condition`); its features are not copied for every member beforehand, only for the rows at hand.
 
@@ -588,7 +741,9 @@ def _walk(model: VerdiffNet, sampler: str, steps: int) -> Callable[..., Tensor]:
             return dpm_solver_sample(process, predict, x_T, prior, kind, steps)
         if sampler == "ddpm" and steps == process.timesteps:
             return ddpm_sample(process, predict, x_T, prior, kind, noise)
-        return ddim_sample(process, predict, x_T, prior, kind, steps, float(sampler == "ddpm"), noise)
+        return ddim_sample(
+            process, predict, x_T, prior, kind, steps, float(sampler == "ddpm"), noise
+        )
 
     return walk
 
@@ -608,7 +763,11 @@ def sample(
     progress: bool = False,
 ) -> SegmentationSamples:
     "Segment a batch several times over, from N(f, I); the batch size changes nothing but rounding."
-    walk, process, conditioning = _walk(model, sampler, steps), model.process(), model.condition(image)
+    walk, process, conditioning = (
+        _walk(model, sampler, steps),
+        model.process(),
+        model.condition(image),
+    )
     keys = [(i, e) for i in range(len(image)) for e in range(ensemble)]
 
     def run(first: int, end: int) -> Tensor:
@@ -634,9 +793,15 @@ image = torch.rand(4, 1, 48, 16)
 together = sample(model, image, steps=5, ensemble=3)
 alone = sample(model, image[2:3], steps=5, ensemble=3, first_index=2)
 torch.testing.assert_close(together.samples[:, 2:3], alone.samples, atol=1e-4, rtol=0)
-torch.testing.assert_close(together.samples, sample(model, image, steps=5, ensemble=3, batch_size=5).samples, atol=1e-4, rtol=0)
+torch.testing.assert_close(
+    together.samples,
+    sample(model, image, steps=5, ensemble=3, batch_size=5).samples,
+    atol=1e-4,
+    rtol=0,
+)
 assert torch.equal(together.samples, sample(model, image, steps=5, ensemble=3).samples)
 assert (together.samples[0] - together.samples[1]).abs().max() > 1e-3
+
 
 # %% [markdown]
 # And on a machine with too little memory? We make one: a network that refuses more than four rows at a time.
@@ -652,7 +817,10 @@ class Cramped(VerdiffNet):
 small = Cramped(model.config).eval()
 small.load_state_dict(model.state_dict())
 got = sample(small, image, steps=5, ensemble=3)
-print(f"12 rows in batches of at most 4: largest difference {(got.samples - together.samples).abs().max():.0e}")
+print(
+    f"12 rows in batches of at most 4: largest difference "
+    f"{(got.samples - together.samples).abs().max():.0e}"
+)
 torch.testing.assert_close(got.samples, together.samples, atol=1e-4, rtol=0)
 
 # %%
@@ -667,7 +835,12 @@ for kind, steps in (("dpm", 5), ("ddpm", 5), ("ddpm", 50)):
 f40 = prior.expand(40, -1, -1, -1)
 x = ddim_sample(process, perfect(f40), process.prior_sample(f40, randn(g)(f40)), f40, steps=20)
 many = SegmentationSamples((prior + 1) / 2, (x[:, None] + 1) / 2)
-panel([[many.mean[0], masks.mean(0), many.std[0] * 2, masks.std(0, correction=0) * 2]], ["mean of 40", "readers", "doubt × 2", "readers × 2"], vmin=0, vmax=1)
+panel(
+    [[many.mean[0], masks.mean(0), many.std[0] * 2, masks.std(0, correction=0) * 2]],
+    ["mean of 40", "readers", "doubt × 2", "readers × 2"],
+    vmin=0,
+    vmax=1,
+)
 agree = torch.corrcoef(torch.stack([many.std.flatten(), masks.std(0).flatten()]))[0, 1]
 print(f"doubt of the samples and disagreement of the readers correlate with {agree:.2f}")
 assert agree > 0.8 and (many.mean[0] - masks.mean(0)).abs().mean() < 0.05
@@ -695,12 +868,18 @@ from verdiff.unet import ConditionalUNet
 
 # %%
 #| slow
-packed = {split: pack(PhantomSet(split=split, size=size, n_training=96, n_test=16), progress=False) for split in ("training", "test")}
+packed = {
+    split: pack(PhantomSet(split=split, size=size, n_training=96, n_test=16), progress=False)
+    for split in ("training", "test")
+}
 looks, answers = packed["test"].images.float() / 255, packed["test"].masks
 augment = Augment(rotation=5, elastic=0.01, contrast=0.1)
 fig, axes = plt.subplots(1, 8, figsize=(6.4, 2.4), layout="constrained")
 for i, axis in enumerate(axes):
-    axis.imshow(looks[i, 0], cmap="gray"); axis.contour(answers[i, 0], [0.5], colors="orange", linewidths=0.6); axis.set_axis_off()
+    axis.imshow(looks[i, 0], cmap="gray")
+    axis.contour(answers[i, 0], [0.5], colors="orange", linewidths=0.6)
+    axis.set_axis_off()
+
 
 # %%
 #| slow
@@ -759,10 +938,21 @@ def four_ways(net, seed):
         sizes[way].append((gap / road.sigmas[i]).square().mean().sqrt().item())
 
     for way in ("exact", "exact, clipped", "Eq. (7)", "Algorithm 2"):
-        sizes[way], share = [], dict(noise=randn(torch.Generator().manual_seed(100 + seed)), callback=see)
+        sizes[way], share = (
+            [],
+            dict(noise=randn(torch.Generator().manual_seed(100 + seed)), callback=see),
+        )
         ask = lambda x, t: net.denoise(x.float(), t, seen)
         if way.startswith("exact"):
-            x = ddpm_sample(road, ask, road.prior_sample(seen.prior, z), seen.prior, "epsilon", clip="clipped" in way, **share)
+            x = ddpm_sample(
+                road,
+                ask,
+                road.prior_sample(seen.prior, z),
+                seen.prior,
+                "epsilon",
+                clip="clipped" in way,
+                **share,
+            )
         else:
             x = ddpm_sample_printed(road, ask, z, bar=way == "Eq. (7)", **share)
         found[way] = dice(x > 0, true).numpy()
@@ -771,22 +961,36 @@ def four_ways(net, seed):
 
 # %%
 #| slow
-noisy = {seed: verdiffnet(seed, prediction_type="epsilon", timesteps=50, beta_start=2e-3, beta_end=0.4)[0] for seed in range(5)}
+noisy = {
+    seed: verdiffnet(seed, prediction_type="epsilon", timesteps=50, beta_start=2e-3, beta_end=0.4)[
+        0
+    ]
+    for seed in range(5)
+}
 outcomes = {seed: four_ways(net, seed) for seed, net in noisy.items()}
 by_way = {way: np.array([outcomes[s][0][way].mean() for s in outcomes]) for way in outcomes[0][0]}
 for way, d in by_way.items():
     gap, half = interval(d - by_way["exact"])
-    print(f"{way:15s} Dice by seed {np.round(d, 3)}, mean {d.mean():.3f}; minus exact: {gap:+.3f} ± {half:.3f}")
+    print(
+        f"{way:15s} Dice by seed {np.round(d, 3)}, mean {d.mean():.3f}; minus exact: "
+        f"{gap:+.3f} ± {half:.3f}"
+    )
 
 # %%
 #| slow
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 2.8), layout="constrained")
 for k, (way, d) in enumerate(by_way.items()):
     axes[0].plot([k] * len(d), d, "o", ms=4, alpha=0.7)
-    axes[1].semilogy(np.arange(50)[::-1], np.mean([outcomes[s][1][way] for s in outcomes], 0), label=way)
+    axes[1].semilogy(
+        np.arange(50)[::-1], np.mean([outcomes[s][1][way] for s in outcomes], 0), label=way
+    )
 axes[0].plot(np.stack(list(by_way.values())), color="grey", lw=0.5)
-axes[0].set_xticks(range(4), [w.replace(", ", ",\n") for w in by_way], fontsize=8); axes[0].set(ylabel="Dice (a line is a seed)", ylim=(0, 1))
-axes[1].axhline(1, color="k", lw=0.6, ls=":"); axes[1].set(xlabel="t (the walk goes left)", ylabel="noise left of Eq. (3), should be 1"); axes[1].legend(fontsize=7)
+axes[0].set_xticks(range(4), [w.replace(", ", ",\n") for w in by_way], fontsize=8)
+axes[0].set(ylabel="Dice (a line is a seed)", ylim=(0, 1))
+axes[1].axhline(1, color="k", lw=0.6, ls=":")
+axes[1].set(xlabel="t (the walk goes left)", ylabel="noise left of Eq. (3), should be 1")
+axes[1].legend(fontsize=7)
+
 
 # %% [markdown]
 # Does it matter for Dice? Three answers.
@@ -811,7 +1015,9 @@ def plain_unet(seed, seconds, parameters):
     "A U-Net of that many parameters, trained for that many CPU seconds."
     torch.manual_seed(seed)
     shapes = [(w, 2 * w, 4 * w + more) for w in (12, 14, 16) for more in range(-8, 9, 2)]
-    net = min((ConditionalUNet(1, shape) for shape in shapes), key=lambda n: abs(count(n) - parameters))
+    net = min(
+        (ConditionalUNet(1, shape) for shape in shapes), key=lambda n: abs(count(n) - parameters)
+    )
 
     def loss(g, image, mask):
         logits = net(image)
@@ -827,7 +1033,10 @@ nets, plain = {}, {}
 for seed in range(3):
     nets[seed], spent = verdiffnet(seed)
     plain[seed], made = plain_unet(seed, spent, count(nets[seed]))
-    print(f"seed {seed}: Verdiff-Net {count(nets[seed]):,} parameters, 300 steps in {spent:.0f} CPU seconds; plain U-Net {count(plain[seed]):,}, {made} steps")
+    print(
+        f"seed {seed}: Verdiff-Net {count(nets[seed]):,} parameters, "
+        f"300 steps in {spent:.0f} CPU seconds; plain U-Net {count(plain[seed]):,}, {made} steps"
+    )
 
 # %% [markdown]
 # ### Steps
@@ -855,25 +1064,53 @@ def mean_dice(probs, n=16):
 
 # %%
 #| slow
-curve = {how: {k: mean_dice([single[s, how, k] for s in nets]) for (s, w, k) in single if w == how and s == 0} for how in ("ddim", "dpm")}
+curve = {
+    how: {
+        k: mean_dice([single[s, how, k] for s in nets])
+        for (s, w, k) in single
+        if w == how and s == 0
+    }
+    for how in ("ddim", "dpm")
+}
 rows = {"prior": mean_dice(guess.values()), "plain U-Net": mean_dice(plainly.values())}
 fig, axis = plt.subplots(figsize=(5.6, 3), layout="constrained")
-for how, colour, name in (("ddim", "tab:blue", "DDIM, 1 sample"), ("dpm", "tab:green", "DPM-Solver++ 2M, 1 sample")):
+for how, colour, name in (
+    ("ddim", "tab:blue", "DDIM, 1 sample"),
+    ("dpm", "tab:green", "DPM-Solver++ 2M, 1 sample"),
+):
     many = [k for k in curve[how] if k <= 50]
     axis.semilogx(many, [curve[how][k].mean() for k in many], "o-", ms=4, color=colour, label=name)
 few_k = [10, 250, 1000]
-axis.plot(few_k, [mean_dice([single[s, "ddim", k] for s in nets], few).mean() for k in few_k], "o--", mfc="white", color="tab:blue", lw=0.8, label="DDIM, first 3 phantoms")
+axis.plot(
+    few_k,
+    [mean_dice([single[s, "ddim", k] for s in nets], few).mean() for k in few_k],
+    "o--",
+    mfc="white",
+    color="tab:blue",
+    lw=0.8,
+    label="DDIM, first 3 phantoms",
+)
 for (name, v), colour in zip(rows.items(), ("orange", "grey")):
     axis.axhline(v.mean(), color=colour, lw=1, label=name)
-axis.set(xlabel="steps", ylabel="Dice, mean of 3 seeds"); axis.legend(fontsize=7)
+axis.set(xlabel="steps", ylabel="Dice, mean of 3 seeds")
+axis.legend(fontsize=7)
 
 # %%
 #| slow
-print("prior {:.3f} ± {:.3f}, plain U-Net {:.3f} ± {:.3f}   (mean ± half a 95 % interval over 3 seeds)".format(*interval(rows["prior"]), *interval(rows["plain U-Net"])))
+print(
+    "prior {:.3f} ± {:.3f}, plain U-Net {:.3f} ± {:.3f}   (mean ± half a 95 % interval over 3 seeds)".format(
+        *interval(rows["prior"]), *interval(rows["plain U-Net"])
+    )
+)
 for how in curve:
-    print(how, {k: "{:.3f} ± {:.3f}".format(*interval(v)) for k, v in curve[how].items() if k <= 50})
+    print(
+        how, {k: "{:.3f} ± {:.3f}".format(*interval(v)) for k, v in curve[how].items() if k <= 50}
+    )
 on_few = {k: mean_dice([single[s, "ddim", k] for s in nets], few) for k in (1, 10, 250, 1000)}
-print("first 3 phantoms, minus 10 steps:", {k: "{:+.3f} ± {:.3f}".format(*interval(v - on_few[10])) for k, v in on_few.items() if k != 10})
+print(
+    "first 3 phantoms, minus 10 steps:",
+    {k: "{:+.3f} ± {:.3f}".format(*interval(v - on_few[10])) for k, v in on_few.items() if k != 10},
+)
 
 # %% [markdown]
 # ### Samples
@@ -889,19 +1126,32 @@ spend = {"1 × 20": {}, "2 × 10": {}, "5 × 4": {}, "10 × 2": {}, "20 × 1": {
 for name in spend:
     k, e = map(int, name.split(" × "))
     for seed, net in nets.items():
-        spend[name][seed] = crowd[seed].samples[:4].mean(0) if k == 5 else sample(net, looks, k, e).mean
+        spend[name][seed] = (
+            crowd[seed].samples[:4].mean(0) if k == 5 else sample(net, looks, k, e).mean
+        )
 equal = {name: mean_dice(probs.values()) for name, probs in spend.items()}
 
 # %%
 #| slow
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.7), sharey=True, layout="constrained")
-axes[0].semilogx(size_of, list(by_size.values()), "o-", ms=4); axes[0].set_xticks(size_of, size_of)
-axes[0].minorticks_off(); axes[0].set(xlabel="samples, 5 steps each", ylabel="Dice (a line is a seed)")
-axes[1].plot(list(equal.values()), "o-", ms=4); axes[1].set_xticks(range(5), equal); axes[1].set(xlabel="steps × samples, 20 evaluations")
+axes[0].semilogx(size_of, list(by_size.values()), "o-", ms=4)
+axes[0].set_xticks(size_of, size_of)
+axes[0].minorticks_off()
+axes[0].set(xlabel="samples, 5 steps each", ylabel="Dice (a line is a seed)")
+axes[1].plot(list(equal.values()), "o-", ms=4)
+axes[1].set_xticks(range(5), equal)
+axes[1].set(xlabel="steps × samples, 20 evaluations")
 for seed in nets:
-    axes[0].axhline(rows["prior"][seed], color=f"C{seed}", lw=0.8, ls=":"); axes[1].axhline(rows["prior"][seed], color=f"C{seed}", lw=0.8, ls=":")
+    axes[0].axhline(rows["prior"][seed], color=f"C{seed}", lw=0.8, ls=":")
+    axes[1].axhline(rows["prior"][seed], color=f"C{seed}", lw=0.8, ls=":")
 fig.suptitle("dotted: the prior of the same seed", fontsize=8)
-print("samples:", {e: f"{v.mean():.3f}" for e, v in by_size.items()}, "| equal evaluations:", {n: f"{v.mean():.3f}" for n, v in equal.items()})
+print(
+    "samples:",
+    {e: f"{v.mean():.3f}" for e, v in by_size.items()},
+    "| equal evaluations:",
+    {n: f"{v.mean():.3f}" for n, v in equal.items()},
+)
+
 
 # %% [markdown]
 # ### The verdict, with borders and calibration
@@ -915,24 +1165,40 @@ def judge(prob, doubt=None):
     found, doubt = prob > 0.5, 0.5 - (prob - 0.5).abs() if doubt is None else doubt
     wrong = (found != answers.bool()).float()
     films = dice(found, answers)
-    return (films.mean().item(), hd95(found, answers).clamp(max=96).mean().item(),
-            expected_calibration_error(prob, answers.float()), 1e3 * risk_coverage(wrong.flatten(), doubt.flatten())[2]), films.numpy()
+    return (
+        films.mean().item(),
+        hd95(found, answers).clamp(max=96).mean().item(),
+        expected_calibration_error(prob, answers.float()),
+        1e3 * risk_coverage(wrong.flatten(), doubt.flatten())[2],
+    ), films.numpy()
 
 
-contenders = {"prior alone": guess, "one step": {s: single[s, "ddim", 1] for s in nets}, "50 steps": {s: single[s, "ddim", 50] for s in nets},
-              "ensemble, 5 × 20": {s: c.mean for s, c in crowd.items()}, "plain U-Net": plainly}
+contenders = {
+    "prior alone": guess,
+    "one step": {s: single[s, "ddim", 1] for s in nets},
+    "50 steps": {s: single[s, "ddim", 50] for s in nets},
+    "ensemble, 5 × 20": {s: c.mean for s, c in crowd.items()},
+    "plain U-Net": plainly,
+}
 verdicts = {name: [judge(probs[s]) for s in nets] for name, probs in contenders.items()}
 
 # %%
 #| slow
-print(f"mean ± half a 95 % interval over 3 seeds\n{'':18s}{'Dice':>17s}{'HD95, pixels':>17s}{'ECE':>17s}{'AURC × 1000':>17s}")
+print(
+    f"mean ± half a 95 % interval over 3 "
+    f"seeds\n{'':18s}{'Dice':>17s}{'HD95, pixels':>17s}{'ECE':>17s}{'AURC × 1000':>17s}"
+)
 for name, rows_ in verdicts.items():
     cells = ["{:.3f} ± {:.3f}".format(*interval(v)) for v in zip(*(r for r, _ in rows_))]
     print(f"{name:18s}" + "".join(f"{c:>17s}" for c in cells))
 print("\nDice by film, mean over seeds, minus the prior's (95 % bootstrap over the 16 phantoms):")
 films = {name: np.mean([f for _, f in rows_], 0) for name, rows_ in verdicts.items()}
 for name in list(films)[1:]:
-    print("{:18s}{:+.4f} [{:+.4f}, {:+.4f}]".format(name, *paired_difference(films[name], films["prior alone"])))
+    print(
+        "{:18s}{:+.4f} [{:+.4f}, {:+.4f}]".format(
+            name, *paired_difference(films[name], films["prior alone"])
+        )
+    )
 
 # %%
 #| slow
@@ -944,8 +1210,12 @@ for name in contenders:
     wrong = ((prob > 0.5) != answers.bool().repeat(3, 1, 1, 1)).float()
     coverage, risk, _ = risk_coverage(wrong.flatten(), (0.5 - (prob - 0.5).abs()).flatten())
     axes[1].plot(coverage[2000::500], risk[2000::500], lw=1)
-axes[0].plot([0, 1], [0, 1], "k:", lw=1); axes[0].set(xlabel="probability", ylabel="share that is vertebra"); axes[0].legend(fontsize=7)
-axes[1].set(xlabel="share of pixels kept, surest first", ylabel="share of them wrong", xlim=(0.5, 1))
+axes[0].plot([0, 1], [0, 1], "k:", lw=1)
+axes[0].set(xlabel="probability", ylabel="share that is vertebra")
+axes[0].legend(fontsize=7)
+axes[1].set(
+    xlabel="share of pixels kept, surest first", ylabel="share of them wrong", xlim=(0.5, 1)
+)
 
 # %% [markdown]
 # ### Where the doubt lies
@@ -957,24 +1227,57 @@ axes[1].set(xlabel="share of pixels kept, surest first", ylabel="share of them w
 worst = int(dice(crowd[0].mean > 0.5, answers).argmin())
 missed = ((crowd[0].mean > 0.5) != answers.bool()).float()
 fig, axes = plt.subplots(1, 5, figsize=(5.6, 3), layout="constrained")
-shown = {"image": looks, "mean": crowd[0].mean, "spread × 2": 2 * crowd[0].std, "errors": missed, "truth": answers.float()}
+shown = {
+    "image": looks,
+    "mean": crowd[0].mean,
+    "spread × 2": 2 * crowd[0].std,
+    "errors": missed,
+    "truth": answers.float(),
+}
 for axis, (name, picture) in zip(axes, shown.items()):
-    axis.imshow(picture[worst, 0], cmap="gray" if name == "image" else "magma", vmin=0, vmax=1); axis.set_axis_off(); axis.set_title(name, fontsize=8)
-border = F.max_pool2d(answers.float(), 3, 1, 1) + F.max_pool2d(1 - answers.float(), 3, 1, 1) > 1.5  # within a pixel of a border
-print(f"within one pixel of a border lie {border.float().mean():.0%} of the pixels, {crowd[0].std[border].sum() / crowd[0].std.sum():.0%} of the spread, {missed[border].sum() / missed.sum():.0%} of the errors")
+    axis.imshow(picture[worst, 0], cmap="gray" if name == "image" else "magma", vmin=0, vmax=1)
+    axis.set_axis_off()
+    axis.set_title(name, fontsize=8)
+border = (
+    F.max_pool2d(answers.float(), 3, 1, 1) + F.max_pool2d(1 - answers.float(), 3, 1, 1) > 1.5
+)  # within a pixel of a border
+print(
+    f"within one pixel of a border lie {border.float().mean():.0%} of the pixels, "
+    f"{crowd[0].std[border].sum() / crowd[0].std.sum():.0%} of the spread, "
+    f"{missed[border].sum() / missed.sum():.0%} of the errors"
+)
 
 # %%
 #| slow
-doubts = {"spread of 20 samples": lambda s: crowd[s].std, "their mean near 1/2": lambda s: 0.5 - (crowd[s].mean - 0.5).abs(), "the prior near 1/2": lambda s: 0.5 - (guess[s] - 0.5).abs()}
+doubts = {
+    "spread of 20 samples": lambda s: crowd[s].std,
+    "their mean near 1/2": lambda s: 0.5 - (crowd[s].mean - 0.5).abs(),
+    "the prior near 1/2": lambda s: 0.5 - (guess[s] - 0.5).abs(),
+}
 for name, doubt in doubts.items():
     areas, links = [], []
     for s in nets:
         wrong = ((crowd[s].mean > 0.5) != answers.bool()).float()
         areas.append(1e3 * risk_coverage(wrong.flatten(), doubt(s).flatten())[2])
-        links.append(np.corrcoef(doubt(s).mean((1, 2, 3)), 1 - dice(crowd[s].mean > 0.5, answers))[0, 1])
-    print("{:22s} AURC × 1000 {:.2f} ± {:.2f}; by film, correlation with the error {:+.2f} ± {:.2f}".format(name, *interval(areas), *interval(links)))
-best = 1e3 * np.mean([risk_coverage(w.flatten(), w.flatten())[2] for w in (((c.mean > 0.5) != answers.bool()).float() for c in crowd.values())])
-print(f"{'a perfect order':22s} AURC × 1000 {best:.2f}; no order at all {1e3 * np.mean([((c.mean > 0.5) != answers.bool()).float().mean() for c in crowd.values()]):.2f}")
+        links.append(
+            np.corrcoef(doubt(s).mean((1, 2, 3)), 1 - dice(crowd[s].mean > 0.5, answers))[0, 1]
+        )
+    print(
+        "{:22s} AURC × 1000 {:.2f} ± {:.2f}; by film, correlation with the error {:+.2f} ± {:.2f}".format(
+            name, *interval(areas), *interval(links)
+        )
+    )
+best = 1e3 * np.mean(
+    [
+        risk_coverage(w.flatten(), w.flatten())[2]
+        for w in (((c.mean > 0.5) != answers.bool()).float() for c in crowd.values())
+    ]
+)
+print(
+    f"{'a perfect order':22s} AURC × 1000 {best:.2f}; "
+    f"no order at all "
+    f"{1e3 * np.mean([((c.mean > 0.5) != answers.bool()).float().mean() for c in crowd.values()]):.2f}"
+)
 
 # %% [markdown]
 # ### What comes out
@@ -988,6 +1291,7 @@ print(f"{'a perfect order':22s} AURC × 1000 {best:.2f}; no order at all {1e3 * 
 # **Does the doubt know the error?** Doubt and errors lie where they should, at the borders. Sorting pixels by the spread of twenty samples is far nearer to the best possible order than to none, but no nearer than sorting them by how close one single probability is to one half, which costs one evaluation. Whether a *film* with much doubt is a film with many errors, sixteen films cannot tell: the intervals of the correlation are too wide.
 #
 # What this does not show: a task in which readers truly disagree, as in section 1. There the mean of all readings is nobody's mask, and choosing is the point; a plain network cannot do it. Phantoms have one true mask. Nor does it show long training, large networks or radiographs: pages [15](15_xray.ipynb) and [16](16_comparison.ipynb) look there.
+
 # %% [markdown]
 # ## Paper, ours, why
 #
@@ -1025,7 +1329,9 @@ assert spread[1] < 0.3 * spread[10]
 
 # %%
 bad = torch.ones_like(f)
-out = ddpm_sample(process, perfect(bad), process.prior_sample(bad, randn(g)(bad)), bad, noise=randn(g))
+out = ddpm_sample(
+    process, perfect(bad), process.prior_sample(bad, randn(g)(bad)), bad, noise=randn(g)
+)
 assert nearest(out).values.max() < 1e-6
 
 # %% [markdown]
@@ -1040,7 +1346,10 @@ assert nearest(out).values.max() < 1e-6
 # %%
 consensus = lambda x, t: perfect(f)(x, t).mean(0, keepdim=True).expand_as(x)
 together = ddim_sample(process, consensus, start, f, steps=20)
-print(f"mean spread over the members: alone {ends[10].std(0).mean():.3f}, by consensus {together.std(0).mean():.3f}")
+print(
+    f"mean spread over the members: alone {ends[10].std(0).mean():.3f}, "
+    f"by consensus {together.std(0).mean():.3f}"
+)
 assert together.std(0).mean() < 0.01 < 0.1 < ends[10].std(0).mean()
 
 # %% [markdown]

@@ -110,7 +110,9 @@ stretched = (255.0 * (deep - deep.min()) / np.ptp(deep)).astype(np.uint8)
 
 def show(pictures, titles, width=1.7, **kwargs):
     "A row of grey pictures."
-    fig, axes = plt.subplots(1, len(pictures), figsize=(width * len(pictures), 4), layout="constrained")
+    fig, axes = plt.subplots(
+        1, len(pictures), figsize=(width * len(pictures), 4), layout="constrained"
+    )
     for axis, picture, title in zip(axes, pictures, titles, strict=True):
         axis.imshow(picture, **({"cmap": "gray", "vmin": 0, "vmax": 255} | kwargs))
         axis.set_title(title, fontsize=9)
@@ -119,6 +121,7 @@ def show(pictures, titles, width=1.7, **kwargs):
 
 
 _ = show([phantom.image, naive, stretched], ["8 bits", "16 bits / 256", "min to max"])
+
 
 # %% [markdown]
 # Both are black but for the marker: the detector uses a small part of the 16 bits, and one square of lead is brighter
@@ -147,12 +150,14 @@ def to_uint8(
         low, high = pixels.min(), max(pixels.max(), pixels.min() + 1)
     return np.rint(255 * np.clip((pixels - low) / (high - low), 0, 1)).astype(np.uint8)
 
+
 # %%
 windowed = to_uint8(deep)
 _ = show([phantom.image, stretched, windowed], ["8 bits", "min to max", "window"])
 levels = [len(np.unique(x)) for x in (naive, stretched, windowed)]
 print("grey levels that are left:", levels)
 assert levels[2] > 100 > max(levels[:2])
+
 
 # %% [markdown]
 # Reading is Pillow's work, and tifffile's where Pillow gives up (16 bits per colour). Two details that cost people afternoons: the
@@ -180,8 +185,12 @@ def image_from_array(
         raise VerdiffError(f"an array of shape {pixels.shape} is no single image; split it up")
     return Image.fromarray(np.ascontiguousarray(to_uint8(pixels)))
 
+
 # %%
-image_from_array(np.zeros((40, 30, 3))).size, image_from_array(np.ones((1, 40, 30), bool)).getextrema()
+(
+    image_from_array(np.zeros((40, 30, 3))).size,
+    image_from_array(np.ones((1, 40, 30), bool)).getextrema(),
+)
 
 # %%
 #| export
@@ -200,6 +209,7 @@ def read_with_pillow(
             pixels = np.asarray(image)
             return image_from_array(pixels.max() - pixels if white_is_zero else pixels)
         return image.convert("L") if bits <= 8 else read_tiff(path)  # Pillow cuts colours to 8 bits
+
 
 # %%
 #| export
@@ -221,6 +231,7 @@ def read_file(
         why = getattr(error, "strerror", None) or error
         raise VerdiffError(f"{path}: cannot be read as an image ({why}); is it complete?") from None
 
+
 # %%
 #| export
 def read_tiff(
@@ -237,6 +248,7 @@ def read_tiff(
         raise VerdiffError(
             f"{path}: not an image that can be read{why}; give a PNG, JPEG or TIFF file") from None
 
+
 # %%
 #| export
 def read_image(
@@ -248,6 +260,7 @@ def read_image(
     if isinstance(source, Image.Image) and source.mode[0] not in "IF":
         return source.convert("L")
     return image_from_array(np.asarray(source))
+
 
 # %%
 Image.fromarray(phantom.image).save(folder / "plain.png")
@@ -290,18 +303,27 @@ truth_canvas = fit_image(Image.fromarray(truth * 255), (192, 64), "letterbox")[0
 naive_back = np.asarray(truth_canvas.resize(truth.shape[::-1], Image.Resampling.BILINEAR)) > 127
 exact_back = unfit(np.asarray(truth_canvas, np.float32) / 255, placement) > 0.5
 
+
 # %%
-def as_batch(x): return torch.tensor(np.array(x)).bool()[None, None]  # 1 1 H W
+def as_batch(x):
+    return torch.tensor(np.array(x)).bool()[None, None]  # 1 1 H W
 
 
-def mask_dice(a, b): return dice(as_batch(a), as_batch(b)).item()
+def mask_dice(a, b):
+    return dice(as_batch(a), as_batch(b)).item()
 
 
-axes = show([canvas, truth_canvas, wide.image, wide.image],
-            ["canvas", "its mask", "resized straight back", "bars cut off first"], width=2)
+axes = show(
+    [canvas, truth_canvas, wide.image, wide.image],
+    ["canvas", "its mask", "resized straight back", "bars cut off first"],
+    width=2,
+)
 for axis, back in zip(axes[2:], (naive_back, exact_back), strict=True):
     axis.contour(back, [0.5], colors="darkorange", linewidths=1.2)
-print(f"Dice with the true mask: {mask_dice(naive_back, truth):.3f} and {mask_dice(exact_back, truth):.3f}")
+print(
+    f"Dice with the true mask: {mask_dice(naive_back, truth):.3f} and "
+    f"{mask_dice(exact_back, truth):.3f}"
+)
 
 # %% [markdown]
 # Resized straight back, the spine is squashed by the bars. Cutting them off first (`unfit` does) leaves only what the canvas's
@@ -309,6 +331,7 @@ print(f"Dice with the true mask: {mask_dice(naive_back, truth):.3f} and {mask_di
 
 # %%
 assert mask_dice(exact_back, truth) > 0.9 > mask_dice(naive_back, truth)
+
 
 # %% [markdown]
 # ## The segmenter
@@ -342,6 +365,7 @@ class Segmentation:
                 "mean_uncertainty": round(float(self.uncertainty.mean()), 4),
                 "confidence": confidence, "warning": self.warning}
 
+
 # %% [markdown]
 # Which model? A folder that `verdiff train` wrote, a whole run's folder, a name on the Hugging Face Hub; and where a
 # model travels inside the package, that one by default.
@@ -354,24 +378,32 @@ def bundled_model() -> Path | None:
     found = sorted(p.parent for p in [*folder.glob("config.json"), *folder.glob("*/config.json")])
     return found[0] if found else None
 
+
 # %%
 #| export
 def find_model(
-    model: str | Path | None,  # folder of a model or a run, Hub id; None or "bundled": the bundled one
+    model: str
+    | Path
+    | None,  # folder of a model or a run, Hub id; None or "bundled": the bundled one
 ) -> str:  # what `VerdiffNet.from_pretrained` takes
     "The model that a user means; VerdiffError where there is none."
     if model in (None, "bundled") and (model := bundled_model()) is None:
-        raise VerdiffError("no model travels with this installation; give one with --model, "
-                           "for example runs/demo after `verdiff demo`")
+        raise VerdiffError(
+            "no model travels with this installation; give one with --model, "
+            "for example runs/demo after `verdiff demo`"
+        )
     path = Path(model).parent if Path(model).is_file() else Path(model)
     for folder in (path, path / "model"):
         if (folder / "config.json").exists():
             return str(folder)
     hub_id = str(model).count("/") == 1 and not path.parent.exists()
     if not hub_id:
-        raise VerdiffError(f"{model}: no model there; expected a folder with config.json and "
-                           "model.safetensors, as `verdiff train` writes it")
+        raise VerdiffError(
+            f"{model}: no model there; expected a folder with config.json and "
+            "model.safetensors, as `verdiff train` writes it"
+        )
     return str(model)
+
 
 # %%
 #| export
@@ -388,11 +420,13 @@ def pick_device(
         raise VerdiffError(f"the device {name!r} does not exist here; try --device cpu") from None
     return device
 
+
 # %%
 try:
     find_model("runs/not_there_yet")
 except VerdiffError as error:
     print(error)
+
 
 # %%
 #| export
@@ -405,11 +439,13 @@ def check_steps(
         raise VerdiffError(f"{bad[0]} steps are not possible: this model has "
                            f"{model.config.timesteps} times, so give a number from 1 to that")
 
+
 # %%
 try:
     check_steps(VerdiffNet(channels=(8,), timesteps=50), [5, 51])
 except VerdiffError as error:
     print(error)
+
 
 # %%
 #| export
@@ -437,9 +473,13 @@ def segment_image(
     return Segmentation((probability > 0.5).astype(np.uint8), probability,
                         back(got.std), back(got.prior_prob))
 
+
 # %%
-fresh = segment_image(VerdiffNet(channels=(8,), height=48, width=16), Image.fromarray(wide.image), 1, 1)
+fresh = segment_image(
+    VerdiffNet(channels=(8,), height=48, width=16), Image.fromarray(wide.image), 1, 1
+)
 assert fresh.mask.shape == wide.image.shape
+
 
 # %% [markdown]
 # What a user holds adds a place where the weights are, a device, and a self-check that comes later on this page:
@@ -460,14 +500,18 @@ class Segmenter:
         self.reference = reference
 
     @classmethod
-    def from_pretrained(cls, model: str | Path | None = None, device: str | None = None) -> Segmenter:
+    def from_pretrained(
+        cls, model: str | Path | None = None, device: str | None = None
+    ) -> Segmenter:
         "Load what `save_pretrained` or `verdiff train` wrote: folder, Hub id, None for the bundled."
         from verdiff.model import VerdiffNet
 
         found = find_model(model)
         return cls(VerdiffNet.from_pretrained(found), device, load_reference(found))
 
-    def predict(self, image: Any, steps: int = 10, ensemble: int = 5, seed: int = 0) -> Segmentation:
+    def predict(
+        self, image: Any, steps: int = 10, ensemble: int = 5, seed: int = 0
+    ) -> Segmentation:
         "Mask, probability and doubt of an image as `read_image` takes it, at its own size."
         check_steps(self.model, [steps])
         grey = read_image(image)
@@ -478,6 +522,7 @@ class Segmenter:
             result.warning = "the mask is empty; the model found no vertebra"
         return result
 
+
 # %% [markdown]
 # A very small network, some seconds of training on phantoms (page 10 explains every word, `make demo` trains a better one):
 
@@ -486,8 +531,19 @@ from verdiff.data import PhantomSet, grouped_split, pack
 from verdiff.training import train
 
 # %%
-settings = load_settings("demo", ["height=96", "width=32", "channels=8,16,32", "max_steps=250", "batch_size=8",
-                                  "validate_every=1000", "checkpoint_every=1000", "rotation=5"])
+settings = load_settings(
+    "demo",
+    [
+        "height=96",
+        "width=32",
+        "channels=8,16,32",
+        "max_steps=250",
+        "batch_size=8",
+        "validate_every=1000",
+        "checkpoint_every=1000",
+        "rotation=5",
+    ],
+)
 phantoms = pack(PhantomSet(split="training", size=settings.size, n_training=64), progress=False)
 model = train(settings, phantoms, None, folder / "run", progress=False)
 segmenter = Segmenter(model)
@@ -498,9 +554,13 @@ assert result.mask.shape == wide.image.shape == (480, 260)
 print(f"Dice at the radiograph's own size: {mask_dice(result.mask, truth):.3f}")
 
 # %%
-axes = show([wide.image, result.prior, result.probability, result.uncertainty, truth],
-            ["radiograph", "prior f(b)", "mean of 5", "uncertainty", "truth"])
-for axis, (name, top) in zip(axes[1:], [("magma", 1), ("magma", 1), ("viridis", 0.5), ("magma", 1)], strict=True):
+axes = show(
+    [wide.image, result.prior, result.probability, result.uncertainty, truth],
+    ["radiograph", "prior f(b)", "mean of 5", "uncertainty", "truth"],
+)
+for axis, (name, top) in zip(
+    axes[1:], [("magma", 1), ("magma", 1), ("viridis", 0.5), ("magma", 1)], strict=True
+):
     axis.images[0].set(cmap=name, clim=(0, top))
 
 # %% [markdown]
@@ -512,6 +572,7 @@ assert np.array_equal(again.probability, result.probability)
 twins = [segmenter.predict(folder / name).mask for name in ("plain.png", "deep.tif")]
 print(f"Dice between the masks of the 8-bit and the 16-bit file: {mask_dice(*twins):.3f}")
 assert mask_dice(*twins) > 0.8
+
 
 # %% [markdown]
 # For people, a mask is best seen on the radiograph:
@@ -536,6 +597,7 @@ def overlay(
         pixels[where] = (1 - share) * pixels[where] + share * np.array(colour, np.float32)
     return Image.fromarray(np.rint(pixels).astype(np.uint8))
 
+
 # %%
 overlay(wide.image, result)
 
@@ -558,7 +620,9 @@ bins = np.digitize(u, edges[:-1])
 rate = np.array([wrong[bins == k].mean() for k in range(bins.max() + 1)])
 fig, axis = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
 axis.bar(range(len(rate)), rate, color="#443983")
-axis.set_xticks(range(len(rate)), ["lowest half", *[f"< {e:.2g}" for e in edges[1:]]], rotation=30, fontsize=8)
+axis.set_xticks(
+    range(len(rate)), ["lowest half", *[f"< {e:.2g}" for e in edges[1:]]], rotation=30, fontsize=8
+)
 axis.set(xlabel="uncertainty of the pixel", ylabel="share of wrong pixels")
 assert rate[-1] > 5 * rate[0]
 
@@ -568,8 +632,10 @@ assert rate[-1] > 5 * rate[0]
 
 # %%
 quiet = wrong & (u < np.median(u))
-print(f"{quiet.sum() / wrong.sum():.1%} of all errors lie where the ensemble is most at ease; "
-      f"{(wrong & (u >= edges[-2])).sum() / wrong.sum():.0%} in the most uncertain 2 % of the pixels")
+print(
+    f"{quiet.sum() / wrong.sum():.1%} of all errors lie where the ensemble is most at ease; "
+    f"{(wrong & (u >= edges[-2])).sum() / wrong.sum():.0%} in the most uncertain 2 % of the pixels"
+)
 
 # %% [markdown]
 # ## Does the question make sense?
@@ -627,8 +693,12 @@ def traits(
             "extent": float((rows[-1] - rows[0] + 1) / len(mask)),
             "widening": float((lower - upper) / max(lower + upper, 1)), "contrast": contrast}
 
+
 # %%
-for name, picture, result_ in (("phantom", held_out[0].image, results[0]), ("nothing", blank, nothing)):
+for name, picture, result_ in (
+    ("phantom", held_out[0].image, results[0]),
+    ("nothing", blank, nothing),
+):
     print(name, {k: round(v, 2) for k, v in traits(picture, result_).items()})
 
 # %% [markdown]
@@ -666,6 +736,7 @@ def learn_limits(
         limits[name] = middle - below, middle, middle + above
     return limits
 
+
 # %%
 #| export
 def judge(
@@ -680,10 +751,13 @@ def judge(
         z = abs(found[name] - middle) / abs(limit - middle)
         if reason and z > worst:
             worst, why = z, reason
-    confidence = 1 / (1 + worst ** 4)
-    sentence = (f"confidence {confidence:.2f}: {why}; unlike the radiographs that this model knows, "
-                "so look before you use the mask")
+    confidence = 1 / (1 + worst**4)
+    sentence = (
+        f"confidence {confidence:.2f}: {why}; unlike the radiographs that this model knows, "
+        "so look before you use the mask"
+    )
     return confidence, sentence if confidence < 0.5 else None
+
 
 # %% [markdown]
 # For our small network the phantoms' own validation part serves, two dozen that it never saw:
@@ -702,14 +776,19 @@ def calibrate(
     images = tqdm(images, "calibrate", unit="image", disable=None if progress else True)
     found = [traits(grey, segmenter.predict(grey)) for grey in map(read_image, images)]
     if len(found) < 8:
-        raise VerdiffError(f"{len(found)} radiographs are too few to calibrate with; give 8 or more")
+        raise VerdiffError(
+            f"{len(found)} radiographs are too few to calibrate with; give 8 or more"
+        )
     if (empty := sum(f["area"] == 0 for f in found)) > len(found) / 4:
-        raise VerdiffError(f"the model finds nothing in {empty} of {len(found)} radiographs; train it "
-                           "longer before it is calibrated")
-    others = (Reference(learn_limits(found[:i] + found[i + 1:])) for i in range(len(found)))
+        raise VerdiffError(
+            f"the model finds nothing in {empty} of {len(found)} radiographs; train it "
+            "longer before it is calibrated"
+        )
+    others = (Reference(learn_limits(found[:i] + found[i + 1 :])) for i in range(len(found)))
     flagged = [judge(r, f)[1] is not None for r, f in zip(others, found, strict=True)]
     segmenter.reference = Reference(learn_limits(found), len(found), weights)
     return sum(flagged) / len(flagged)
+
 
 # %%
 usual_films = [draw_phantom(seed=700 + i, image_size=(576, 192)).image for i in range(24)]
@@ -725,6 +804,7 @@ for name, limits in segmenter.reference.limits.items():
 # %%
 from matplotlib.cbook import get_sample_data
 
+
 # %%
 def strange_pictures(film, seed=0):
     "What a segmenter of spines should not be proud of: name -> grey picture."
@@ -732,17 +812,28 @@ def strange_pictures(film, seed=0):
     with get_sample_data("grace_hopper.jpg") as file:
         photograph = Image.open(file).convert("L")
     x, y = rng.uniform(0, 0.5, 2) * photograph.size
-    photograph = np.asarray(photograph.crop((x, y, x + photograph.width / 2, y + photograph.height / 2)))
+    photograph = np.asarray(
+        photograph.crop((x, y, x + photograph.width / 2, y + photograph.height / 2))
+    )
     wave = np.sin(np.arange(h)[:, None] / rng.uniform(6, 14) + np.arange(w) / rng.uniform(6, 60))
-    return {"photograph": photograph, "noise": rng.integers(0, 256, (h, w), dtype=np.uint8),
-            "stripes": np.uint8(127 + 100 * wave), "blank": np.full((h, w), rng.integers(256), np.uint8),
-            "negative": 255 - film, "upside down": film[::-1, ::-1], "on its side": film.T}
+    return {
+        "photograph": photograph,
+        "noise": rng.integers(0, 256, (h, w), dtype=np.uint8),
+        "stripes": np.uint8(127 + 100 * wave),
+        "blank": np.full((h, w), rng.integers(256), np.uint8),
+        "negative": 255 - film,
+        "upside down": film[::-1, ::-1],
+        "on its side": film.T,
+    }
+
 
 # %%
 film = held_out[0].image
 pictures = {"a phantom": film, **strange_pictures(film)}
 answers = {name: segmenter.predict(picture) for name, picture in pictures.items()}
-axes = show(list(pictures.values()), [f"{n}\n{r.confidence:.2f}" for n, r in answers.items()], width=1.25)
+axes = show(
+    list(pictures.values()), [f"{n}\n{r.confidence:.2f}" for n, r in answers.items()], width=1.25
+)
 for axis, answer in zip(axes, answers.values(), strict=True):
     if answer.mask.any():
         axis.contour(answer.mask, [0.5], colors="darkorange", linewidths=0.8)
@@ -750,6 +841,7 @@ for axis, answer in zip(axes, answers.values(), strict=True):
 # %%
 for name, answer in answers.items():
     print(f"{name:12s} {(answer.warning or 'no warning').split(';')[0]}")
+
 
 # %% [markdown]
 # Below each name stands the confidence. One picture of a kind proves little, so count:
@@ -763,10 +855,12 @@ def flagged(judging, films):
             counts[name] += judging.predict(picture).warning is not None
     return counts
 
+
 # %%
 counts = flagged(segmenter, [p.image for p in held_out])
 print(*(f"{name}: {count} of {len(held_out)} flagged" for name, count in counts.items()), sep="\n")
 assert counts["films"] <= 2 and counts["noise"] == len(held_out)
+
 
 # %% [markdown]
 # What is foreign is caught. Two weaknesses show as well: a phantom that is flagged is a false alarm, the price that the leave-one-out line announced, and a
@@ -782,6 +876,7 @@ def write_json(path: Path, content: Any) -> None:
     "Write JSON, whole or not at all."
     with atomic_write(path) as temporary:
         Path(temporary).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
 
 # %%
 #| export
@@ -805,6 +900,7 @@ def save_reference(
     write_json(path, asdict(reference))
     return path
 
+
 # %%
 #| export
 def load_reference(
@@ -825,6 +921,7 @@ def load_reference(
                            "write it again with `verdiff calibrate`") from None
     return reference if reference.weights == sha256_of_weights(folder) else None
 
+
 # %%
 model.save_pretrained(folder / "model")
 digest = sha256_of_weights(folder / "model")
@@ -832,6 +929,7 @@ save_reference(replace(segmenter.reference, weights=digest), folder / "model")
 assert load_reference(folder / "model").limits == segmenter.reference.limits
 (folder / "model" / WEIGHTS_FILE).write_bytes(b"others")
 assert load_reference(folder / "model") is None
+
 
 # %% [markdown]
 # ## Is it any good? The table
@@ -861,6 +959,7 @@ class Scores:
         of = "1 sample" if self.samples == 1 else f"mean of {self.samples}"
         return f"diffusion, {self.steps} step{'s' * (self.steps > 1)}, {of}"
 
+
 # %%
 #| export
 @dataclass
@@ -880,6 +979,7 @@ class Row:
         for name, s in (("dice", self.dice), ("iou", self.iou)):
             flat |= {name: s.mean, f"{name}_sd": s.sd, f"{name}_low": s.lo, f"{name}_high": s.hi}
         return flat | {"seconds_per_image": how.seconds}
+
 
 # %%
 #| export
@@ -919,6 +1019,7 @@ class Evaluation:
         "As `save_evaluation`."
         return save_evaluation(self, folder, **about)
 
+
 # %%
 #| export
 def write_csv(path: Path, records: list[dict[str, Any]]) -> None:
@@ -947,6 +1048,7 @@ def save_evaluation(
     write_csv(paths[1], rows)
     write_csv(paths[2], per_image)
     return paths
+
 
 # %% [markdown]
 # Note the two sizes: the network gets the image averaged down to its canvas, the probability is enlarged bilinearly, and Dice is counted
@@ -977,9 +1079,11 @@ def ways_to_segment(
         if ensemble > 1:
             yield ("diffusion", k, ensemble), got.mean, took
 
+
 # %%
 for way, probability, _ in ways_to_segment(model, torch.rand(2, 1, 96, 32), [1, 5], 3):
     print(way, tuple(probability.shape))
+
 
 # %%
 #| export
@@ -1022,6 +1126,7 @@ def overlaps(pred: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
 
     return torch.stack([dice(pred, mask), iou(pred, mask)]).double().cpu().numpy()
 
+
 # %%
 test = pack(PhantomSet(split="test", size=(192, 64), n_test=24), progress=False)
 evaluation = evaluate(model, test, steps=(1, 5), ensemble=3, progress=False)
@@ -1035,6 +1140,7 @@ print(evaluation)
 files = evaluation.save(folder / "report", data="phantom")
 assert json.loads(files[0].read_text())["rows"][0]["method"] == "prior"
 print(*files[1].read_text().splitlines()[:3], sep="\n")
+
 
 # %% [markdown]
 # And the picture of a result, row by row, which `verdiff demo` leaves in `runs/demo/`:
@@ -1069,6 +1175,7 @@ def draw_samples(
             axis.imshow(picture[0].float().cpu().numpy(), **look)
     return figure
 
+
 # %%
 #| export
 def save_figure(
@@ -1079,6 +1186,7 @@ def save_figure(
     "Write a figure as PNG, whole or not at all."
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi)
+
 
 # %%
 from verdiff.sampling import sample
@@ -1125,6 +1233,7 @@ def is_ours(
     except OSError:
         return False
 
+
 # %%
 #| export
 def save_segmentation(
@@ -1139,20 +1248,27 @@ def save_segmentation(
 
     VerdiffError, before anything is written, where one of these names belongs to somebody else's PNG.
     """
-    pictures = (Image.fromarray(segmentation.mask * np.uint8(255)), deep(segmentation.probability),
-                deep(2 * segmentation.uncertainty), overlay(image, segmentation))
+    pictures = (
+        Image.fromarray(segmentation.mask * np.uint8(255)),
+        deep(segmentation.probability),
+        deep(2 * segmentation.uncertainty),
+        overlay(image, segmentation),
+    )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{stem}_{kind}.png" for kind in KINDS]
     if others := [p for p in paths if p.exists() and not is_ours(p)]:
-        raise VerdiffError(f"{others[0]}: not a result of verdiff, so it is not written over; "
-                           "name another output folder")
+        raise VerdiffError(
+            f"{others[0]}: not a result of verdiff, so it is not written over; "
+            "name another output folder"
+        )
     for path, picture in zip(paths, pictures, strict=True):
         with atomic_write(path) as temporary:
             picture.save(temporary, format="PNG", pnginfo=mark())
     record = folder / f"{stem}.json"
     write_json(record, about | segmentation.record())
     return [*paths, record]
+
 
 # %%
 written = save_segmentation(result, wide.image, folder / "out", "wide")
@@ -1177,6 +1293,7 @@ def is_output(
     ends = tuple(f"_{kind}.png" for kind in KINDS)
     return path.name.endswith(ends) and out.resolve() in path.resolve().parents and is_ours(path)
 
+
 # %%
 #| export
 def distinct(
@@ -1194,9 +1311,11 @@ def distinct(
         stems[i] = stem.with_name(f"{stem.name}-{seen[stem]}") if seen[stem] > 1 else stem
     return stems
 
+
 # %%
 two = [Path("monday/a.png"), Path("monday/a.tif"), Path("monday/b.png"), Path("friday/b.png")]
 [str(name) for name in distinct(two, [Path(p.stem) for p in two])]
+
 
 # %%
 #| export
@@ -1218,6 +1337,7 @@ def list_images(
             found.setdefault(path, path.relative_to(source).with_suffix(""))
     return list(zip(found, distinct(list(found), list(found.values())), strict=True))
 
+
 # %% [markdown]
 # What is no image by its ending must not vanish without a word either:
 
@@ -1228,9 +1348,17 @@ def passed_over(
     out: str | Path,  # output folder, whose files are no news
 ) -> list[Path]:
     "The files of folders that `list_images` leaves out because of their ending; hidden ones apart."
-    files = (p for s in map(Path, sources) if s.is_dir() for p in sorted(s.rglob("*")) if p.is_file())
-    return [p for p in files if p.suffix.lower() not in IMAGE_SUFFIXES and not p.name.startswith(".")
-            and Path(out).resolve() not in p.resolve().parents]
+    files = (
+        p for s in map(Path, sources) if s.is_dir() for p in sorted(s.rglob("*")) if p.is_file()
+    )
+    return [
+        p
+        for p in files
+        if p.suffix.lower() not in IMAGE_SUFFIXES
+        and not p.name.startswith(".")
+        and Path(out).resolve() not in p.resolve().parents
+    ]
+
 
 # %%
 mixed = folder / "mixed"
@@ -1239,6 +1367,7 @@ for name in ("a.png", "b.dcm", ".hidden"):
     (mixed / name).touch()
 assert [p.name for p, _ in list_images([mixed], "out")] == ["a.png"]
 [p.name for p in passed_over([mixed], "out")]
+
 
 # %% [markdown]
 # ## The command line
@@ -1255,11 +1384,13 @@ def positive(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
     return int(text)
 
+
 # %%
 #| export
 def steps_list(text: str) -> list[int]:
     "Turn 1,5,10 into numbers, for argparse."
     return list(dict.fromkeys(positive(word) for word in text.split(",")))
+
 
 # %%
 #| export
@@ -1270,8 +1401,10 @@ def size_pair(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 768x256")
     return numbers[0], numbers[1]
 
+
 # %%
 assert steps_list("1,5,10") == [1, 5, 10] and size_pair("768x256") == (768, 256)
+
 
 # %% [markdown]
 # **segment**, the one that people come for, holds one radiograph in memory at a time, whatever the folder holds. A bad file is named and
@@ -1291,11 +1424,13 @@ def output_folder(
         raise VerdiffError(f"{there}: no permission to write there; name another folder")
     return folder
 
+
 # %%
 try:
     output_folder(str(folder / "plain.png" / "results"))
 except VerdiffError as error:
     print(str(error).replace(str(folder), "scans"))
+
 
 # %%
 #| export
@@ -1314,6 +1449,7 @@ def say_before(segmenter: Segmenter, sources: Sequence[str], out: Path) -> None:
     if segmenter.reference is None:
         say("note: this model was not calibrated, so no result has a confidence; see "
             "verdiff calibrate --help")
+
 
 # %%
 #| export
@@ -1344,6 +1480,7 @@ def run_segment(args: argparse.Namespace) -> int:
           + f"; {odd} with a warning" * bool(odd) + f"; {bad} could not be read" * bool(bad))
     return 2 if bad else 0
 
+
 # %%
 #| export
 def sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -1353,6 +1490,7 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--ensemble", type=positive, default=5, metavar="N", help="samples an image (default: 5)")
     add("--seed", type=int, default=0, help="of the noise (default: 0)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
+
 
 # %%
 #| export
@@ -1364,6 +1502,7 @@ def segment_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=positive, default=10, metavar="N", help="of the sampler (default: 10)")
     sampling_options(parser)
     add("-q", "--quiet", action="store_true", help="no bar")
+
 
 # %% [markdown]
 # **train** and **evaluate** share the question what `--data` means: a zip or folder of the published layout, a folder of
@@ -1385,6 +1524,7 @@ def open_data(
         return PhantomSet(split=split, size=size, fit=fit, **phantoms)
     return open_dataset(data, split=split, size=size, fit=fit)
 
+
 # %%
 #| export
 def training_data(
@@ -1398,9 +1538,11 @@ def training_data(
 
     return training.training_data(data, settings, cache, **phantoms)
 
+
 # %%
 part, rest = training_data("phantom", settings, n_training=64)
 assert len(part) + len(rest) == 64 and not set(part.names) & set(rest.names)
+
 
 # %%
 #| export
@@ -1421,6 +1563,7 @@ def run_train(args: argparse.Namespace) -> int:
           f"  verdiff calibrate --data {args.data} --model {out}   (a confidence for each mask)")
     return 0
 
+
 # %%
 #| export
 def settings_options(parser: argparse.ArgumentParser, profile: str) -> None:
@@ -1429,6 +1572,7 @@ def settings_options(parser: argparse.ArgumentParser, profile: str) -> None:
     add("--profile", default=profile, help=f"section of settings.ini (default: {profile})")
     add("--set", action="append", default=[], metavar="KEY=VALUE",
         help="change a key; may be repeated")
+
 
 # %%
 #| export
@@ -1442,6 +1586,7 @@ def train_options(parser: argparse.ArgumentParser) -> None:
     add("--start-from", metavar="MODEL",
         help="fine-tune this model or run folder, Hub id, or the word bundled")
     add("--fresh", action="store_true", help="start over instead of resuming")
+
 
 # %%
 #| export
@@ -1467,6 +1612,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         print("written:", *written)
     return 0
 
+
 # %%
 #| export
 def evaluate_options(parser: argparse.ArgumentParser) -> None:
@@ -1480,6 +1626,7 @@ def evaluate_options(parser: argparse.ArgumentParser) -> None:
         help="score at this size (default: the network's, enlarged to about 768 rows)")
     add("-o", "--out", metavar="DIR", help="write evaluation.json, evaluation.csv and scores.csv")
     sampling_options(parser)
+
 
 # %% [markdown]
 # **calibrate** finds the validation part by the seed and the share that the training run noted in `run.json`.
@@ -1501,6 +1648,7 @@ def validation_films(
     run = json.loads(notes[0].read_text())["settings"] if notes else load_settings().to_dict()
     _, index = grouped_split(opened.names, run["val_fraction"], run["seed"])
     return [opened.read_image(i) for i in index]
+
 
 # %%
 #| export
@@ -1524,6 +1672,7 @@ def calibrate_options(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="PATH", help="model or run folder (default: bundled)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
 
+
 # %% [markdown]
 # **data** fetches the public set or draws phantoms in its layout; **demo** does everything once, on phantoms.
 
@@ -1541,6 +1690,7 @@ def run_data(args: argparse.Namespace) -> int:
     print(f"ready: verdiff train --data {out} --profile laptop")
     return 0
 
+
 # %%
 #| export
 def phantom_options(parser: argparse.ArgumentParser, training: int, test: int) -> None:
@@ -1551,6 +1701,7 @@ def phantom_options(parser: argparse.ArgumentParser, training: int, test: int) -
     add("--test", type=positive, default=test, metavar="N",
         help=f"phantoms to test on (default: {test})")
 
+
 # %%
 #| export
 def data_options(parser: argparse.ArgumentParser) -> None:
@@ -1559,6 +1710,7 @@ def data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="default: data/xray or data/phantom")
     phantom_options(parser, 64, 24)
     parser.add_argument("--seed", type=int, default=0, help="of the phantoms (default: 0)")
+
 
 # %%
 #| export
@@ -1592,6 +1744,7 @@ def run_demo(args: argparse.Namespace) -> int:
     print(f"picture: {out / 'result.png'}; numbers: {out / 'metrics.json'}")
     return 0
 
+
 # %%
 #| export
 def demo_options(parser: argparse.ArgumentParser) -> None:
@@ -1599,6 +1752,7 @@ def demo_options(parser: argparse.ArgumentParser) -> None:
     settings_options(parser, "demo")
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="default: runs/demo")
     phantom_options(parser, 96, 24)
+
 
 # %% [markdown]
 # **ablate** belongs to page [14](14_ablation.ipynb), where its code is.
@@ -1617,6 +1771,7 @@ def ablate_options(parser: argparse.ArgumentParser) -> None:
     from verdiff.ablation import ablate_options as options
 
     options(parser)
+
 
 # %% [markdown]
 # **compare** is that of page [16](16_comparison.ipynb).
@@ -1643,6 +1798,7 @@ def compare_options(parser: argparse.ArgumentParser) -> None:
     add("--out", default="runs/comparison", metavar="DIR", help="default: runs/comparison")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
     add("--fresh", action="store_true", help="start over instead of keeping what is finished")
+
 
 # %% [markdown]
 # All together. Every `VerdiffError` of the package arrives here and becomes a sentence on stderr and exit code 2.
@@ -1671,6 +1827,7 @@ COMMANDS = (
      "verdiff compare --data phantom --methods verdiff,prior,unet --out runs/comparison"),
 )
 
+
 # %%
 #| export
 class Parser(argparse.ArgumentParser):
@@ -1696,6 +1853,7 @@ def make_parser() -> Parser:
         options(sub)
         sub.set_defaults(run=run)
     return parser
+
 
 # %%
 #| export
@@ -1725,6 +1883,7 @@ def main(
     finally:
         threading.excepthook = as_before
     return 2
+
 
 # %%
 #| export
@@ -1797,7 +1956,10 @@ if XRAY and bundled_model():
     careful = Segmenter.from_pretrained()
     patients = [np.asarray(real.read_image(i).convert("L")) for i in range(0, len(real), 5)]
     warned = sum(careful.predict(p).warning is not None for p in patients)
-    print(f"real films: {warned} of {len(patients)} flagged; limits from {careful.reference.films} others")
+    print(
+        f"real films: {warned} of {len(patients)} flagged; "
+        f"limits from {careful.reference.films} others"
+    )
     few = patients[::3]
     for name, count in flagged(careful, few).items():
         print(f"{name}: {count} of {len(few)} flagged")
@@ -1838,6 +2000,7 @@ assert answer == 0
 low, middle, high = (result.probability > threshold for threshold in (0.3, 0.5, 0.7))
 print([round(mask_dice(m, truth), 3) for m in (low, middle, high)])
 assert (high <= middle).all() and (middle <= low).all() and low.sum() > high.sum()
+
 
 # %% [markdown]
 # <details><summary>Answer</summary>

@@ -70,6 +70,7 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 82})
 torch.set_num_threads(1)
 folder = Path(tempfile.mkdtemp())
 
+
 # %% [markdown]
 # ## 1 · What "the same" means
 #
@@ -86,6 +87,7 @@ folder = Path(tempfile.mkdtemp())
 class Missing(VerdiffError):
     "A method cannot run here: a package or its weights are missing. The message says which."
 
+
 # %%
 #| export
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Method:
 
 
 METHODS: dict[str, Method] = {}
+
 
 # %%
 #| export
@@ -114,6 +117,7 @@ def method(
 
     return enter
 
+
 # %% [markdown]
 # The contract of a network is small: image $(B, 1, H, W)$ in $[0, 1]$ goes in, logits of the same shape come out. `Plain` adds what all of these share: a border where a network wants sides that divide by 32, the loss (cross entropy plus soft Dice, the loss of our own prior), and the probability. nnU-Net gives several logits, each half as large as the one before and, as in nnU-Net, counting half as much.
 
@@ -126,6 +130,7 @@ def pad_to(
     "Repeat the lower and right border up to the multiple."
     down, right = (-n % multiple for n in x.shape[-2:])
     return F.pad(x.float(), (0, right, 0, down), mode="replicate") if down or right else x.float()
+
 
 # %%
 #| export
@@ -143,11 +148,13 @@ def supervised_loss(
         total = total + 0.5 ** k * (one + dice_weight * soft_dice_loss(logits, small))
     return total / sum(0.5 ** k for k in range(len(outs)))
 
+
 # %%
 square, wish = torch.zeros(1, 1, 50, 33), torch.zeros(1, 1, 64, 64)
 assert pad_to(square, 32).shape == wish.shape and pad_to(square, 1).shape == square.shape
 print("loss of knowing nothing:", round(supervised_loss([wish, wish[..., ::2, ::2]], wish).item(),
                                         3), "= log 2 + 1:", round(np.log(2) + 1, 3))
+
 
 # %%
 #| export
@@ -172,6 +179,7 @@ class Plain(nn.Module):
         "(B, 1, H, W) in [0, 1]."
         height, width = image.shape[-2:]
         return torch.sigmoid(self.logits(image)[0][..., :height, :width])
+
 
 # %% [markdown]
 # Three methods, to begin with: our conditional U-Net alone (the prior, Figure 3 without its lower half), MONAI's U-Net, and Verdiff-Net itself. The last is no map from image to logits, so it brings its own `loss` and `probability`, in the words of pages [10](10_training.ipynb) and [11](11_sampling.ipynb); whoever has the two is taken as it is.
@@ -198,12 +206,14 @@ class Diffusion(nn.Module):
         return sample(self.net, image, s.sample_steps, s.ensemble, s.seed, s.sampler,
                       first_index).mean
 
+
 # %%
 #| export
 @method("verdiff", "Verdiff-Net (ours)")
 def build_verdiff(settings: Settings) -> nn.Module:
     "Both U-Nets, MSFM, NSA, the shift."
     return Diffusion(settings)
+
 
 # %%
 #| export
@@ -212,6 +222,7 @@ def build_prior(settings: Settings) -> nn.Module:
     "Figure 3 without its lower half."
     net = VerdiffNet(VerdiffConfig.from_settings(settings))
     return nn.Sequential(net.features, net.conditional)
+
 
 # %%
 #| export
@@ -224,6 +235,7 @@ def build_unet(settings: Settings) -> nn.Module:
     return Plain(UNet(2, 1, 1, c, (2,) * (len(c) - 1), num_res_units=2), settings,
                  2 ** (len(c) - 1))
 
+
 # %%
 #| export
 def make_network(
@@ -234,6 +246,7 @@ def make_network(
     torch.manual_seed(settings.seed)
     net = METHODS[name].build(settings)
     return net if hasattr(net, "loss") else Plain(net, settings)
+
 
 # %%
 tiny = load_settings("smoke", ["height=96", "width=32", "channels=8,16,32", "timesteps=1000",
@@ -254,6 +267,7 @@ for name in METHODS:
         loss = net.loss(b, m, t, noise).item()
         print(f"{name:8s} {size:8,} parameters, loss {loss:.3f}", tuple(p.shape))
     assert p.shape == b.shape and 0 <= p.min() and p.max() <= 1
+
 
 # %% [markdown]
 # ## 2 · One loop
@@ -288,6 +302,7 @@ def step_once(
     optimizer.zero_grad(set_to_none=True)
     return total
 
+
 # %%
 #| export
 @dataclass
@@ -311,6 +326,7 @@ class Fit:
             getattr(self, k).load_state_dict(state[k])
         self.losses, self.seconds = state["losses"], state["seconds"]
 
+
 # %%
 #| export
 def start_fit(
@@ -329,6 +345,7 @@ def start_fit(
     if state := load_checkpoint(out, settings, key):
         run.restore(state)
     return run, key
+
 
 # %%
 #| export
@@ -360,6 +377,7 @@ def fit(
             if asked.is_set() and step + 1 < s.max_steps:
                 raise KeyboardInterrupt
     return run
+
 
 # %%
 curves, trained = {}, {}
@@ -396,6 +414,7 @@ assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(),
 MEASURES: dict[str, str] = {"dice": "Dice", "iou": "IoU", "hd95": "HD95, pixels",
                             "surface_dice": "surface Dice, 2 px"}
 
+
 # %%
 #| export
 def measure(
@@ -408,6 +427,7 @@ def measure(
              "surface_dice": surface_dice(pred, mask, 2.0)}
     found["hd95"] = found["hd95"].clamp(max=float(np.hypot(*pred.shape[-2:])))
     return {name: value.double().numpy() for name, value in found.items()}
+
 
 # %%
 #| export
@@ -427,6 +447,7 @@ def predict(
     took = time.perf_counter() - start
     return F.interpolate(p, images.shape[-2:], mode="bilinear", align_corners=False), took
 
+
 # %%
 #| export
 def score(
@@ -444,6 +465,7 @@ def score(
         parts.append(measure(p > 0.5, data.masks[part] > 0))
         seconds += took / len(data)
     return {name: np.concatenate([p[name] for p in parts]) for name in MEASURES}, seconds
+
 
 # %%
 scores = {name: score(net, test, tiny.size)[0] for name, net in trained.items()}
@@ -486,6 +508,7 @@ spread = np.std([r.mean() for r in runs], ddof=1)
 print(f"standard deviation of the mean Dice over seeds: {spread:.3f}")
 assert min(paired_difference(runs[k], best)[2] for k in order[1:]) < 0
 
+
 # %% [markdown]
 # At least one interval excludes zero: a "significant" advantage of a method over itself. The arithmetic is right. An interval over *films* says whether these weights would win on other films; it does not know that another seed gives other weights. **Read every interval on this page with the spread over seeds beside it.** A bold number in a table says even less: it has neither.
 #
@@ -505,6 +528,7 @@ def need(
         name = (error.name or packages[0]).split(".")[0]
         raise Missing(f"needs the package {name}: pip install \"verdiff[compare]\"") from None
 
+
 # %%
 #| export
 def need_torchvision() -> ModuleType:
@@ -520,6 +544,7 @@ def need_torchvision() -> ModuleType:
     need_torchvision.library = library  # an operator lives as long as its library
     return need("torchvision.models.segmentation")
 
+
 # %% [markdown]
 # **FCN and DeepLabv3** are torchvision's. Their backbones are usually trained on ImageNet first; here they start from nothing like everybody else. The small one is for laptops, the large one for the GPU run.
 
@@ -533,6 +558,7 @@ def imagenet(
                 ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     return (image - mean) / sd  # b 1 h w - 1 3 1 1 -> b 3 h w
 
+
 # %%
 #| export
 class Colour(nn.Module):
@@ -545,6 +571,7 @@ class Colour(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         "(B, 1, H, W) in [0, 1] -> logits (B, 1, H, W)."
         return self.net(imagenet(image))["out"]
+
 
 # %%
 #| export
@@ -564,12 +591,14 @@ def torchvision_network(
         net.classifier = models.fcn.FCNHead(first.in_channels, 1)
     return Plain(Colour(net), settings)
 
+
 # %%
 #| export
 @method("fcn", "FCN (torchvision, MobileNetV3)", "its head on the small backbone, from nothing")
 def build_fcn(settings: Settings) -> nn.Module:
     "torchvision's FCN head on MobileNetV3."
     return torchvision_network(settings, "deeplabv3_mobilenet_v3_large", True)
+
 
 # %%
 #| export
@@ -578,6 +607,7 @@ def build_deeplabv3(settings: Settings) -> nn.Module:
     "torchvision's DeepLabv3 on MobileNetV3."
     return torchvision_network(settings, "deeplabv3_mobilenet_v3_large")
 
+
 # %%
 #| export
 @method("fcn_resnet50", "FCN (torchvision, ResNet-50)", "for a GPU; from nothing")
@@ -585,12 +615,14 @@ def build_fcn_resnet50(settings: Settings) -> nn.Module:
     "torchvision's FCN on ResNet-50."
     return torchvision_network(settings, "fcn_resnet50")
 
+
 # %%
 #| export
 @method("deeplabv3_resnet50", "DeepLabv3 (torchvision, ResNet-50)", "for a GPU; from nothing")
 def build_deeplabv3_resnet50(settings: Settings) -> nn.Module:
     "torchvision's DeepLabv3 on ResNet-50."
     return torchvision_network(settings, "deeplabv3_resnet50")
+
 
 # %% [markdown]
 # **nnU-Net v2** is less a network than a planner: from the shape and spacing of the images it derives depth, widths and kernels. We ask *its* planner, with a fingerprint of our canvas, build the network by *its* function, and train it with deep supervision in our loop. That is nnU-Net's architecture at our budget, not nnU-Net. Its own trainer is a command that section 6 shows, with the way of its masks into this table.
@@ -615,6 +647,7 @@ def nnunet_home(
         (home / "dataset_fingerprint.json").write_text(json.dumps(numbers))
         yield home.name
 
+
 # %%
 #| export
 def nnunet_plan(
@@ -628,6 +661,7 @@ def nnunet_plan(
         voxels = float(images * np.prod(size))
         return planner.get_plans_for_configuration([1.0, 1.0], list(size), "2d", voxels, {})
 
+
 # %%
 #| export
 @method("nnunet", "nnU-Net v2 (its plan, our loop)",
@@ -640,6 +674,7 @@ def build_nnunet(settings: Settings) -> nn.Module:
                deep_supervision=True)
     strides = np.prod(plan["arch_kwargs"]["strides"], axis=0)
     return Plain(net, settings, int(strides.max()))
+
 
 # %% [markdown]
 # **Swin-U-Net**: MONAI's SwinUNETR in two dimensions, a Swin transformer as encoder. (In the paper's reference the decoder is a transformer, too; no library keeps that one.)
@@ -655,6 +690,7 @@ def build_swin(settings: Settings) -> nn.Module:
 
     features = 12 * max(1, round(settings.channels[0] / 12))
     return Plain(SwinUNETR(1, 1, feature_size=features, spatial_dims=2), settings, 32)
+
 
 # %%
 #| export
@@ -679,6 +715,7 @@ class PromptedSAM(nn.Module):
         return F.interpolate(full[..., :h, :w], (height, width), mode="bilinear",
                              align_corners=False)
 
+
 # %%
 #| export
 @method("sam", "SAM (transformers, ViT-B)",
@@ -693,6 +730,7 @@ def build_sam(settings: Settings) -> nn.Module:
         raise Missing(f"needs the weights {name}, which are not here and could not be downloaded; "
                       "VERDIFF_SAM may name a folder that holds them") from None
 
+
 # %% [markdown]
 # **MedSegDiff** twice. As a configuration of our own code, a plain DDPM on masks with shift, MSFM and NSA off. And the public re-implementation `med-seg-diff-pytorch` with its Fourier filter; it takes squares only, so it gets the canvas resampled to a square of as many pixels. A step of it costs several times one of any other method, so it is left to the GPU run.
 
@@ -702,6 +740,7 @@ def build_sam(settings: Settings) -> nn.Module:
 def build_medsegdiff(settings: Settings) -> nn.Module:
     "Plain DDPM with the same two U-Nets."
     return Diffusion(replace(settings, shift=False, msfm=False, nsa=False))
+
 
 # %%
 #| export
@@ -735,12 +774,14 @@ class LibraryMedSegDiff(nn.Module):
             p = torch.stack([self.process.sample(square) for _ in range(self.ensemble)]).mean(0)
         return F.interpolate(p.clamp(0, 1), image.shape[-2:], mode="bilinear", align_corners=False)
 
+
 # %%
 #| export
 @method("medsegdiff_lib", "MedSegDiff (med-seg-diff-pytorch)", "on a square of as many pixels")
 def build_medsegdiff_lib(settings: Settings) -> nn.Module:
     "The public re-implementation."
     return LibraryMedSegDiff(settings)
+
 
 # %% [markdown]
 # Which of them can run here? And what does nnU-Net's planner plan?
@@ -804,6 +845,7 @@ for name, net in here.items():
     assert falls[-1] < falls[0] and all(np.isfinite(falls))
 del here
 
+
 # %% [markdown]
 # ## 6 · The run
 #
@@ -858,6 +900,7 @@ class Result:
                                "--fresh")
         return found
 
+
 # %%
 #| export
 def describe(settings: Settings, test_data: Packed,
@@ -868,6 +911,7 @@ def describe(settings: Settings, test_data: Packed,
             "threads": torch.get_num_threads(), "torch": torch.__version__,
             "verdiff": verdiff.__version__,
             "commit": commit(), "settings": settings.to_dict()}
+
 
 # %%
 #| export
@@ -898,6 +942,7 @@ def run_method(
     result.save(home)
     return result
 
+
 # %%
 #| export
 def compare(
@@ -912,6 +957,7 @@ def compare(
     "All methods on the same films, one after the other."
     return [run_method(n, settings, train_data, test_data, Path(out), device, progress)
             for n in names]
+
 
 # %% [markdown]
 # The table: *mean ± sd over films [95 % bootstrap interval of the mean]* for each measure, and the paired difference in Dice to ours. On three sets of films, as on page [15](15_xray.ipynb): all, without the twins that were known, without any twin.
@@ -928,6 +974,7 @@ def film_sets(
         if 0 < len(clean) < min(map(len, sets.values())):
             sets[title] = clean
     return {f"{len(index)} films, {title}": index for title, index in sets.items()}
+
 
 # %%
 #| export
@@ -952,6 +999,7 @@ def records(
                                "seconds_per_image": r.seconds})
     return rows
 
+
 # %%
 #| export
 def score_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -968,6 +1016,7 @@ def score_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(line.rstrip())
     return lines
 
+
 # %%
 #| export
 def cost_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -979,6 +1028,7 @@ def cost_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(f"  {r['label']:42s} {apart:28s} {r['parameters']:11,} "
                      f"{r['train_seconds']:7.0f} s {r['seconds_per_image']:10.4f}")
     return lines
+
 
 # %%
 #| export
@@ -994,6 +1044,7 @@ def table(
     lines += ["", *cost_lines(sets[-1])] if sets else []
     lines += [f"  {r.label:42s} not run: {r.why_not}" for r in results if r.why_not]
     return "\n".join(lines)
+
 
 # %% [markdown]
 # On phantoms, with the three methods that need no extra. Then the same call again: nothing is trained, the files are read.
@@ -1012,6 +1063,7 @@ try:
     compare(["unet"], replace(tiny, max_steps=61), films, test, folder)
 except VerdiffError as error:
     print(str(error).replace(str(folder), "..."))
+
 
 # %% [markdown]
 # A program that insists on its own training can still join: it leaves a folder of masks, one PNG a film. nnU-Net's own trainer is of that kind: `write_nnunet_raw` lays out its data, `masks_result` reads its masks.
@@ -1037,6 +1089,7 @@ def write_nnunet_raw(
         "numTraining": len(train_data), "file_ending": ".png"})
     return home
 
+
 # %%
 #| export
 def masks_result(
@@ -1060,6 +1113,7 @@ def masks_result(
     return Result(name, name, f"masks of {Path(folder).name}", "", list(data.names), scores, 0, 0.0,
                   0.0, {})
 
+
 # %%
 home = write_nnunet_raw(films, test, folder / "nnUNet_raw")
 perfect = folder / "perfect"
@@ -1076,6 +1130,7 @@ assert set(masks_result("the truth itself", perfect, test).scores["dice"]) == {1
 #| export
 LAPTOP = ("verdiff", "prior", "unet", "fcn", "deeplabv3", "nnunet", "swin", "sam", "medsegdiff")
 
+
 # %%
 #| export
 def chosen(text: str) -> list[str]:
@@ -1086,6 +1141,7 @@ def chosen(text: str) -> list[str]:
             raise VerdiffError(f"there is no method {name!r}; there are {', '.join(METHODS)}, and "
                                "laptop or all for several")
     return names
+
 
 # %%
 #| export
@@ -1099,6 +1155,7 @@ def run_data(
     train_data, _ = training_data(args.data, settings, out / "training.npz")
     test_data = pack(test_set, out / "test.npz")
     return train_data, test_data.subset(range(min(args.limit or len(test_data), len(test_data))))
+
 
 # %%
 #| export
@@ -1123,6 +1180,7 @@ def run(args: argparse.Namespace) -> int:
           f"{s.height}x{s.width}, scored at {s.eval_height}x{s.eval_width}; "
           f"mean ± sd [95 % interval]\n{table(results)}")
     return 0
+
 
 # %%
 from verdiff.inference import main
@@ -1223,8 +1281,11 @@ for label, net in networks.items():
         with torch.no_grad():
             usual, batch = (net.train(mode).probability(small) for mode in (False, True))
         net.eval()
-        print(f"{label}: largest probability {usual.max():.2f}, with the batch's own {batch.max():.2f}; "
-              f"marked {(usual > 0.5).float().mean():.1%} and {(batch > 0.5).float().mean():.1%}")
+        print(
+            f"{label}: largest probability {usual.max():.2f}, "
+            f"with the batch's own {batch.max():.2f}; "
+            f"marked {(usual > 0.5).float().mean():.1%} and {(batch > 0.5).float().mean():.1%}"
+        )
 
 # %% [markdown]
 # They have not found the spine in either way: a few hundred steps from nothing, on so coarse a grid, are too few for these two. Their rows say that, and no more.
@@ -1311,6 +1372,7 @@ p, _ = predict(trained["unet"], test.images, tiny.size)
 print({c: round(dice(p > c, test.masks > 0).mean().item(), 3) for c in (0.3, 0.5, 0.7)}, "ours",
       round(scores["verdiff"]["dice"].mean(), 3))
 assert (p > 0.7).sum() < (p > 0.3).sum()
+
 
 # %% [markdown]
 # **3 · Implement.** Your method, in ten lines: enter the smallest network that you can think of into the registry, and run it against the others.

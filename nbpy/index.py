@@ -36,6 +36,7 @@ def show(radiograph, result):
         axis.set_title(title, fontsize=10)
         axis.set_axis_off()
 
+
 # %% [markdown]
 # ## Two commands
 #
@@ -79,8 +80,10 @@ rows = [r for r in recorded["rows"] if r["steps"] in (0, 1, 10) and r["samples"]
 names = {0: "prior alone", 1: "1 step, mean of 5", 10: "10 steps, mean of 5"}
 table = ["| films | | Dice | 95 % interval | IoU |", "|---|---|---|---|---|"]
 for r in rows:
-    table.append(f"| {r['n']} {r['images']} | {names[r['steps']]} | {r['dice']:.3f} ± {r['dice_sd']:.3f} "
-                 f"| {r['dice_low']:.3f} to {r['dice_high']:.3f} | {r['iou']:.3f} |")
+    table.append(
+        f"| {r['n']} {r['images']} | {names[r['steps']]} | {r['dice']:.3f} ± {r['dice_sd']:.3f} "
+        f"| {r['dice_low']:.3f} to {r['dice_high']:.3f} | {r['iou']:.3f} |"
+    )
 Markdown("\n".join(table))
 
 # %% [markdown]

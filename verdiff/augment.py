@@ -115,7 +115,9 @@ class Augment(Geometry):
     def grey(self, images: Tensor, generator: Source = None) -> Tensor:
         "Contrast, brightness and gamma; images (B, 1, H, W) in [0, 1]."
         c = self.contrast
-        draws = random_rows(torch.rand, len(images), (3, 1, 1, 1), generator).transpose(0, 1) * 2 - 1
+        draws = (
+            random_rows(torch.rand, len(images), (3, 1, 1, 1), generator).transpose(0, 1) * 2 - 1
+        )
         gain, offset, power = (1 + c * draws[0], c / 2 * draws[1], torch.exp(c * draws[2]))
         gain, offset, power = (v.to(images) for v in (gain, offset, power))
         middle = images.mean((1, 2, 3), keepdim=True)

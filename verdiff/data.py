@@ -374,9 +374,11 @@ def read_labels(
     if not names:
         raise DataError(f"{store.root}: {tables}/filenames.csv names no image; fetch the set again")
     if lost := [name for name in names if store.stamp(f"data/{split}/{name}") is None]:
-        raise DataError(f"{store.root}: {tables}/filenames.csv names {lost[0]}, but data/{split} has "
-                        f"no such file ({len(lost)} missing); add it or take its row out of all "
-                        "three tables")
+        raise DataError(
+            f"{store.root}: {tables}/filenames.csv names {lost[0]}, but data/{split} has "
+            f"no such file ({len(lost)} missing); add it or take its row out of all "
+            "three tables"
+        )
     flat = read_table(store, f"{tables}/landmarks.csv", len(names), 136, -0.1, 1.1)
     shares = flat.reshape(-1, 2, 68).transpose(0, 2, 1)  # n (2 68) -> n 68 2
     return Labels(names, shares, read_table(store, f"{tables}/angles.csv", len(names), 3, 0, 180))
@@ -751,7 +753,9 @@ def soft_tissue(film: Film, body: Body, rng: np.random.Generator) -> None:
     film.light += 70 + rng.uniform(0, 40) * np.linspace(0, 1, height, dtype=np.float32)[:, None]
     chest = middle[:11, 1].min(), middle[10, 1]
     x, y = middle[6, 0], np.mean(chest)
-    lungs = [oval(x + side * 0.27 * width, y, 0.42 * width, 1.1 * np.ptp(chest)) for side in (-1, 1)]
+    lungs = [
+        oval(x + side * 0.27 * width, y, 0.42 * width, 1.1 * np.ptp(chest)) for side in (-1, 1)
+    ]
     film.add(-rng.uniform(30, 55), 0.06 * width, lungs)
     spine = np.vstack([middle[0] - (0, height), middle, middle[-1] + (0, height)])
     film.add(rng.uniform(25, 45), 0.3 * unit, [("line", spine, int(1.7 * unit))])
@@ -850,8 +854,9 @@ def fresh_folder(
 ) -> Iterator[Path]:  # a folder beside it: fill it
     "A folder that appears complete or not at all; DataError where it cannot."
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise DataError(f"{root}: already exists; remove it or name another folder for the "
-                        "phantoms")
+        raise DataError(
+            f"{root}: already exists; remove it or name another folder for the phantoms"
+        )
     fresh = None
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
@@ -860,8 +865,10 @@ def fresh_folder(
         fresh.chmod(0o755)
         os.replace(fresh, root)
     except OSError as error:
-        raise DataError(f"{root}: cannot be written ({error.strerror or error}); free some space or "
-                        "name another folder") from None
+        raise DataError(
+            f"{root}: cannot be written ({error.strerror or error}); free some space or "
+            "name another folder"
+        ) from None
     finally:
         if fresh is not None:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -946,8 +953,9 @@ def images_by_stem(
     found: dict[str, Path] = {}
     for path in sorted(p for p in folder.glob("[!.]*") if p.suffix.lower() in SUFFIXES):
         if path.stem in found:
-            raise DataError(f"{path}: {found[path.stem].name} has the same name; keep one of "
-                            "the two")
+            raise DataError(
+                f"{path}: {found[path.stem].name} has the same name; keep one of the two"
+            )
         found[path.stem] = path
     return found
 
@@ -960,10 +968,13 @@ def pair_files(
     films, drawn = images_by_stem(images), images_by_stem(masks)
     if single := sorted(films.keys() ^ drawn.keys()):
         stem = single[0]
-        path, lacks, there = ((films[stem], "mask", masks) if stem in films else
-                              (drawn[stem], "image", images))
-        raise DataError(f"{path}: there is no {lacks} {stem}.png (or {', '.join(SUFFIXES[1:])}) in "
-                        f"{there}; add it, or move this file away; without a partner: {len(single)}")
+        path, lacks, there = (
+            (films[stem], "mask", masks) if stem in films else (drawn[stem], "image", images)
+        )
+        raise DataError(
+            f"{path}: there is no {lacks} {stem}.png (or {', '.join(SUFFIXES[1:])}) in "
+            f"{there}; add it, or move this file away; without a partner: {len(single)}"
+        )
     return [(films[stem], drawn[stem]) for stem in films]
 
 # %% ../nbs/01_data.ipynb #684ab674
@@ -1001,9 +1012,11 @@ class PairedFiles(CanvasSet):
         pairs = pair_files(Path(images), Path(masks))
         self.pairs = [pair for pair in pairs if split in ("all", drawn_split(pair[0].stem))]
         if not self.pairs:
-            raise DataError(f"{images}: none of the {len(pairs)} images here ({', '.join(SUFFIXES)}) "
-                            f"is in the split {split!r}; add some, or make folders training/ and "
-                            "test/ with images/ and masks/")
+            raise DataError(
+                f"{images}: none of the {len(pairs)} images here ({', '.join(SUFFIXES)}) "
+                f"is in the split {split!r}; add some, or make folders training/ and "
+                "test/ with images/ and masks/"
+            )
         self.names = [path.name for path, _ in self.pairs]
 
     def fingerprint(self) -> str:
@@ -1125,8 +1138,11 @@ def manifest(
     if bad is not None:
         raise DataError(f"{archive}: damaged ({bad}); download it again")
     inside = re.compile(re.escape(store.top) + r"((data|labels)/.+\.(jpg|csv|mat))$")
-    facts = sorted((found[1], info.file_size, info.CRC) for info in store.archive().infolist()
-                   if (found := inside.match(info.filename)))
+    facts = sorted(
+        (found[1], info.file_size, info.CRC)
+        for info in store.archive().infolist()
+        if (found := inside.match(info.filename))
+    )
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 # %% ../nbs/01_data.ipynb #5e3d27b7
@@ -1219,8 +1235,9 @@ def download_xray(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror}); name another "
-                        "folder") from None
+        raise DataError(
+            f"{out}: cannot be written ({error.strerror}); name another folder"
+        ) from None
     for number, url in enumerate(sources):
         part = target.with_name(f".{XRAY_NAME}.{number}.part")
         reason = refusal(lambda: fetch(url, part, timeout, progress))  # noqa: B023 (called at once)
@@ -1231,5 +1248,7 @@ def download_xray(
                 return target
             part.unlink()  # complete, and wrong: the next try starts afresh
         reasons.append(f"{url.split('/')[2]}: {reason}")
-    raise DataError(f"the X-ray set could not be fetched ({'; '.join(reasons)}); run the command "
-                    f"again to go on, or download {sources[0]} in a browser and save it as {target}")
+    raise DataError(
+        f"the X-ray set could not be fetched ({'; '.join(reasons)}); run the command "
+        f"again to go on, or download {sources[0]} in a browser and save it as {target}"
+    )

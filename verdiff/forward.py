@@ -34,8 +34,10 @@ def betas_from_alphas_cumprod(
     falls = (bar > 0) & (bar < before)
     if not len(bar) or not falls.all():
         t = int((~falls).double().argmax()) if len(bar) else 0
-        raise ValueError(f"alphas_cumprod must fall from below 1 and stay above 0, but does not at t = {t}: "
-                         "a step can only lose signal")
+        raise ValueError(
+            f"alphas_cumprod must fall from below 1 and stay above 0, but does not at t = {t}: "
+            "a step can only lose signal"
+        )
     return (1 - bar / before).clamp(max=max_beta)
 
 # %% ../nbs/04_forward.ipynb #d1af4594
@@ -93,8 +95,10 @@ class Schedule:
             raise ValueError(f"betas must be one row of numbers, not of shape {tuple(betas.shape)}")
         bad = ~((betas > 0) & (betas < 1))  # NaN is bad too
         if bad.any():
-            raise ValueError(f"betas must lie strictly between 0 and 1, so that the signal decreases; "
-                             f"betas[{int(bad.nonzero()[0])}] is {betas[bad][0].item():g}")
+            raise ValueError(
+                f"betas must lie strictly between 0 and 1, so that the signal decreases; "
+                f"betas[{int(bad.nonzero()[0])}] is {betas[bad][0].item():g}"
+            )
         self.betas, self.alphas, self.timesteps = betas, 1 - betas, len(betas)
         self.alphas_cumprod = self.alphas.cumprod(0)
         self.alphas_cumprod_prev = torch.cat([torch.ones(1).double(), self.alphas_cumprod[:-1]])

@@ -187,20 +187,26 @@ def bundled_model() -> Path | None:
 
 # %% ../nbs/12_segment.ipynb #0962c168
 def find_model(
-    model: str | Path | None,  # folder of a model or a run, Hub id; None or "bundled": the bundled one
+    model: str
+    | Path
+    | None,  # folder of a model or a run, Hub id; None or "bundled": the bundled one
 ) -> str:  # what `VerdiffNet.from_pretrained` takes
     "The model that a user means; VerdiffError where there is none."
     if model in (None, "bundled") and (model := bundled_model()) is None:
-        raise VerdiffError("no model travels with this installation; give one with --model, "
-                           "for example runs/demo after `verdiff demo`")
+        raise VerdiffError(
+            "no model travels with this installation; give one with --model, "
+            "for example runs/demo after `verdiff demo`"
+        )
     path = Path(model).parent if Path(model).is_file() else Path(model)
     for folder in (path, path / "model"):
         if (folder / "config.json").exists():
             return str(folder)
     hub_id = str(model).count("/") == 1 and not path.parent.exists()
     if not hub_id:
-        raise VerdiffError(f"{model}: no model there; expected a folder with config.json and "
-                           "model.safetensors, as `verdiff train` writes it")
+        raise VerdiffError(
+            f"{model}: no model there; expected a folder with config.json and "
+            "model.safetensors, as `verdiff train` writes it"
+        )
     return str(model)
 
 # %% ../nbs/12_segment.ipynb #1772fc2c
@@ -267,14 +273,18 @@ class Segmenter:
         self.reference = reference
 
     @classmethod
-    def from_pretrained(cls, model: str | Path | None = None, device: str | None = None) -> Segmenter:
+    def from_pretrained(
+        cls, model: str | Path | None = None, device: str | None = None
+    ) -> Segmenter:
         "Load what `save_pretrained` or `verdiff train` wrote: folder, Hub id, None for the bundled."
         from verdiff.model import VerdiffNet
 
         found = find_model(model)
         return cls(VerdiffNet.from_pretrained(found), device, load_reference(found))
 
-    def predict(self, image: Any, steps: int = 10, ensemble: int = 5, seed: int = 0) -> Segmentation:
+    def predict(
+        self, image: Any, steps: int = 10, ensemble: int = 5, seed: int = 0
+    ) -> Segmentation:
         "Mask, probability and doubt of an image as `read_image` takes it, at its own size."
         check_steps(self.model, [steps])
         grey = read_image(image)
@@ -372,9 +382,11 @@ def judge(
         z = abs(found[name] - middle) / abs(limit - middle)
         if reason and z > worst:
             worst, why = z, reason
-    confidence = 1 / (1 + worst ** 4)
-    sentence = (f"confidence {confidence:.2f}: {why}; unlike the radiographs that this model knows, "
-                "so look before you use the mask")
+    confidence = 1 / (1 + worst**4)
+    sentence = (
+        f"confidence {confidence:.2f}: {why}; unlike the radiographs that this model knows, "
+        "so look before you use the mask"
+    )
     return confidence, sentence if confidence < 0.5 else None
 
 # %% ../nbs/12_segment.ipynb #c3095609
@@ -390,11 +402,15 @@ def calibrate(
     images = tqdm(images, "calibrate", unit="image", disable=None if progress else True)
     found = [traits(grey, segmenter.predict(grey)) for grey in map(read_image, images)]
     if len(found) < 8:
-        raise VerdiffError(f"{len(found)} radiographs are too few to calibrate with; give 8 or more")
+        raise VerdiffError(
+            f"{len(found)} radiographs are too few to calibrate with; give 8 or more"
+        )
     if (empty := sum(f["area"] == 0 for f in found)) > len(found) / 4:
-        raise VerdiffError(f"the model finds nothing in {empty} of {len(found)} radiographs; train it "
-                           "longer before it is calibrated")
-    others = (Reference(learn_limits(found[:i] + found[i + 1:])) for i in range(len(found)))
+        raise VerdiffError(
+            f"the model finds nothing in {empty} of {len(found)} radiographs; train it "
+            "longer before it is calibrated"
+        )
+    others = (Reference(learn_limits(found[:i] + found[i + 1 :])) for i in range(len(found)))
     flagged = [judge(r, f)[1] is not None for r, f in zip(others, found, strict=True)]
     segmenter.reference = Reference(learn_limits(found), len(found), weights)
     return sum(flagged) / len(flagged)
@@ -693,14 +709,20 @@ def save_segmentation(
 
     VerdiffError, before anything is written, where one of these names belongs to somebody else's PNG.
     """
-    pictures = (Image.fromarray(segmentation.mask * np.uint8(255)), deep(segmentation.probability),
-                deep(2 * segmentation.uncertainty), overlay(image, segmentation))
+    pictures = (
+        Image.fromarray(segmentation.mask * np.uint8(255)),
+        deep(segmentation.probability),
+        deep(2 * segmentation.uncertainty),
+        overlay(image, segmentation),
+    )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{stem}_{kind}.png" for kind in KINDS]
     if others := [p for p in paths if p.exists() and not is_ours(p)]:
-        raise VerdiffError(f"{others[0]}: not a result of verdiff, so it is not written over; "
-                           "name another output folder")
+        raise VerdiffError(
+            f"{others[0]}: not a result of verdiff, so it is not written over; "
+            "name another output folder"
+        )
     for path, picture in zip(paths, pictures, strict=True):
         with atomic_write(path) as temporary:
             picture.save(temporary, format="PNG", pnginfo=mark())
@@ -761,9 +783,16 @@ def passed_over(
     out: str | Path,  # output folder, whose files are no news
 ) -> list[Path]:
     "The files of folders that `list_images` leaves out because of their ending; hidden ones apart."
-    files = (p for s in map(Path, sources) if s.is_dir() for p in sorted(s.rglob("*")) if p.is_file())
-    return [p for p in files if p.suffix.lower() not in IMAGE_SUFFIXES and not p.name.startswith(".")
-            and Path(out).resolve() not in p.resolve().parents]
+    files = (
+        p for s in map(Path, sources) if s.is_dir() for p in sorted(s.rglob("*")) if p.is_file()
+    )
+    return [
+        p
+        for p in files
+        if p.suffix.lower() not in IMAGE_SUFFIXES
+        and not p.name.startswith(".")
+        and Path(out).resolve() not in p.resolve().parents
+    ]
 
 # %% ../nbs/12_segment.ipynb #23057b91
 def positive(text: str) -> int:

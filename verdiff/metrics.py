@@ -26,7 +26,9 @@ def _overlap(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     p, t = (x.reshape(len(x), -1) for x in (pred, target))  # b (c h w)
     for name, x in (("pred", p), ("target", t)):
         if x.dtype != torch.bool and not ((x == 0) | (x == 1)).all():
-            raise ValueError(f"{name} must hold only 0 and 1; threshold it first, for example > 0.5")
+            raise ValueError(
+                f"{name} must hold only 0 and 1; threshold it first, for example > 0.5"
+            )
     p, t = p.bool(), t.bool()
     return tuple(x.sum(1, dtype=torch.float64) for x in (p & t, p, t))
 
@@ -50,7 +52,9 @@ def iou(
     return torch.where(union > 0, both / union.clamp(min=1), 1.0)
 
 # %% ../nbs/03_metrics.ipynb #b9ca5678
-def _borders(pred: Tensor, target: Tensor, measure: str, perfect: float, worst: float, **kw) -> Tensor:
+def _borders(
+    pred: Tensor, target: Tensor, measure: str, perfect: float, worst: float, **kw
+) -> Tensor:
     "A metric of MONAI for each image, with both empty = perfect and one empty = worst."
     import warnings
 
@@ -64,7 +68,9 @@ def _borders(pred: Tensor, target: Tensor, measure: str, perfect: float, worst: 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             function = getattr(monai.metrics, measure)
-            found = function(pred[usual].float(), target[usual].float(), include_background=True, **kw)
+            found = function(
+                pred[usual].float(), target[usual].float(), include_background=True, **kw
+            )
         out[usual] = found[:, 0].to(out)
     return out
 
@@ -177,16 +183,23 @@ MedSegDiff   92.44 3.75 88.27 2.91 91.07 1.69 84.51 2.86 87.59 7.24 76.68 5.78 9
 Verdiff-Net  94.37 3.73 90.89 2.87 93.84 1.56 91.87 2.79 88.74 7.04 77.04 5.75 93.86 1.98 88.58 3.83
 """
 TABLE_1 = tuple(
-    Cell(line.split()[0], data, *map(float, line.split()[1 + 4 * k:5 + 4 * k]))
+    Cell(line.split()[0], data, *map(float, line.split()[1 + 4 * k : 5 + 4 * k]))
     for line in _TABLE_1.strip().splitlines()
-    for k, data in enumerate(("CT-Verse", "CT-Pri", "X-ray", "MR")))
-TABLE_2 = {(False, False): (88.68, 83.96), (True, False): (91.96, 86.82),  # (MSFM, NSA): (Dice, IoU)
-           (False, True): (90.27, 85.21), (True, True): (93.86, 88.58)}
+    for k, data in enumerate(("CT-Verse", "CT-Pri", "X-ray", "MR"))
+)
+TABLE_2 = {
+    (False, False): (88.68, 83.96),
+    (True, False): (91.96, 86.82),  # (MSFM, NSA): (Dice, IoU)
+    (False, True): (90.27, 85.21),
+    (True, True): (93.86, 88.58),
+}
 
 # %% ../nbs/03_metrics.ipynb #41350964
 def jensen_check(
     rounding: float = 0.005,  # per cent: the table prints two digits
-) -> list[tuple[Cell, float, float, str]]:  # cell, bounds in per cent, "fits", "too low" or "too high"
+) -> list[
+    tuple[Cell, float, float, str]
+]:  # cell, bounds in per cent, "fits", "too low" or "too high"
     "Which pairs of Table 1 can be means over the same images."
     rows = []
     for cell in TABLE_1:
@@ -202,7 +215,9 @@ def reliability(
     prob: Tensor,  # in [0, 1], any shape
     target: Tensor,  # {0, 1}, the same shape
     bins: int = 15,
-) -> tuple[Tensor, Tensor, Tensor]:  # mean probability, share of ones, number of pixels; each (bins,)
+) -> tuple[
+    Tensor, Tensor, Tensor
+]:  # mean probability, share of ones, number of pixels; each (bins,)
     "Equal bins of probability; empty bins hold NaN."
     p, t = prob.reshape(-1).double(), target.reshape(-1).double()
     index = (p * bins).long().clamp(0, bins - 1)

@@ -33,8 +33,11 @@ from .unet import ConditionalUNet, UNet
 def _check_type(key: str, value: Any, default: Any, where: str) -> None:
     "One sentence when `value` cannot stand where `default` stands."
     if isinstance(default, tuple):
-        fits = (isinstance(value, (list, tuple)) and len(value) > 0
-                and all(type(v) is int and v > 0 for v in value))
+        fits = (
+            isinstance(value, (list, tuple))
+            and len(value) > 0
+            and all(type(v) is int and v > 0 for v in value)
+        )
         wanted = "a list of positive integers"
     elif isinstance(default, float):
         fits, wanted = type(value) in (int, float), "a number"
@@ -44,18 +47,23 @@ def _check_type(key: str, value: Any, default: Any, where: str) -> None:
         raise VerdiffError(f"{where}: {key!r} must be {wanted}, not {value!r}")
 
 
-def _check_values(values: dict[str, Any], known: dict[str, Any], where: str, complete: bool) -> None:
+def _check_values(
+    values: dict[str, Any], known: dict[str, Any], where: str, complete: bool
+) -> None:
     "Every key known and of its default's type; with `complete`, none missing."
     for key, value in values.items():
         if key not in known:
             near = get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]!r}" if near else ""
-            raise VerdiffError(f"{where}: unknown key {key!r}{hint}; "
-                               f"allowed are {', '.join(known)}")
+            raise VerdiffError(
+                f"{where}: unknown key {key!r}{hint}; allowed are {', '.join(known)}"
+            )
         _check_type(key, value, known[key], where)
     if complete and (missing := [k for k in known if k not in values]):
-        raise VerdiffError(f"{where}: the key {missing[0]!r} is missing; "
-                           "save the model again with this version of verdiff")
+        raise VerdiffError(
+            f"{where}: the key {missing[0]!r} is missing; "
+            "save the model again with this version of verdiff"
+        )
 
 # %% ../nbs/09_model.ipynb #64906018
 @dataclass(frozen=True)

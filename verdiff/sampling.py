@@ -40,8 +40,15 @@ def _all(x: Tensor, value: int) -> Tensor:
     return torch.full((len(x),), value, dtype=torch.int64, device=x.device)
 
 # %% ../nbs/11_sampling.ipynb #878760bf
-def _guess(process: ShiftedDiffusion, predict: Predictor, x: Tensor, t: Tensor, prior: Tensor | None,
-           prediction_type: str, clip: bool) -> Tensor:
+def _guess(
+    process: ShiftedDiffusion,
+    predict: Predictor,
+    x: Tensor,
+    t: Tensor,
+    prior: Tensor | None,
+    prediction_type: str,
+    clip: bool,
+) -> Tensor:
     "x_0 as the network sees it, kept in [-1, 1]."
     x_0 = predict_x_0(process, x, t, predict(x, t), prior, prediction_type)
     return x_0.clamp(-1, 1) if clip else x_0
@@ -86,7 +93,9 @@ def ddpm_sample_printed(
         eps = predict(x, t)
         if callback is not None:
             callback(i, x, eps)
-        beta, alpha, root, v = (process.coefficient(c, t, x) for c in (process.betas, process.alphas, under, variance))
+        beta, alpha, root, v = (
+            process.coefficient(c, t, x) for c in (process.betas, process.alphas, under, variance)
+        )
         x = (x - beta / root * eps) / alpha.sqrt() + (v.sqrt() * noise(x) if i else 0)
     return x
 
@@ -165,7 +174,9 @@ class SeededNoise:
     def __init__(self, seed: int, rows: Sequence[tuple[int, int]]):
         self.generators = []
         for image, member in rows:
-            mixed = np.random.SeedSequence([abs(seed), image, member]).generate_state(1, np.uint64)[0]
+            mixed = np.random.SeedSequence([abs(seed), image, member]).generate_state(1, np.uint64)[
+                0
+            ]
             self.generators.append(torch.Generator().manual_seed(int(mixed) >> 1))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -214,8 +225,10 @@ def in_batches(
                 continue
             except torch.cuda.OutOfMemoryError as error:
                 if size == 1:
-                    raise VerdiffError("the GPU's memory does not hold even one sample; take a smaller "
-                                       "size, or the CPU") from error
+                    raise VerdiffError(
+                        "the GPU's memory does not hold even one sample; take a smaller "
+                        "size, or the CPU"
+                    ) from error
                 size = -(-min(size, rows - first) // 2)
             torch.cuda.empty_cache()  # here, where the error and what it held are gone
     return torch.cat(done)
@@ -232,7 +245,9 @@ def _walk(model: VerdiffNet, sampler: str, steps: int) -> Callable[..., Tensor]:
             return dpm_solver_sample(process, predict, x_T, prior, kind, steps)
         if sampler == "ddpm" and steps == process.timesteps:
             return ddpm_sample(process, predict, x_T, prior, kind, noise)
-        return ddim_sample(process, predict, x_T, prior, kind, steps, float(sampler == "ddpm"), noise)
+        return ddim_sample(
+            process, predict, x_T, prior, kind, steps, float(sampler == "ddpm"), noise
+        )
 
     return walk
 
@@ -250,7 +265,11 @@ def sample(
     progress: bool = False,
 ) -> SegmentationSamples:
     "Segment a batch several times over, from N(f, I); the batch size changes nothing but rounding."
-    walk, process, conditioning = _walk(model, sampler, steps), model.process(), model.condition(image)
+    walk, process, conditioning = (
+        _walk(model, sampler, steps),
+        model.process(),
+        model.condition(image),
+    )
     keys = [(i, e) for i in range(len(image)) for e in range(ensemble)]
 
     def run(first: int, end: int) -> Tensor:

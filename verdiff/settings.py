@@ -34,8 +34,16 @@ def _sync_folder(folder: Path) -> None:
 def _disk_trouble(error: Exception) -> bool:
     "Whether a library wrapped an error of the disk: torch's writer and safetensors do."
     words = str(error).lower()
-    return any(w in words for w in ("no space left", "file write failed", "unexpected pos", "i/o error",
-                                  "iostream error"))
+    return any(
+        w in words
+        for w in (
+            "no space left",
+            "file write failed",
+            "unexpected pos",
+            "i/o error",
+            "iostream error",
+        )
+    )
 
 # %% ../nbs/00_settings.ipynb #bbeb3abb
 @contextmanager
@@ -62,8 +70,10 @@ def atomic_write(
     except Exception as error:
         if not _disk_trouble(error):
             raise
-        raise VerdiffError(f"could not save {path}: writing broke off, probably because the disk is "
-                           f"full ({error}); {kept}") from error
+        raise VerdiffError(
+            f"could not save {path}: writing broke off, probably because the disk is "
+            f"full ({error}); {kept}"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

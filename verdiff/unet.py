@@ -106,9 +106,12 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.stem = nn.Conv2d(in_channels, channels[0], 3, padding=1)
-        self.downs = nn.ModuleList(Downsample(a, b) for a, b in zip(channels, channels[1:], strict=False))
+        self.downs = nn.ModuleList(
+            Downsample(a, b) for a, b in zip(channels, channels[1:], strict=False)
+        )
         self.blocks = nn.ModuleList(
-            nn.ModuleList(ResBlock(c, c, time_dim, norm) for _ in range(blocks)) for c in channels)
+            nn.ModuleList(ResBlock(c, c, time_dim, norm) for _ in range(blocks)) for c in channels
+        )
         made = [adapter(c) if adapter else None for c in channels]
         self.adapters = nn.ModuleList(m if m is not None else nn.Identity() for m in made)
         self.adapted = [m is not None for m in made]
@@ -120,7 +123,9 @@ class Encoder(nn.Module):
             h = block(h, time)
         return h + self.adapters[i](h, prior) if self.adapted[i] else h
 
-    def forward(self, x: Tensor, time: Tensor | None = None, prior: Tensor | None = None) -> list[Tensor]:
+    def forward(
+        self, x: Tensor, time: Tensor | None = None, prior: Tensor | None = None
+    ) -> list[Tensor]:
         "x (B, in, H, W), prior (B, 1, H, W) in [-1, 1] -> levels (B, c_i, H / 2^i, W / 2^i)."
         h, levels = self.stem(x), []
         for i in range(len(self.blocks)):
@@ -144,8 +149,12 @@ class Decoder(nn.Module):
         super().__init__()
         pairs = list(zip(channels[:-1], channels[1:], strict=True))[::-1]  # coarse to fine
         self.ups = nn.ModuleList(Upsample(low, c) for c, low in pairs)
-        self.blocks = nn.ModuleList(nn.ModuleList(
-            ResBlock(2 * c if k == 0 else c, c, time_dim, norm) for k in range(blocks)) for c, _ in pairs)
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(
+                ResBlock(2 * c if k == 0 else c, c, time_dim, norm) for k in range(blocks)
+            )
+            for c, _ in pairs
+        )
 
     def forward(self, levels: list[Tensor], time: Tensor | None = None) -> Tensor:
         "Levels of the encoder -> (B, c_0, H, W)."
@@ -175,7 +184,8 @@ class UNet(nn.Module):
         out_channels: int = 1,
         channels: Sequence[int] = (16, 32, 64),  # width of each level
         blocks: int = 1,  # residual blocks a level
-        time_dim: int | None = None,  # length of the time's vector, even; None: the net knows no time
+        time_dim: int
+        | None = None,  # length of the time's vector, even; None: the net knows no time
         norm: str = "group",  # or "batch"
         adapter: Adapter | None = None,  # makes the module that is plugged into each encoder level
         zero_output: bool = False,  # start with an output of exactly zero
@@ -183,11 +193,16 @@ class UNet(nn.Module):
         super().__init__()
         self.time_dim, self.multiple = time_dim, 2 ** (len(channels) - 1)
         if time_dim:
-            self.time = nn.Sequential(nn.Linear(time_dim, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
+            self.time = nn.Sequential(
+                nn.Linear(time_dim, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim)
+            )
         self.encoder = Encoder(in_channels, channels, blocks, time_dim, norm, adapter)
         self.decoder = Decoder(channels, blocks, time_dim, norm)
-        self.out = nn.Sequential(make_norm(norm, channels[0]), nn.SiLU(),
-                                 nn.Conv2d(channels[0], out_channels, 3, padding=1))
+        self.out = nn.Sequential(
+            make_norm(norm, channels[0]),
+            nn.SiLU(),
+            nn.Conv2d(channels[0], out_channels, 3, padding=1),
+        )
         if zero_output:
             nn.init.zeros_(self.out[-1].weight)
             nn.init.zeros_(self.out[-1].bias)
