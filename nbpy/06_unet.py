@@ -98,11 +98,9 @@ angle = t[:, None] * omega  # 1000 1 * 32 -> 1000 32
 # %%
 plt.figure(figsize=(6, 1.6))
 plt.plot(angle[:, [8, 16, 24]].cos())
-(
-    plt.legend([f"k = {n}" for n in (9, 17, 25)], fontsize=8, loc="upper right"),
-    plt.xlabel("t"),
-    plt.ylabel("cos"),
-);
+plt.legend([f"k = {n}" for n in (9, 17, 25)], fontsize=8, loc="upper right")
+plt.xlabel("t")
+plt.ylabel("cos");
 
 # %% [markdown]
 # A hand needs both coordinates, or forwards and backwards look the same:
@@ -498,7 +496,8 @@ for axis, column, title in zip(axes, (1, 2), ("share of parameters", "share of m
     total = sum(row[column] for row in table.values())
     axis.barh(names, [table[n][column] / total for n in names], color="tab:purple")
     axis.set_title(title)
-axes[0].invert_yaxis(), axes[0].tick_params(axis="y", labelsize=8);
+axes[0].invert_yaxis()
+axes[0].tick_params(axis="y", labelsize=8);
 
 
 # %% [markdown]
@@ -661,7 +660,9 @@ plt.figure(figsize=(5.5, 2.6))
 for (norm, (_, seen)), color in zip(ones.items(), ("tab:blue", "tab:orange")):
     plt.plot(seen[:, 0], seen[:, 1], color=color, label=f"{norm} norm, in use")
     plt.plot(seen[:, 0], seen[:, 2], "--", color=color, label=f"{norm} norm, as trained")
-plt.xlabel("step, batch of one"), plt.ylabel("Dice, unseen"), plt.legend(fontsize=8);
+plt.xlabel("step, batch of one")
+plt.ylabel("Dice, unseen")
+plt.legend(fontsize=8);
 
 # %%
 gap = {norm: np.abs(seen[:, 1] - seen[:, 2]) for norm, (_, seen) in ones.items()}

@@ -403,7 +403,9 @@ with torch.no_grad():
 plt.figure(figsize=(5, 2.4))
 for name, curve in curves.items():
     plt.plot(list(ts), curve, marker="o", label=name)
-plt.xlabel("t"), plt.ylabel(r"Dice of $\hat x_0$, unseen"), plt.legend();
+plt.xlabel("t")
+plt.ylabel(r"Dice of $\hat x_0$, unseen")
+plt.legend();
 
 # %%
 print({name: f"t = 0: {curve[0]:.3f}, t = 999: {curve[-1]:.3f}" for name, curve in curves.items()})

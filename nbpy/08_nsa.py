@@ -62,7 +62,8 @@ def puzzle(rng, size=48):
     image, mask = np.zeros((2, 1, size, size), np.float32)
     col, top = rng.integers(4, size - 4), rng.integers(3, 9)
     for k in range(5):
-        put_block(image, top + 9 * k, col), put_block(mask, top + 9 * k, col)
+        put_block(image, top + 9 * k, col)
+        put_block(mask, top + 9 * k, col)
     for row, c in rng.integers(3, size - 3, (30, 2)):
         around = image[0, max(row - 14, 0):row + 15, max(c - 9, 0):c + 10]
         if around.sum() == 0:
@@ -75,11 +76,13 @@ rng = np.random.default_rng(0)
 images, masks = (torch.from_numpy(np.stack(a)) for a in zip(*[puzzle(rng) for _ in range(320)]))
 fig, axes = plt.subplots(2, 6, figsize=(7, 2.6))
 for i in range(6):
-    axes[0, i].imshow(images[i, 0], cmap="gray"), axes[1, i].imshow(masks[i, 0], cmap="magma")
+    axes[0, i].imshow(images[i, 0], cmap="gray")
+    axes[1, i].imshow(masks[i, 0], cmap="magma")
 for ax, name in zip(axes[:, 0], ["image", "wanted"]):
     ax.set_ylabel(name)
 for ax in axes.flat:
-    ax.set_xticks([]), ax.set_yticks([])
+    ax.set_xticks([])
+    ax.set_yticks([])
 
 
 # %% [markdown]
@@ -111,7 +114,9 @@ def solve(middle, steps=150):
         loss = F.binary_cross_entropy_with_logits(
             net(images[i]), masks[i], pos_weight=torch.tensor(3.0)
         )
-        optimizer.zero_grad(), loss.backward(), optimizer.step()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     with torch.no_grad():
         answer = (net(images[256:]) > 0).float()
     truth = masks[256:]
@@ -199,7 +204,9 @@ priors = blur(spines, 5)  # a soft f(b)
 
 # %%
 def show(ax, image, title, **kwargs):
-    ax.imshow(image, **kwargs), ax.set_title(title, fontsize=9), ax.axis("off")
+    ax.imshow(image, **kwargs)
+    ax.set_title(title, fontsize=9)
+    ax.axis("off")
 
 one = priors[:1]
 panels = [("image", phantoms.images[0, 0], "gray"), ("prior f(b)", one[0, 0], "magma"),
@@ -487,7 +494,8 @@ for line, (name, batch) in zip(axes, rows.items()):
     line[0].set_ylabel(name)
     for ax, item in zip(line, batch):
         ax.imshow(item[0], cmap="gray" if name == "image" else "magma")
-        ax.set_xticks([]), ax.set_yticks([])
+        ax.set_xticks([])
+        ax.set_yticks([])
 
 
 # %% [markdown]
@@ -585,7 +593,8 @@ ranges = [(-2, 2), *[(m[inner].min().item(), m[inner].max().item()) for m in loo
 
 def draw(axes, t, titles=True):
     for ax, image, (a, b), name in zip(axes, look(t, phantom), ranges, names):
-        ax.clear(), show(ax, image, name if titles else "", cmap="magma", vmin=a, vmax=b)
+        ax.clear()
+        show(ax, image, name if titles else "", cmap="magma", vmin=a, vmax=b)
 
 
 # %%
@@ -643,12 +652,11 @@ for k, ax in enumerate(axes):
         ax.fill_between(
             ts, mean[:, k, p] - spread[:, k, p], mean[:, k, p] + spread[:, k, p], alpha=0.15
         )
-    (
-        ax.invert_xaxis(),
-        ax.set_title(names[1 + k], fontsize=9),
-        ax.set_xlabel("t (noise falls to the right)"),
-    )
-axes[0].set_ylabel("mean gate, 4 films"), axes[0].legend(fontsize=8);
+    ax.invert_xaxis()
+    ax.set_title(names[1 + k], fontsize=9)
+    ax.set_xlabel("t (noise falls to the right)")
+axes[0].set_ylabel("mean gate, 4 films")
+axes[0].legend(fontsize=8);
 
 # %%
 print("real radiographs:" if XRAY else "phantoms (the X-ray set is not here):")
@@ -716,7 +724,9 @@ where = np.arange(3)
 plt.figure(figsize=(5, 2.4))
 plt.bar(where - 0.2, np.array(plain_s) * 1000, 0.4, label="channels first")
 plt.bar(where + 0.2, np.array(last_s) * 1000, 0.4, label="channels last")
-plt.xticks(where, labels), plt.ylabel("ms, forward + backward"), plt.legend();
+plt.xticks(where, labels)
+plt.ylabel("ms, forward + backward")
+plt.legend();
 
 
 # %% [markdown]
@@ -803,7 +813,8 @@ assert [d for d in range(1, 7) if solid(5, d)] == [1, 2, 3, 4, 5]
 
 # %%
 test = NoiseSemanticAdapter(4)
-nn.init.zeros_(test.expand.weight), nn.init.zeros_(test.expand.bias)
+nn.init.zeros_(test.expand.weight)
+nn.init.zeros_(test.expand.bias)
 x = torch.randn(1, 4, 8, 8)
 assert torch.equal(x + test(x), x)
 nn.init.ones_(test.expand.bias)

@@ -394,7 +394,8 @@ image, x = torch.rand(1, 1, 192, 64), torch.randn(5, 1, 192, 64)
 times = [clock(f, model, image, x) for f in (naive, once)]
 plt.figure(figsize=(5, 1.3))
 plt.barh(["everything every step", "condition once"], times, color=["0.6", "tab:purple"])
-plt.gca().invert_yaxis(), plt.xlabel("seconds, 10 steps × 5 members");
+plt.gca().invert_yaxis()
+plt.xlabel("seconds, 10 steps × 5 members");
 
 # %%
 ratio = times[0] / times[1]
@@ -528,22 +529,18 @@ box(ax, 3, 1.1, "prior f(b)\n1 × 752 × 256", "#f6d5dc")
 box(ax, 8.2, 2.2, "x_t\n1 × 752 × 256", "#eeeeee")
 box(ax, 8.2, 1.1, f"[x_t, f(b), X]\n{2 + first[0]} × 752 × 256", "#eeeeee")
 box(ax, 11.2, 1.1, "ε, x_0 or v\n1 × 752 × 256", "#eeeeee")
-arrow(ax, (0, 1.85), (0, 1.45)), arrow(ax, (0, 0.75), (0, 0.33)), arrow(ax, (3, 0.33), (3, 0.75))
-(
-    arrow(ax, (8.2, 1.85), (8.2, 1.45)),
-    arrow(ax, (8.2, 0.75), (8.2, 0.33)),
-    arrow(ax, (11.2, 0.33), (11.2, 0.75)),
-)
-(
-    arrow(ax, (4.3, 1.1), (6.9, 1.1), color="#b03050"),
-    ax.text(4.5, 1.17, "door 2: a channel", fontsize=7.5, color="#b03050"),
-)
+arrow(ax, (0, 1.85), (0, 1.45))
+arrow(ax, (0, 0.75), (0, 0.33))
+arrow(ax, (3, 0.33), (3, 0.75))
+arrow(ax, (8.2, 1.85), (8.2, 1.45))
+arrow(ax, (8.2, 0.75), (8.2, 0.33))
+arrow(ax, (11.2, 0.33), (11.2, 0.75))
+arrow(ax, (4.3, 1.1), (6.9, 1.1), color="#b03050")
+ax.text(4.5, 1.17, "door 2: a channel", fontsize=7.5, color="#b03050")
 arrow(ax, (3.6, 1.45), (6.9, 2.2), color="#b03050", rad=-0.1)
 ax.text(3.9, 2.1, "door 1: Eq. (3)", fontsize=7.5, color="#b03050")
-(
-    arrow(ax, (0.9, 1.45), (7.2, 1.42), color="#3a7d3a", rad=-0.42),
-    ax.text(4.3, 2.6, "features X", fontsize=7.5, color="#3a7d3a"),
-)
+arrow(ax, (0.9, 1.45), (7.2, 1.42), color="#3a7d3a", rad=-0.42)
+ax.text(4.3, 2.6, "features X", fontsize=7.5, color="#3a7d3a")
 for level in range(1, 1 + len(adapters)):
     arrow(ax, (4.3, 1.0), (5.73, -level + 0.1), color="#b03050", rad=-0.1)
 ax.text(
@@ -554,11 +551,10 @@ ax.text(
     color="#b03050",
     ha="center",
 )
-(
-    ax.text(1.5, -5.0, "conditional", ha="center"),
-    ax.text(9.7, -5.0, "diffusion (sees t in every block)", ha="center"),
-)
-ax.set(xlim=(-1.4, 12.6), ylim=(-5.2, 3.2)), ax.axis("off");
+ax.text(1.5, -5.0, "conditional", ha="center")
+ax.text(9.7, -5.0, "diffusion (sees t in every block)", ha="center")
+ax.set(xlim=(-1.4, 12.6), ylim=(-5.2, 3.2))
+ax.axis("off");
 
 # %%
 assert blocks[0][1:] == ("MultiScaleFusion", (32, 752, 256))
@@ -620,7 +616,9 @@ def fit(seed=0, steps=90, **switches):
     curve, prior_dice = [], []
     for k in range(steps):
         mse, bce = losses(model, process, torch.randint(0, 64, (8,)))
-        optimizer.zero_grad(), (mse + bce).backward(), optimizer.step()
+        optimizer.zero_grad()
+        (mse + bce).backward()
+        optimizer.step()
         curve.append([mse.item(), bce.item()])
         if k % 10 == 9:
             prior_dice.append(held_out(model))
@@ -659,7 +657,10 @@ felt = np.array([doors(model, t) for t in ts])
 plt.figure(figsize=(5.5, 2.8))
 for line, name in zip(felt.T, ("1: inside x_t, Eq. (3)", "2: input channel", "3: adapters")):
     plt.plot(ts, line, marker="o", ms=3, label=name)
-plt.yscale("log"), plt.xlabel("t"), plt.ylabel("mean |gradient|"), plt.legend(fontsize=8)
+plt.yscale("log")
+plt.xlabel("t")
+plt.ylabel("mean |gradient|")
+plt.legend(fontsize=8)
 plt.title("how strongly the output feels f(b)", fontsize=10);
 
 # %%
@@ -703,7 +704,8 @@ for runs, color, name in ((detached, "tab:blue", "detached"), (joint, "tab:orang
     for k, (_, curve, prior_dice) in enumerate(runs):
         axes[0].plot(smooth(curve[:, 0]), color=color, label=name if k == 0 else None)
         axes[1].plot(range(10, 91, 10), prior_dice, color=color)
-axes[0].set(title="diffusion loss (mean of 10)", xlabel="step"), axes[0].legend()
+axes[0].set(title="diffusion loss (mean of 10)", xlabel="step")
+axes[0].legend()
 axes[1].set(title="held-out Dice of the prior", xlabel="step");
 
 # %%
@@ -752,7 +754,8 @@ assert np.std(starts) > 0.01
 # %%
 print("step 0:", pull(fresh))
 optimizer = torch.optim.SGD(fresh.parameters(), 0.1)
-losses(fresh, fresh.process(), torch.arange(8))[0].backward(), optimizer.step()
+losses(fresh, fresh.process(), torch.arange(8))[0].backward()
+optimizer.step()
 print("step 1:", pull(fresh))
 
 # %% [markdown]
@@ -952,12 +955,10 @@ ratios = [r["ratio"] for r in results["rows"]]
 # %%
 plt.figure(figsize=(5, 0.5 + 0.25 * len(names)))
 plt.barh(names, ratios, color=["tab:purple" if r > 1 else "0.6" for r in ratios])
-(
-    plt.axvline(1, color="k", lw=1),
-    plt.gca().invert_yaxis(),
-    plt.yticks(fontsize=8),
-    plt.xlabel("their seconds / ours"),
-);
+plt.axvline(1, color="k", lw=1)
+plt.gca().invert_yaxis()
+plt.yticks(fontsize=8)
+plt.xlabel("their seconds / ours");
 
 # %%
 for name, ratio in zip(names, ratios):
@@ -1011,12 +1012,14 @@ assert all(torch.equal(p, c.prior[1]) for p in members.prior)
 
 # %%
 def freeze_condition(model):
-    model.features.requires_grad_(False), model.conditional.requires_grad_(False)
+    model.features.requires_grad_(False)
+    model.conditional.requires_grad_(False)
     return [p for p in model.parameters() if p.requires_grad]
 
 before = {k: v.clone() for k, v in model.state_dict().items()}
 optimizer = torch.optim.SGD(freeze_condition(model), 0.1)
-losses(model, model.process(), torch.arange(4))[0].backward(), optimizer.step()
+losses(model, model.process(), torch.arange(4))[0].backward()
+optimizer.step()
 moved = {k.split(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
 assert moved == {"diffusion"}
 

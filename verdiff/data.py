@@ -885,7 +885,8 @@ def write_split(
     from scipy.io import savemat
 
     data, labels = top / "data" / split, top / "labels" / split
-    data.mkdir(parents=True), labels.mkdir(parents=True)
+    data.mkdir(parents=True)
+    labels.mkdir(parents=True)
     tables: dict[str, list[str]] = {"filenames": [], "landmarks": [], "angles": []}
     bar = tqdm(seeds, f"{split} phantoms", unit="image", disable=None, leave=False)
     for number, seed in enumerate(bar, first):
