@@ -1177,12 +1177,17 @@ def snapshot(run: Run) -> dict[str, Any]:
 # %%
 #| export
 def restore(run: Run, state: dict[str, Any]) -> None:
-    "Go back to a checkpoint."
-    run.model.load_state_dict(state["model"])
-    run.average.load_state_dict(state["average"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.step, run.best = state["step"], state["best"]
-    run.history, run.seconds = state["history"], state["seconds"]
+    "Go back to a checkpoint; VerdiffError where another version of verdiff wrote it."
+    try:
+        run.model.load_state_dict(state["model"])
+        run.average.load_state_dict(state["average"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.step, run.best = state["step"], state["best"]
+        run.history, run.seconds = state["history"], state["seconds"]
+    except (KeyError, RuntimeError) as error:
+        raise VerdiffError(f"{run.out}: verdiff {state.get('verdiff', '(unknown)')} wrote the "
+                           f"checkpoint, this is {verdiff.__version__}, and it does not fit; go "
+                           "on with that version, or start over with --fresh") from error
 
 
 # %%
@@ -1190,6 +1195,10 @@ twin = prepare(short, train_part, val_part, folder / "twin")
 restore(twin, deepcopy(snapshot(run)))
 for a, b in zip(twin.average.state_dict().values(), run.average.state_dict().values()):
     assert torch.equal(a, b)
+try:
+    restore(twin, {"step": 7, "verdiff": "0.0.1"})
+except VerdiffError as error:
+    print(str(error).replace(str(folder), "..."))
 
 
 # %%
@@ -1470,7 +1479,7 @@ training_loss = original
 # %% [markdown]
 # ## 9 · From the command line, and on several devices
 #
-# `verdiff train` is the comfortable way ([12](12_segment.ipynb)). On several GPUs or machines it is `accelerate launch -m verdiff.training` with the same words: `accelerate` starts the processes, and every process takes its share of each step.
+# `verdiff train` is the comfortable way ([12](12_segment.ipynb)). On several GPUs or machines it is `accelerate launch -m verdiff.training` with the same words (here `--start-from` takes a model's own folder or its name on the Hub): `accelerate` starts the processes, and every process takes its share of each step.
 
 # %%
 #| export

@@ -605,12 +605,17 @@ def snapshot(run: Run) -> dict[str, Any]:
 
 # %% ../nbs/10_training.ipynb #e2e33e30
 def restore(run: Run, state: dict[str, Any]) -> None:
-    "Go back to a checkpoint."
-    run.model.load_state_dict(state["model"])
-    run.average.load_state_dict(state["average"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.step, run.best = state["step"], state["best"]
-    run.history, run.seconds = state["history"], state["seconds"]
+    "Go back to a checkpoint; VerdiffError where another version of verdiff wrote it."
+    try:
+        run.model.load_state_dict(state["model"])
+        run.average.load_state_dict(state["average"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.step, run.best = state["step"], state["best"]
+        run.history, run.seconds = state["history"], state["seconds"]
+    except (KeyError, RuntimeError) as error:
+        raise VerdiffError(f"{run.out}: verdiff {state.get('verdiff', '(unknown)')} wrote the "
+                           f"checkpoint, this is {verdiff.__version__}, and it does not fit; go "
+                           "on with that version, or start over with --fresh") from error
 
 # %% ../nbs/10_training.ipynb #23c6303c
 @lru_cache(1)
