@@ -578,3 +578,26 @@ def test_importing_the_command_line_imports_no_torch():
     env = os.environ | {"PYTHONPATH": str(Path(inference.__file__).parent.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's peak of memory")
+def test_a_folder_is_segmented_at_flat_memory(model, tmp_path):
+    "Ten times as many films: held together, their results alone would be 55 MB more."
+    model.save_pretrained(tmp_path / "model")
+    code = ("import sys; from pathlib import Path; from verdiff.inference import main; "
+            "assert main(sys.argv[1:]) == 0; words = Path('/proc/self/status').read_text().split();"
+            " print(words[words.index('VmHWM:') + 1])")
+    peaks = []
+    for films in (10, 100):
+        folder = tmp_path / f"{films}"
+        folder.mkdir()
+        for i in range(films):
+            Image.fromarray(np.full((375, 125), i, dtype=np.uint8)).save(folder / f"{i}.png")
+        command = [sys.executable, "-c", code, "segment", str(folder), "--quiet", "--device", "cpu",
+                   "--model", str(tmp_path / "model"), "--steps", "1", "--ensemble", "1",
+                   "--out", str(tmp_path / f"out{films}")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.split()[-1]) / 1024)  # MB
+    assert len(list((tmp_path / "out100").glob("*_mask.png"))) == 100
+    assert peaks[1] - peaks[0] < 25, peaks
