@@ -28,7 +28,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, redirect_stderr
+from contextlib import closing, contextmanager, redirect_stderr, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -722,6 +722,8 @@ class PromptedSAM(nn.Module):
         "frozen encoder, box of the whole image, decoder trained")
 def build_sam(settings: Settings) -> nn.Module:
     "SAM's published weights."
+    with suppress(Missing):  # transformers has no SAM beside a torchvision of another build
+        need_torchvision()
     models = need("transformers")
     name = os.environ.get("VERDIFF_SAM", "facebook/sam-vit-base")  # a Hub id or a folder
     try:
@@ -839,7 +841,9 @@ for name, net in here.items():
     falls = []
     for _ in range(4):
         loss = net.train().loss(b, m, t, noise)
-        loss.backward(); optimizer.step(); optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
         falls.append(loss.item())
     print(f"{name:20s}", " -> ".join(f"{v:.3f}" for v in falls))
     assert falls[-1] < falls[0] and all(np.isfinite(falls))

@@ -236,6 +236,8 @@ def test_nnunet_plans_with_its_own_planner():
 
 @pytest.mark.skipif(not has("transformers"), reason="needs transformers")
 def test_sam_of_random_weights_learns_only_its_decoder():
+    if has("torchvision"):
+        c.need_torchvision()
     from transformers import SamConfig, SamModel
     vision = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=64, patch_size=8,
                   output_channels=16, num_pos_feats=8, global_attn_indexes=[0], mlp_dim=64)

@@ -16,7 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, redirect_stderr
+from contextlib import closing, contextmanager, redirect_stderr, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -497,6 +497,8 @@ class PromptedSAM(nn.Module):
         "frozen encoder, box of the whole image, decoder trained")
 def build_sam(settings: Settings) -> nn.Module:
     "SAM's published weights."
+    with suppress(Missing):  # transformers has no SAM beside a torchvision of another build
+        need_torchvision()
     models = need("transformers")
     name = os.environ.get("VERDIFF_SAM", "facebook/sam-vit-base")  # a Hub id or a folder
     try:
