@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 08 · The noise semantic adapter
-# > A gate that looks 29 pixels far and chooses, pixel by pixel, how finely to look
+# > A gate that sees a window 29 pixels wide and chooses, pixel by pixel, how finely to look
 #
-# A vertebra is recognised by its neighbours: what lies in a column of equal blocks is spine, the
+# A vertebra is recognised by its neighbours: a block in a column of equal blocks is spine, the
 # same block alone is a marker or a screw. Section 2.4 of the paper adds a module to the encoder of
-# the diffusion U-Net that looks along the column and then turns features up or down. Here you
-# build it from five small convolutions, **measure** how far it sees, find its twin in the
-# literature, and watch the gate of a trained network over a spine while $t$ falls from 999 to 0.
+# the diffusion U-Net, the noise semantic adapter (NSA), that looks along the column and turns features up
+# or down. You build it from seven small convolutions, **measure** how far it sees, find its twin in the
+# literature, and watch a trained gate over a spine while $t$ falls from 999 to 0.
 #
 # *Time: half a minute on a laptop; no GPU needed.*
 #
@@ -51,8 +51,8 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## A puzzle that needs a long look
 #
-# Before any equation, a puzzle. Each picture holds five bright blocks in a column, like vertebrae,
-# and a few blocks of the very same shape elsewhere. Mark the column, leave out the strays.
+# Each picture holds a column of five bright blocks, like vertebrae, and a few blocks of the same
+# shape elsewhere. Mark the column, leave out the strays.
 
 # %%
 def put_block(image, row, col):
@@ -88,8 +88,8 @@ for ax in axes.flat:
 # %% [markdown]
 # ### The naive attempt: two more 3×3 convolutions
 #
-# A network of a stem, a middle part and a 1×1 head. The middle part is what we exchange; its
-# output is added to its input, as an encoder does.
+# A stem, a middle part, a 1×1 head. We exchange only the middle part; its
+# output is added to its input, as the encoder will do with the adapter.
 
 # %%
 class Puzzler(nn.Module):
@@ -132,14 +132,14 @@ print(f"two 3x3 convolutions, {naive_size} parameters: Dice {naive_dice:.3f}")
 
 
 # %% [markdown]
-# It finds the blocks and marks every one of them. It cannot do better: stem and middle together
-# see 7 pixels, the next block of the column starts 7 pixels from a block's centre. Keep this
-# number in mind; the adapter will get the same puzzle with fewer parameters.
+# It marks every block. It cannot do better: stem and middle together see
+# a window 7 pixels wide, 3 to each side, and the next block of the column starts 7 pixels from a block's
+# centre. The adapter will get the same puzzle with fewer parameters.
 #
 # ## 1 · Fine: 3×3 or 5×5?
 #
-# The adapter starts with a depth-wise convolution (each channel by its own kernel). Of which size?
-# The paper: "depends on the number of mask pixels around the center pixel", 3×3 "within the
+# The adapter starts with a depth-wise convolution (each channel by its own kernel). Its size
+# "depends on the number of mask pixels around the center pixel": 3×3 "within the
 # vertebrae, including vertebrae boundaries", 5×5 for "large area background". So first count:
 
 # %%
@@ -155,10 +155,10 @@ def mask_density(
 
 
 # %% [markdown]
-# In training one could count pixels of the true mask. **When sampling there is none**, and a module
+# Count in which mask? The true one exists in training only, and a module
 # fed with truth in training and with something else afterwards learns to lean on the truth. The
-# prior $f(b)$ is there both times, so we count in the prior. Then the choice, with weight $w$ for
-# 3×3 and $1-w$ for 5×5, where $n$ is the density:
+# prior $f(b)$, the conditional U-Net's first guess of the mask on the scale $[-1, 1]$, is there **in training and in sampling**, so we
+# count in it. With the density $n$, the 3×3 kernel gets the weight $w$ and the 5×5 the weight $1-w$:
 #
 # $$ w_\text{hard} = [\,n > \tau\,], \qquad w_\text{soft} = \sigma\big(k\,(n-\tau)\big) $$
 #
@@ -189,7 +189,7 @@ print("soft w ", kernel_choice(edge)[0, 0, 4].numpy().round(2))
 assert kernel_choice(edge, "hard")[0, 0, 4].tolist() == [0] * 5 + [1] * 7
 
 # %% [markdown]
-# Now on a spine: phantoms from [01_data](01_data.ipynb), small ones. A prior is never sharp, so a
+# On a spine: small phantoms from [01_data](01_data.ipynb). A prior is never sharp, so a
 # blurred mask stands in for $f(b)$.
 
 # %%
@@ -220,8 +220,8 @@ for ax, (title, image, cmap) in zip(axes, panels):
 # %% [markdown]
 # ### Hard or soft?
 #
-# The hard choice is the paper's wording. Its catch: a comparison has no slope, so the loss cannot
-# tell the prior "a little more here would help". Measured, for a toy loss:
+# The hard choice is the paper's wording. But a comparison has no slope: through it the loss cannot
+# tell the prior "a little more here would help". Measured with $\sum w$ as a toy loss:
 
 # %%
 for choice in ("hard", "soft"):
@@ -231,10 +231,10 @@ for choice in ("hard", "soft"):
     print(f"{choice}: slope of the choice in the prior {slope:8.2f}")
 
 # %% [markdown]
-# This matters only when gradients may reach the prior at all (`detach_prior = false`, see
-# [09_model](09_model.ipynb)). The second point always holds: when the prior wavers around a threshold,
-# the hard choice jumps between two kernels, the soft one glides. We default to soft, `nsa_choice = hard`
-# is one key away.
+# This matters only when gradients may reach the prior (`detach_prior = false`, see
+# [09_model](09_model.ipynb)). A second point always holds: when the prior wavers around the threshold,
+# the hard choice jumps and the soft one glides. So soft is our default;
+# `nsa_choice = hard` selects the other.
 
 # %%
 wobble = one + 0.05 * torch.randn(one.shape, generator=torch.Generator().manual_seed(1))
@@ -252,9 +252,9 @@ assert jump["soft"] < 0.2 < jump["hard"]
 # %% [markdown]
 # ## 2 · Spatial: 7×7 with dilation 3
 #
-# A second depth-wise convolution on the result of the first, 7×7, its taps three pixels apart. It
-# costs 49 weights a channel and spans $6\cdot3+1 = 19$ pixels. But 49 taps in 361 pixels leave holes! Rather
-# than believe any drawing, ask the gradient: which input pixels move one output pixel?
+# A second depth-wise convolution works on the result of the first: 7×7 with dilation 3, which means that its taps lie
+# three pixels apart. It costs 49 weights a channel and spans $6\cdot3+1 = 19$ pixels. But 49 taps in
+# $19^2 = 361$ pixels leave holes! Ask the gradient which input pixels move one output pixel:
 
 # %%
 def footprint(f, channels=4, size=33):
@@ -294,13 +294,12 @@ assert seen["3×3, then it"].sum() == 21 ** 2  # no holes left
 
 
 # %% [markdown]
-# That is the design in one picture. Dilation 3 alone is a comb; a 3×3 *before* it fills the gaps exactly, and
-# two cheap kernels ($9+49$ weights) see all of a 21×21 square, for which a plain kernel needs 441. It
-# also says what would not work: dilation 4 behind a 3×3 would leave gaps (exercise 1).
+# Alone it is a comb. A 3×3 *before* it fills the gaps exactly: two cheap kernels ($9+49$ weights)
+# see all of a 21×21 square, for which a plain kernel needs 441. Dilation 4 behind a 3×3 would leave gaps (exercise 1).
 #
 # ## 3 · The gate
 #
-# Both results are halved to $C/2$ channels by 1×1 convolutions: $F$ (fine) and $S$ (spatial). How
+# 1×1 convolutions halve both results to $C/2$ channels: $F$ (fine) and $S$ (spatial). How
 # strongly does each speak at a pixel? Take mean and maximum over all channels of both, and let a 7×7
 # convolution with a sigmoid decide:
 #
@@ -321,8 +320,8 @@ assert pool_channels(torch.tensor([1.0, 2.0, 6.0]).reshape(1, 3, 1, 1)).flatten(
 # %% [markdown]
 # ### Where the printed dimensions do not fit
 #
-# Eq. (15) prints $T = \mathrm{Sigmoid}\cdot f(F * S)$ with "$*$ the product" and $T$ of $C$ channels;
-# Eq. (16) multiplies it with $F$ and $S$ of $C/2$ channels, and the result with $X$ of $C$ channels. Take it literally:
+# That is our reading. Printed is $T = \mathrm{Sigmoid}\cdot f(F * S)$ with "$*$ the product" and $T$ of $C$ channels;
+# Eq. (16) multiplies it with $F$ and $S$ of $C/2$ channels, and the result with the input $X$ of $C$. Literally:
 
 # %%
 C = 8
@@ -335,10 +334,11 @@ except RuntimeError as error:
 
 # %% [markdown]
 # The text between the equations is clearer: halve, *concatenate*, mean and maximum, sigmoid, "expand the
-# channel dimension back". So our reading, with $T$ of **two** maps, one to open $F$, one to open $S$, each
-# shared by its $C/2$ channels, and a 1×1 convolution that brings $C/2$ back to $C$:
+# channel dimension back". So we give $T$ **two** maps, $T_F$ to open $F$ and $T_S$ to open $S$, and a 1×1 convolution brings $C/2$ back to $C$:
 #
 # $$ \bar V = \mathrm{conv}_{1\times1}(F\,T_F + S\,T_S), \qquad V = \bar V \cdot X \tag{16} $$
+#
+# The encoder goes on with $X + V$.
 #
 # | | paper | ours | why |
 # |---|---|---|---|
@@ -350,7 +350,7 @@ except RuntimeError as error:
 # | choice | a selection | soft (`hard` by key) | gradients and steadiness, measured above |
 # | place | "conditional model", then "encoder of the diffusion model" | encoder of the diffusion U-Net, every level below full resolution | Figure 3 and the conclusion; cost, measured below |
 #
-# One case is left: without any prior the two fine kernels are averaged, $w = 1/2$.
+# Without any prior the two fine kernels are averaged, $w = 1/2$.
 
 # %%
 #| export
@@ -375,7 +375,7 @@ torch.testing.assert_close(fine_weight(features, one, "hard"), kernel_choice(one
 
 
 # %% [markdown]
-# The whole adapter, with the symbols of the paper as names:
+# The whole adapter, with the paper's symbols as names:
 
 # %%
 #| export
@@ -450,8 +450,8 @@ for name, part in zip(m._fields, m):
 assert m.output.shape == (1, 16, 48, 16)
 
 # %% [markdown]
-# How far does the whole thing see? The gate's 7×7 looks at $S$, which looks 11 pixels far through the 5×5:
-# $2 + 9 + 3 = 14$ on each side, 29 wide; through the 3×3, 27. Through `prior` it also sees 14 pixels of
+# How far does it see? The gate's 7×7 looks at $S$, which looks 11 pixels far through the 5×5:
+# $2 + 9 + 3 = 14$ on each side, 29 wide; through the 3×3, 27. It also sees 14 pixels of
 # the prior: 2 by the window, 9 and 3 as before. The gradient must agree:
 
 # %%
@@ -499,15 +499,15 @@ for line, (name, batch) in zip(axes, rows.items()):
 
 
 # %% [markdown]
-# Same training, fewer parameters, and the strays are gone: what was missing was reach, not capacity. One
-# honest remark: a U-Net also gets reach by going down (see [06_unet](06_unet.ipynb)). The adapter gets it at
-# once and at the level's own resolution; whether that pays beside a deep U-Net is what Table 2 claims and
-# what an ablation has to answer, not this puzzle.
+# Same training, fewer parameters, and the strays are gone: what was missing was reach, not capacity. But
+# a U-Net also gets reach by going down (see [06_unet](06_unet.ipynb)). The adapter gets it at
+# once and at the level's own resolution. Whether that pays beside a deep U-Net is the claim of the paper's Table 2, and
+# a question for [14_ablation](14_ablation.ipynb), not for this puzzle.
 #
 # ## 4 · Its twin: LSKNet
 #
-# Large selective kernels are known from LSKNet (Li et al., ICCV 2023), made for aerial images, where too a thing is
-# recognised by what surrounds it. Their block, written as they publish it:
+# LSKNet (Li et al., ICCV 2023) uses large selective kernels for aerial images, where too a thing is
+# recognised by what surrounds it. Their block, as they publish it:
 
 # %%
 class LSKBlock(nn.Module):
@@ -530,7 +530,7 @@ class LSKBlock(nn.Module):
 
 
 # %% [markdown]
-# Give it our weights and let ours see only background, so that the 5×5 is always taken:
+# Give it our weights, and let our hard choice see only background, so that it always takes the 5×5:
 
 # %%
 lsk, ours = LSKBlock(8), NoiseSemanticAdapter(8, choice="hard")
@@ -542,14 +542,13 @@ x = torch.randn(2, 8, 40, 20)
 torch.testing.assert_close(ours(x, -torch.ones(2, 1, 40, 20)), lsk(x))
 
 # %% [markdown]
-# Equal, number for number. So in our reading the adapter **is** LSKNet's block plus one idea: a second, finer
-# kernel that takes over where the mask is. It also shows that our repair of the dimensions is not exotic: it is the
-# arrangement of the block that the paper's text follows.
+# Equal, number for number. In our reading the adapter **is** LSKNet's block plus one idea: a second, finer
+# kernel that takes over where the mask is. And our repair of the dimensions is the arrangement of that block.
 #
 # ## 5 · The gate while $t$ falls
 #
-# What does a *trained* gate do? The network that travels with the package was trained on real radiographs ([15_xray](15_xray.ipynb)
-# tells how); it has an adapter at each level below full resolution, and we listen to the first. Everything as in use: the prior is the
+# What does a *trained* gate do? The network that travels with the package was trained on real radiographs
+# ([15_xray](15_xray.ipynb)). Of its adapters, one a level below full resolution, we listen to the first. The prior is the
 # network's own $f(b)$, and $x_t$ follows Eq. (3) of [04_forward](04_forward.ipynb).
 
 # %%
@@ -559,8 +558,8 @@ adapters = list(model.diffusion.encoder.adapters)[1:]  # the first level has non
 print([f"{a.fine_3.in_channels} channels, {a.choice} choice" for a in adapters])
 
 # %% [markdown]
-# A hook catches what enters the adapter; `maps` tells the rest: both gates and what multiplies $X$ in the end, $\bar V$ (its mean over
-# the channels). The same noise at every $t$.
+# A hook catches what enters the adapter; `maps` then gives both gates and $\bar V$ (we show its mean over
+# the channels). `model.condition` runs the conditional U-Net and `model.denoise` predicts $x_0$ ([09_model](09_model.ipynb)). The noise is the same at every $t$.
 
 # %%
 caught = {}
@@ -578,7 +577,7 @@ def look(t, sample):
 
 
 # %% [markdown]
-# The pictures are of a phantom (radiographs of the set stay out of the repository), which this network has never seen the like of:
+# The picture is a phantom (radiographs of the set stay out of the repository); this network has never seen the like of it.
 
 # %%
 phantom = PhantomSet(split="test", size=model.size, n_training=64, n_test=8)[1]
@@ -617,8 +616,9 @@ for ax, name, (a, b) in zip(axes[:, 0], names, ranges):
     )
 
 # %% [markdown]
-# Mind the ranges at the left: the colours are stretched to them. Numbers are safer. Over **real spines** when the X-ray set is at hand (else
-# over phantoms), the mean gate in three places: on the vertebrae, in the gaps between them, and far from the spine.
+# The first row shows a spine even at $t = 999$: that is $f(b)$, by which Eq. (3) shifts the noise. The
+# colours are stretched to the ranges at the left, so numbers are safer. Over **real spines** when the X-ray set is at hand (else
+# over phantoms), take the mean gate in three places: on the vertebrae, close by (the gaps between them and a rim around), and far away.
 
 # %%
 XRAY = find_xray()
@@ -672,11 +672,11 @@ print(
 
 
 # %% [markdown]
-# So the trained gate does follow the anatomy: the fine branch is open nearly everywhere in the noise and closes a little far from the spine when the
-# picture clears; the spatial one speaks more in the gaps than on the bodies, at every $t$. But compare both last numbers with 1, the whole range of a
-# sigmoid: the selection is a fine adjustment. A picture whose colours are stretched to fill the scale would have hidden that, which is why the ranges stand beside the rows.
+# So the trained gate does follow the anatomy. The fine branch is open nearly everywhere in the noise and closes a little far from the spine when the
+# picture clears. The spatial one is more open close by than on the bodies, at every $t$, and in the end most of all far away. But compare both last
+# numbers with 1, the whole range of a sigmoid: the selection is a fine adjustment, which stretched colours alone would have hidden.
 #
-# The slider below runs with a kernel; on the rendered page, the animation under it does the same.
+# The slider runs with a kernel; on the rendered page, the animation under it does the same.
 
 # %%
 def at(t):
@@ -697,8 +697,8 @@ html
 # %% [markdown]
 # ## 6 · What it costs, and where it sits
 #
-# Depth-wise convolutions do little arithmetic and still take time: on CPUs their dilated form is far slower than its few
-# multiplications suggest. Forward and backward of one adapter, batch 8, at the three levels of a 192×64 network:
+# Depth-wise convolutions do little arithmetic and can be slow all the same.
+# Forward and backward of one adapter, batch 8, at the three finest levels of a 192×64 network:
 
 # %%
 def seconds(f, x, prior, repeat=2):
@@ -730,8 +730,8 @@ plt.legend();
 
 
 # %% [markdown]
-# Can the dilated convolution be had cheaper? Its taps jump by three, so the nine interleaved pictures that keep every third pixel never
-# meet: one dense 7×7 convolution of nine small pictures gives the same numbers.
+# Can the dilated convolution be had cheaper? Its taps jump by three, so the nine interleaved pictures that each keep every third pixel never
+# meet: one undilated 7×7 convolution of nine small pictures gives the same numbers.
 
 # %%
 def interleaved(x, conv):
@@ -755,7 +755,7 @@ nine_t = seconds(lambda x, p: interleaved(x, conv), x, None, 4)
 print(f"dilated {plain_t * 1000:.1f} ms, interleaved {nine_t * 1000:.1f} ms, forward + backward")
 
 # %% [markdown]
-# And what share of a sampling step are all adapters together, in the trained network?
+# What share of a sampling step do all adapters of the trained network take?
 
 # %%
 spent = {}
@@ -775,11 +775,12 @@ print(f"adapters: {sum(spent.values()) / total:.0%} of a sampling step of five m
 
 
 # %% [markdown]
-# Two choices follow. **Channels last** for the whole model ([09_model](09_model.ipynb) sets it once), and **an adapter at every
-# level below full resolution**: the finest level costs about as much as all the others together, and there a reach of
-# 29 pixels is the shortest in millimetres. One level down the same kernels span 58 pixels of the image. The plain dilated line stays: it reads
-# like the paper and takes sides of every length, and what the interleaved form may gain (above) is a part of one convolution, in a part of a step. Beside the dense convolutions of the U-Net
-# the adapters are the smaller share; `bench/networks.py` times the whole network beside others.
+# Two choices follow. **Channels last** (a pixel's channels lie together in memory) for the whole model; [09_model](09_model.ipynb) sets it once.
+# And **an adapter at every level below full resolution**: in the chart the finest level costs more than the two others together, and there a reach of
+# 29 pixels is the shortest in millimetres. One level down the same kernels span 58 pixels of the image.
+#
+# The plain dilated line stays: it reads like the paper and takes sides of every length, and the interleaved form can only gain a part of one convolution
+# in a part of a step. `bench/networks.py` times the whole network beside others.
 #
 # ## Exercises
 #
@@ -845,8 +846,8 @@ assert torch.autograd.grad(straight_through(p).sum(), p)[0].abs().sum() > 0
 # %% [markdown]
 # ## What we have
 #
-# `NoiseSemanticAdapter(channels)(x, prior)`: keeps the shape, sees exactly 29×29 (27×27 where the mask is dense), equals
-# LSKNet's block on background, costs little below full resolution. [09_model](09_model.ipynb) puts it where Figure 3 has it.
+# `NoiseSemanticAdapter(channels)(x, prior)` keeps the shape, sees exactly 29×29 (27×27 where a hard choice takes the 3×3), equals
+# LSKNet's block where the 5×5 alone is taken, and is the smaller part of a step. [09_model](09_model.ipynb) puts it where Figure 3 has it.
 #
 # *References: Li et al., Large Selective Kernel Network for Remote Sensing Object Detection, ICCV 2023 (arXiv 2303.09030).
 # Zhang et al., Verdiff-Net, Bioengineering 2024, 11, 1031, Section 2.4.*
