@@ -1322,7 +1322,8 @@ if XRAY:
     fig, axes = plt.subplots(2, 4, figsize=(5, 5), layout="constrained")
     for column, (a, b) in zip(axes.T, [MORE_CROSS_SPLIT_DUPLICATES[k] for k in (0, 1, 5, 7)]):
         for axis, name in zip(column, (a, b)):
-            axis.imshow(thumbnails[place_of[name]], cmap="gray"); axis.set_axis_off()
+            axis.imshow(thumbnails[place_of[name]], cmap="gray")
+            axis.set_axis_off()
             axis.set_title(name[10:-7], fontsize=7)
 
 
@@ -1582,7 +1583,8 @@ def draw_phantom(
 phantoms = [draw_phantom(i, cobb=c, implant=i == 5) for i, c in enumerate((5, 15, 25, 35, 45, 55))]
 fig, axes = plt.subplots(1, 6, figsize=(7.5, 3.8), layout="constrained")
 for axis, p in zip(axes, phantoms):
-    axis.imshow(p.image, cmap="gray", vmin=0, vmax=255); axis.set_axis_off()
+    axis.imshow(p.image, cmap="gray", vmin=0, vmax=255)
+    axis.set_axis_off()
     axis.contour(landmarks_to_mask(p.landmarks, 576, 192), [0.5], colors="orange", linewidths=0.5)
     axis.set_title(f"Cobb {p.cobb[0]:.1f}°", fontsize=9)
 assert np.allclose([p.cobb[0] for p in phantoms], (5, 15, 25, 35, 45, 55))

@@ -199,7 +199,8 @@ assert np.allclose(spread, 0.03 * 64, rtol=0.15)
 # %%
 def mesh(grid):
     lines = torch.zeros(1, 1, 192, 64)
-    lines[..., ::8, :] = 1; lines[..., ::8] = 1
+    lines[..., ::8, :] = 1
+    lines[..., ::8] = 1
     return F.grid_sample(lines.expand(len(grid), -1, -1, -1), grid, align_corners=False)
 
 

@@ -309,7 +309,8 @@ assert 0.90 < hits.mean() < 0.97
 fig, axis = plt.subplots(figsize=(6, 2.2), layout="constrained")
 for k, ((low, high), hit) in enumerate(zip(tries[:80], hits)):
     axis.plot([k, k], [low, high], color="tab:blue" if hit else "crimson", lw=1.5)
-axis.axhline(0.9, color="k", lw=0.8); axis.set(xlabel="trial", ylabel="mean Dice");
+axis.axhline(0.9, color="k", lw=0.8)
+axis.set(xlabel="trial", ylabel="mean Dice");
 
 
 # %% [markdown]

@@ -583,8 +583,9 @@ axes[1].set(xlabel="t", ylabel="the same in the top vertebra", ylim=(0, 0.9))
 fig, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
 axis.semilogy(process.snr(), "k", label="no shift")
 for q, style in ((1, "tab:green"), (0.5, "tab:blue"), (-0.5, "crimson")):
-    axis.semilogy((root + sigma * q) ** 2 / sigma ** 2, color=style, label=f"f = {q:+g} $x_0$")
-axis.set(xlabel="t", ylabel="signal to noise", ylim=(1e-5, 1e4)); axis.legend(fontsize=8)
+    axis.semilogy((root + sigma * q) ** 2 / sigma**2, color=style, label=f"f = {q:+g} $x_0$")
+axis.set(xlabel="t", ylabel="signal to noise", ylim=(1e-5, 1e4))
+axis.legend(fontsize=8)
 blind = int((root - 0.5 * sigma).abs().argmin())
 print(f"a wrong prior of strength 0.5 hides the mask at t = {blind}")
 assert process.q_sample(x_0, torch.tensor([blind]), -0.5 * x_0, 0 * noise).abs().max() < 0.01
@@ -652,7 +653,10 @@ HTML(html)
 
 # %%
 pull = process.sigmas - process.alphas.sqrt() * process.sigmas_prev
-plt.figure(figsize=(4, 2)); plt.semilogy(pull); plt.xlabel("t"); plt.ylabel("pull $k_t$")
+plt.figure(figsize=(4, 2))
+plt.semilogy(pull)
+plt.xlabel("t")
+plt.ylabel("pull $k_t$")
 assert abs(pull[0] - 0.01) < 1e-12 and pull[1:-1].max() < pull[-1] < 0.0101 and pull.min() > 0.003
 
 # %% [markdown]

@@ -592,7 +592,9 @@ def learn(net, images, masks, steps=130, batch=4, after=None):
     for step in range(1, steps + 1):
         index = torch.randint(len(images), (batch,))
         loss = F.binary_cross_entropy_with_logits(net(images[index]), masks[index])
-        optimiser.zero_grad(); loss.backward(); optimiser.step()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
         if after:
             after(step)
     return net.eval()

@@ -383,7 +383,9 @@ def learn(net, steps=130):
     for _ in range(steps):
         i, t = torch.randint(16, (4,)), torch.randint(1000, (4,))
         loss = F.mse_loss(net(noisy(t, i), images[i], t), x_0[i])
-        optimiser.zero_grad(); loss.backward(); optimiser.step()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
     return net.eval()
 
 

@@ -102,7 +102,8 @@ for _ in range(300):
     loss = F.binary_cross_entropy_with_logits(logit, noise)
     loss.backward()
     with torch.no_grad():
-        logit -= 200 * logit.grad; logit.grad = None
+        logit -= 200 * logit.grad
+        logit.grad = None
     fall.append(loss.item())
 
 # %%
@@ -219,7 +220,8 @@ def attempt(rate=lambda k: 0.02, clip=math.inf, autocast=False, spoil=None, look
         losses["total"].backward()
         norm = nn.utils.clip_grad_norm_(net.parameters(), clip)
         optimiser.param_groups[0]["lr"] = rate(k)
-        optimiser.step(); optimiser.zero_grad()
+        optimiser.step()
+        optimiser.zero_grad()
         curve.append((losses["total"].item(), norm.item(), *(look(net, k) if look else ())))
     return list(zip(*curve))
 
@@ -311,9 +313,13 @@ times = torch.stack([random_times(8, 1000, generator_for(35, 2, k)) for k in ran
 free = torch.randint(1000, (2000, 8), generator=g).float()
 for x, name in ((free, "drawn freely"), (times, "spread")):
     plt.hist(x.mean(1), 40, range=(200, 800), alpha=0.6, label=name)
-plt.legend(); plt.xlabel("mean time of a batch of 8"); plt.yticks([])
-print(f"mean time {times.mean():.0f}; sd of a batch's mean {times.mean(1).std():.1f}, "
-      f"drawn freely {free.mean(1).std():.1f}")
+plt.legend()
+plt.xlabel("mean time of a batch of 8")
+plt.yticks([])
+print(
+    f"mean time {times.mean():.0f}; sd of a batch's mean {times.mean(1).std():.1f}, "
+    f"drawn freely {free.mean(1).std():.1f}"
+)
 assert abs(times.mean() - 499.5) < 3 and times.mean(1).std() < 50
 
 # %% [markdown]
@@ -353,7 +359,8 @@ def held_out(net):
 
 
 def both(net, k):
-    if k == 0: average.append(deepcopy(net))
+    if k == 0:
+        average.append(deepcopy(net))
     follow(average[0], net, 0.9, k)
     return held_out(net), held_out(average[0])
 
@@ -437,7 +444,11 @@ assert apart[0] < 0.02 and abs(np.mean(mixed[0][-10:]) / np.mean(constant[-10:])
 # %%
 def gradient(parts):
     kept, net = [0], deepcopy(model).train()
-    def keep(x): kept[-1] += x.numel() * x.element_size(); return x
+
+    def keep(x):
+        kept[-1] += x.numel() * x.element_size()
+        return x
+
     for p in parts:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             losses = training_loss(net, *(x[p] for x in eight))
@@ -492,7 +503,9 @@ known, new = (validate(model, films.subset(range(*r))) for r in ((0, 2), (18, 24
 place = np.arange(2)
 plt.bar(place - 0.2, known.values(), 0.4, label="the two it was trained on")
 plt.bar(place + 0.2, new.values(), 0.4, label="six it never saw")
-plt.xticks(place, ["prior", "diffusion"]); plt.ylabel("Dice"); plt.ylim(0, 1.35)
+plt.xticks(place, ["prior", "diffusion"])
+plt.ylabel("Dice")
+plt.ylim(0, 1.35)
 plt.legend(loc="upper center")
 assert known["diffusion_dice"] > new["diffusion_dice"] + 0.1
 
@@ -636,7 +649,8 @@ fig, axes = plt.subplots(1, 8, figsize=(6, 2.2))
 for k, axis in enumerate(axes):
     axis.imshow(whole.image[k, 0], cmap="gray", vmin=0, vmax=1)
     axis.contour(whole.mask[k, 0], [0.5], colors="orange", linewidths=0.5)
-    axis.set_title(f"t = {whole.t[k]}", fontsize=7); axis.set_axis_off()
+    axis.set_title(f"t = {whole.t[k]}", fontsize=7)
+    axis.set_axis_off()
 fig.suptitle("one batch; two processes would take the left and the right half", fontsize=9);
 
 # %%
@@ -688,22 +702,27 @@ assert list(ahead(iter(range(5)))) == list(range(5))
 # %%
 def rate_of(items, count):
     start = time.process_time()  # of this core, whatever else the machine does
-    for _, batch in zip(range(count), items): pass
+    for _, batch in zip(range(count), items):
+        pass
     return 8 * count / (time.process_time() - start)
 
 
 def network():
     for batch in batches(films, long):
-        training_loss(model, *batch)["total"].backward(); yield batch
+        training_loss(model, *batch)["total"].backward()
+        yield batch
 
 
 long = load_settings("smoke", [*small, "batch_size=8", "max_steps=1000"])
-speed = {"in memory, pixels only": rate_of(pixel_batches(films, plan * 20), 120),
-         "in memory": rate_of(batches(films, long), 20),
-         "streamed": rate_of(batches(Streamed(source), long, workers=0), 5),
-         "the network": rate_of(network(), 5)}
+speed = {
+    "in memory, pixels only": rate_of(pixel_batches(films, plan * 20), 120),
+    "in memory": rate_of(batches(films, long), 20),
+    "streamed": rate_of(batches(Streamed(source), long, workers=0), 5),
+    "the network": rate_of(network(), 5),
+}
 plt.barh(list(speed), list(speed.values()), color=["C2", "C2", "C0", "C3"])
-plt.xscale("log"); plt.xlabel("images a second")
+plt.xscale("log")
+plt.xlabel("images a second")
 print({k: round(v) for k, v in speed.items()})
 assert min(speed["in memory"], speed["streamed"]) > speed["the network"]
 
@@ -1409,7 +1428,8 @@ draw(axes[0], {name: [h[name] for h in history] for name in ("mse", "bce", "dice
 checks = [h for h in history if "prior_dice" in h]
 for name in ("prior_dice", "diffusion_dice"):
     axes[1].plot([h["step"] for h in checks], [h[name] for h in checks], "o-", label=name)
-axes[1].legend(); axes[1].set_xlabel("step")
+axes[1].legend()
+axes[1].set_xlabel("step")
 assert history[-1]["mse"] < 0.5 * history[0]["mse"]
 
 # %% [markdown]
@@ -1444,8 +1464,11 @@ for goal in (10, 25, 60):
 
 # %%
 plt.figure(figsize=(6, 2.1))
-plt.step(*zip(*seen), where="post"); plt.xlabel("seconds"); plt.ylabel("newest checkpoint")
-for k in kills: plt.axvline(k, color="crimson", ls="--")
+plt.step(*zip(*seen), where="post")
+plt.xlabel("seconds")
+plt.ylabel("newest checkpoint")
+for k in kills:
+    plt.axvline(k, color="crimson", ls="--")
 print((folder / "log.txt").read_text().strip())
 files = (folder / r / "model" / "model.safetensors" for r in ("run", "killed"))
 one, two = (f.read_bytes() for f in files)
@@ -1639,7 +1662,9 @@ def mse_at(t):
 
 
 at = [0, 50, 100, 200, 400, 600, 800, 999]
-plt.plot(at, [mse_at(t) for t in at], "o-"); plt.xlabel("t"); plt.ylabel("mse")
+plt.plot(at, [mse_at(t) for t in at], "o-")
+plt.xlabel("t")
+plt.ylabel("mse")
 assert mse_at(0) < mse_at(999)
 
 # %% [markdown]

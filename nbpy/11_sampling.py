@@ -898,7 +898,9 @@ def fit(module, seed, loss_of, steps=300, seconds=None):
         if done >= 1:
             return k, spent
         optimiser.param_groups[0]["lr"] = 4e-3 * (1 - done)
-        optimiser.zero_grad(); loss_of(*batch(seed, k)).backward(); optimiser.step()
+        optimiser.zero_grad()
+        loss_of(*batch(seed, k)).backward()
+        optimiser.step()
 
 
 # %%

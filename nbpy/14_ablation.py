@@ -214,8 +214,10 @@ few = {fit: open_films("phantom", "test", (288, 96), fit, 6, 6) for fit in ("let
 fig, axes = plt.subplots(1, 6, figsize=(6.2, 3.3), layout="constrained")
 for axis, (fit, i) in zip(axes, [(fit, i) for i in (0, 2, 4) for fit in few]):
     image, mask, _ = few[fit].arrays(i)
-    axis.imshow(image, cmap="gray"); axis.contour(mask, [0.5], colors="orange", linewidths=0.7)
-    axis.set_title(f"{few[fit].names[i][:7]}\n{fit}", fontsize=8); axis.set_axis_off()
+    axis.imshow(image, cmap="gray")
+    axis.contour(mask, [0.5], colors="orange", linewidths=0.7)
+    axis.set_title(f"{few[fit].names[i][:7]}\n{fit}", fontsize=8)
+    axis.set_axis_off()
 assert len(few["squash"]) == len(set(few["squash"].names)) == 6
 assert few["squash"].fingerprint() != few["letterbox"].fingerprint()
 
@@ -495,7 +497,8 @@ for axis, w in zip(axes, ways):
         axis.plot(range(3), places, "o-", color=colour, lw=2)
         axis.text(2.1, places[-1], row, color=colour, fontsize=8, va="center")
     axis.set(xlim=(-0.3, 2.8), xlabel="seed", ylim=(4.4, 0.6), yticks=[1, 2, 3, 4])
-    axis.set_xticks(range(3), seeds); axis.set_title(w, fontsize=9)
+    axis.set_xticks(range(3), seeds)
+    axis.set_title(w, fontsize=9)
 axes[0].set_ylabel("place")
 
 # %% [markdown]
@@ -574,9 +577,16 @@ assert restless["seeds and films"] > 0.92 > 0.7 > restless["one seed, films"]
 # %%
 fig, axis = plt.subplots(figsize=(5.5, 2.2), layout="constrained")
 for k, (world, found) in enumerate(held.items()):
-    axis.barh(np.arange(4) - 0.2 + 0.4 * k, list(found.values()), 0.38, label=world,
-              color=["crimson", "tab:blue"][k])
-axis.axvline(0.95, color="k", ls=":"); axis.set_yticks(range(4), list(kinds)); axis.invert_yaxis()
+    axis.barh(
+        np.arange(4) - 0.2 + 0.4 * k,
+        list(found.values()),
+        0.38,
+        label=world,
+        color=["crimson", "tab:blue"][k],
+    )
+axis.axvline(0.95, color="k", ls=":")
+axis.set_yticks(range(4), list(kinds))
+axis.invert_yaxis()
 axis.set(xlabel="how often the 95 % interval holds the truth", xlim=(0, 1))
 axis.legend(fontsize=7, loc="lower left")
 
@@ -835,7 +845,8 @@ counts = np.arange(2, 41)
 half = student.ppf(0.975, counts - 1) * need / np.sqrt(counts)
 fig, axis = plt.subplots(figsize=(4.5, 2.3), layout="constrained")
 axis.semilogy(counts, half, "o-", ms=3)
-axis.axhline(0.01, color="k", ls=":"); axis.axvline(3, color="crimson", lw=1)
+axis.axhline(0.01, color="k", ls=":")
+axis.axvline(3, color="crimson", lw=1)
 axis.set(xlabel="seeds", ylabel="half of the interval")
 axis.set_title(f"a standard deviation of {need:.3f} between seeds", fontsize=9)
 enough = counts[half < 0.01]

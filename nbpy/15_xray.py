@@ -70,8 +70,9 @@ run, history = stages[-1]
 assert len(stages) > 1 or run["settings"]["profile"] in ("laptop", "fine", "gpu")
 
 # %%
-fig, axes = plt.subplots(len(stages), 2, figsize=(7.5, 2.3 * len(stages)), layout="constrained",
-                         squeeze=False)
+fig, axes = plt.subplots(
+    len(stages), 2, figsize=(7.5, 2.3 * len(stages)), layout="constrained", squeeze=False
+)
 for (left, right), (about, points) in zip(axes, stages):
     for name in ("mse", "bce", "dice"):
         left.plot([h["step"] for h in points], [h[name] for h in points], lw=0.8, label=name)
@@ -80,7 +81,8 @@ for (left, right), (about, points) in zip(axes, stages):
         right.plot([h["step"] for h in checks], [h[name] for h in checks], "o-", ms=3, label=label)
     size = f"{about['settings']['height']}×{about['settings']['width']}"
     left.set(xlabel="step", ylabel=f"loss, {size}", ylim=(0, 1))
-    right.set(xlabel="step", ylabel="validation Dice"); left.legend(fontsize=7)
+    right.set(xlabel="step", ylabel="validation Dice")
+    left.legend(fontsize=7)
     right.legend(fontsize=7)
 assert max(h["diffusion_dice"] for h in checks) > 0.7
 
@@ -186,11 +188,14 @@ best, base = scores["one step, mean of 5", "Dice"], scores["prior alone", "Dice"
 twins = [i for i in range(len(best)) if i not in new]
 fig, axes = plt.subplots(1, 2, figsize=(7.5, 3), layout="constrained")
 low = min(base.min(), best.min()) - 0.02
-axes[0].plot(base, best, ".", color="tab:blue"); axes[0].plot([low, 1], [low, 1], "k:", lw=1)
+axes[0].plot(base, best, ".", color="tab:blue")
+axes[0].plot([low, 1], [low, 1], "k:", lw=1)
 axes[0].plot(base[twins], best[twins], "o", mfc="none", color="crimson", label="twin in training")
-axes[0].set(xlabel="Dice of the prior", ylabel="Dice of one step, mean of 5"); axes[0].legend()
+axes[0].set(xlabel="Dice of the prior", ylabel="Dice of one step, mean of 5")
+axes[0].legend()
 axes[1].hist([base[new], best[new]], bins=np.linspace(low, 1, 25), label=["prior", "diffusion"])
-axes[1].set(xlabel="Dice", ylabel="films"); axes[1].legend()
+axes[1].set(xlabel="Dice", ylabel="films")
+axes[1].legend()
 print(f"films with a twin in training: {best[twins].mean():.3f}, the others {best[new].mean():.3f}")
 
 # %% [markdown]
@@ -277,8 +282,10 @@ for title, part in REGIONS.items():
     print(f"{title:22s} Dice {summary(2 * both / (pred + true))}, vertebrae missed: {lost:.1%}")
 fig, axis = plt.subplots(figsize=(6.5, 2.4), layout="constrained")
 axis.boxplot(each[new], showfliers=False, medianprops={"color": "crimson"})
-axis.set_xticks(range(1, 18), [f"T{k}" for k in range(1, 13)] + [f"L{k}" for k in range(1, 6)],
-                fontsize=8); axis.set(ylabel="Dice near that vertebra", ylim=(0, 1))
+axis.set_xticks(
+    range(1, 18), [f"T{k}" for k in range(1, 13)] + [f"L{k}" for k in range(1, 6)], fontsize=8
+)
+axis.set(ylabel="Dice near that vertebra", ylim=(0, 1))
 
 # %% [markdown]
 # ## 6 · Metal
@@ -290,12 +297,14 @@ axis.set_xticks(range(1, 18), [f"T{k}" for k in range(1, 13)] + [f"L{k}" for k i
 METAL = [2, 8, 57, 61, 63, 65, 88, 89, 97, 112, 113, 117]  # from 0, in the order of filenames.csv
 plain = [i for i in new if i not in METAL]
 metal = [i for i in new if i in METAL]
-print("with metal objects", summary(best[metal])); print("without           ", summary(best[plain]))
+print("with metal objects", summary(best[metal]))
+print("without           ", summary(best[plain]))
 fig, axes = plt.subplots(1, len(metal), figsize=(0.95 * len(metal), 3), layout="constrained")
 for axis, i in zip(axes, metal):
     axis.imshow(big.images[i, 0], cmap="gray")
     axis.contour(mean[i, 0], [0.5], colors="darkorange", linewidths=0.6)
-    axis.set_title(f"{i}: {best[i]:.2f}", fontsize=8); axis.set_axis_off()
+    axis.set_title(f"{i}: {best[i]:.2f}", fontsize=8)
+    axis.set_axis_off()
 
 # %% [markdown]
 # So few films decide nothing unless the intervals part. What can be tested is *drawn* metal: two rods and screws from T4 to L3, on films whose answer without them is known. A cartoon of an implant, but a paired one; it is among the disturbances of section 8.
@@ -309,7 +318,8 @@ for axis, i in zip(axes, metal):
 order = sorted(new, key=lambda i: best[i])
 fig, axes = plt.subplots(2, 5, figsize=(7.5, 8.6), layout="constrained")
 for axis, i in zip(axes.flat, order[:5] + order[-5:]):
-    axis.imshow(big.images[i, 0], cmap="gray"); axis.set_axis_off()
+    axis.imshow(big.images[i, 0], cmap="gray")
+    axis.set_axis_off()
     axis.contour(truth[i, 0], [0.5], colors="white", linewidths=0.5)
     axis.contour(mean[i, 0], [0.5], colors="darkorange", linewidths=0.7)
     far = scores["one step, mean of 5", "HD95, pixels"][i]
@@ -328,10 +338,13 @@ fig, axis = plt.subplots(figsize=(4, 2.6), layout="constrained")
 axis.plot(coverage, 1 - risk, label="most certain films first")
 axis.plot(coverage, 1 - oracle, "k:", label="if one knew the truth")
 axis.axhline(best[new].mean(), color="grey", lw=0.8)
-axis.set(xlabel="share of films kept", ylabel="mean Dice of those"); axis.legend()
+axis.set(xlabel="share of films kept", ylabel="mean Dice of those")
+axis.legend()
 correlation = np.corrcoef(doubt[new], 1 - best[new])[0, 1]
-print(f"correlation of doubt and error over films: {correlation:.2f}; the surer half has Dice "
-      f"{1 - risk[len(new) // 2 - 1]:.3f} instead of {best[new].mean():.3f}")
+print(
+    f"correlation of doubt and error over films: {correlation:.2f}; the surer half has Dice "
+    f"{1 - risk[len(new) // 2 - 1]:.3f} instead of {best[new].mean():.3f}"
+)
 
 # %% [markdown]
 # Compare the curve with the grey line, not with the dotted one: as far as it rises above the grey line, the doubt is worth something. What a picture gets that is no radiograph of a spine at all, a confidence and a warning, is the matter of page [12](12_segment.ipynb).
@@ -410,7 +423,8 @@ if XRAY:
         x, m = HARD[kind][1](one.image[None], one.mask[None] > 0, [where], level)
         axis.imshow(x[0, 0], cmap="gray", vmin=0, vmax=1)
         axis.contour(m[0, 0], [0.5], colors="white", linewidths=0.4)
-        axis.set_title(f"{kind}\n{level}", fontsize=7); axis.set_axis_off()
+        axis.set_title(f"{kind}\n{level}", fontsize=7)
+        axis.set_axis_off()
 
 # %%
 #| slow
@@ -440,11 +454,19 @@ for axis, (kind, (levels, _)) in zip(axes.flat, HARD.items()):
         axis.plot(levels, [r.mean for r in rows], "o-", ms=3, label=label)
         axis.fill_between(levels, [r.lo for r in rows], [r.hi for r in rows], alpha=0.2)
     axis.set(xlabel=kind, ylim=(0, 1))
-axes[0, 0].legend(fontsize=8); axes[0, 0].set_ylabel("Dice"); axes[1, 0].set_ylabel("Dice")
+axes[0, 0].legend(fontsize=8)
+axes[0, 0].set_ylabel("Dice")
+axes[1, 0].set_ylabel("Dice")
 for kind, (levels, _) in HARD.items():
     lost = [paired_difference(c[1], untouched[1]) for c in curves[kind]]
-    print(f"{kind:18s}", "  ".join(f"{v}: {a:+.3f} [{b:+.2f}, {c:+.2f}]" for v,
-                                   (a, b, c) in zip(levels, lost) if v != neutral.get(kind, 0)))
+    print(
+        f"{kind:18s}",
+        "  ".join(
+            f"{v}: {a:+.3f} [{b:+.2f}, {c:+.2f}]"
+            for v, (a, b, c) in zip(levels, lost)
+            if v != neutral.get(kind, 0)
+        ),
+    )
 
 # %% [markdown]
 # The bands are 95 % intervals over films; the lines below the picture are paired losses of the one-step result. What to look for: a curve that stays flat as far as training went and falls beyond it shows what augmentation buys, and what it does not. A lower exposure is what a reader would expect to be harmless; the curve says how harmless.

@@ -1258,7 +1258,8 @@ fig, axis = plt.subplots(figsize=(7, 2.4), layout="constrained")
 for r in done:
     smooth = np.convolve(r.about["losses"], np.ones(15) / 15, "valid")
     axis.plot(np.arange(len(smooth)) + 15, smooth / smooth[0], lw=1.2, label=r.method)
-axis.set(xlabel="step", ylabel="loss / first loss", ylim=(0, 1.1)); axis.legend(ncols=2, fontsize=7)
+axis.set(xlabel="step", ylabel="loss / first loss", ylim=(0, 1.1))
+axis.legend(ncols=2, fontsize=7)
 
 # %% [markdown]
 # Three films without a twin, not chosen: the first of each third. Orange is what the method marks, white what the label says.
@@ -1300,7 +1301,8 @@ fig, axes = plt.subplots(3, len(masks), figsize=(1.15 * len(masks), 10.4), layou
 for column, (label, found) in zip(axes.T, masks.items(), strict=True):
     column[0].set_title(label.replace(" (", "\n("), fontsize=6)
     for axis, image, mask, truth in zip(column, shown.images, found, shown.masks, strict=True):
-        axis.imshow(image[0], cmap="gray"); axis.set_axis_off()
+        axis.imshow(image[0], cmap="gray")
+        axis.set_axis_off()
         axis.contour(truth[0], [0.5], colors="white", linewidths=0.4)
         axis.contour(mask[0], [0.5], colors="darkorange", linewidths=0.7)
 
