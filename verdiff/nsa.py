@@ -1,4 +1,4 @@
-"""A gate that looks 29 pixels far and chooses, pixel by pixel, how finely to look
+"""A gate that sees a window 29 pixels wide and chooses, pixel by pixel, how finely to look
 
 Docs: https://verdiff.github.io/verdiff/nsa.html.md"""
 
