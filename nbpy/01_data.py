@@ -3,7 +3,7 @@
 # > Radiographs, 68 clicks a spine, masks that can be trusted, and phantoms drawn in the same layout
 #
 # You will read the public X-ray set of the paper, turn its landmarks into masks, repair the crooked ones, find radiographs that stand on
-# both sides of the official split, and draw as many phantom spines as you like. Under a minute on a laptop, no GPU. Without the X-ray set everything still runs on phantoms; cells that need it say so.
+# both sides of the official split, and draw as many phantom spines as you like. Under a minute on a laptop, no GPU. Without the X-ray set everything still runs on phantoms; cells that need it are skipped.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/01_data.ipynb)
 
@@ -55,8 +55,7 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # photographs: small
 # %% [markdown]
 # ## 1 · What a spine comes as
 #
-# The paper's "public X-ray dataset" has 609 frontal radiographs, 481 to train on and 128 to test on. Nobody painted masks. A reader clicked the four corners of 17 vertebrae, and
-# that is what is published: a folder of images, and three tables beside it.
+# The paper's "public X-ray dataset" has 609 frontal radiographs, 481 to train on and 128 to test on. Nobody painted masks. An expert clicked the four corners of 17 vertebrae: the 68 *landmarks*.
 #
 # ```
 # boostnet_labeldata/data/{training,test}/NAME.jpg
@@ -66,7 +65,7 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # photographs: small
 #                                          /NAME.jpg.mat     p2: the 68 points in pixels
 # ```
 #
-# "Share" means: x divided by the width, y by the height. The order of the points, for three made-up vertebrae:
+# The order of the points, for three made-up vertebrae:
 
 # %%
 three = np.array(
@@ -91,7 +90,7 @@ assert (
 
 
 # %% [markdown]
-# Two small things first. Whatever is wrong with a file is said in one sentence that names it, so the error has a class of its own:
+# Two small helpers. Whatever is wrong with a file is said in one sentence that names it, by an error of its own class:
 
 # %%
 #| export
@@ -100,7 +99,7 @@ class DataError(VerdiffError):
 
 
 # %% [markdown]
-# And the X-ray set may lie in a few usual places:
+# The X-ray set may lie in a few usual places:
 
 # %%
 #| export
@@ -123,7 +122,7 @@ print("X-ray set:", XRAY.name if XRAY else "not here; the cells that need it are
 # %% [markdown]
 # ## 2 · Any image on one canvas
 #
-# A batch has one size; the radiographs have many (their range is printed below). The paper squashes all of them to 250×750. The naive way first, on a film of 300×200 with a wheel and a box on it:
+# A batch has one size; the radiographs have many (Section 5 prints the range). The paper squashes all of them to 250×750. Try this naive way on a film of 300×200 with a wheel and a box on it:
 
 # %%
 wheel = Image.new("L", (200, 300), 60)
@@ -133,9 +132,9 @@ squashed = wheel.resize((250, 750))
 
 
 # %% [markdown]
-# Squashing makes a wide film's vertebrae tall, and Section 2.4 of the same paper argues that the shape of a vertebra is what the network should hold on to. So our default is to *letterbox*: one scale for both axes, black on the rest. Squashing stays one word away.
+# Squashing changes the shape of every vertebra, and Section 2.4 of the same paper argues that this shape matters. So our default is to *letterbox*: one scale for both axes, black on the rest. Squashing stays one word away.
 #
-# What was done to an image must be undone exactly later, when the mask goes back onto it. A `Placement` remembers it.
+# Later the mask must go back onto the original image, so a `Placement` remembers what was done.
 
 # %%
 #| export
@@ -208,9 +207,6 @@ for axis, picture, title in zip(
 assert place(300, 200, (750, 250), "squash").scale == (2.5, 1.25) and at.scale == (1.25, 1.25)
 
 
-# %% [markdown]
-# And back:
-
 # %%
 #| export
 def unfit(
@@ -242,7 +238,7 @@ assert not np.asarray(canvas)[:, :where.left].any() and where.left > 0
 # %% [markdown]
 # ## 3 · From clicks to a mask
 #
-# Four corners make a quadrilateral: fill it, seventeen times. The naive way takes the corners in the order in which they are stored.
+# Four corners make a quadrilateral: fill it, seventeen times. The naive way takes the corners as they are stored.
 
 # %%
 quad = np.array(
@@ -269,8 +265,8 @@ assert naive.sum() < 0.6 * better.sum()
 
 
 # %% [markdown]
-# The stored order is left, right, left, right, so going round means swapping the last two. That repairs almost all. A few quadrilaterals of the X-ray set still cross themselves or have a dent, because two clicks were swapped or slipped. We
-# see that by going round: in a convex polygon every turn goes the same way, so all four cross products have one sign.
+# The stored order is left, right, left, right, so going round means swapping the last two. That repairs almost all. A few quadrilaterals of the X-ray set still cross themselves or have a dent, because two clicks were swapped or slipped.
+# In a convex polygon every turn goes the same way, so all four cross products have one sign.
 
 # %%
 #| export
@@ -291,9 +287,7 @@ assert is_crooked(np.array([[20, 20], [80, 25], [18, 60], [30, 30]]))  # a dent
 
 
 # %% [markdown]
-# A crooked vertebra is never dropped: it gets the convex hull of its four points, which is the quadrilateral that was meant when clicks are merely out of order.
-#
-# Two functions: the ring of corners, and what lies inside a ring.
+# A crooked vertebra is never dropped. It gets the convex hull of its four points: the quadrilateral that was meant, when clicks are merely out of order.
 
 # %%
 #| export
@@ -339,7 +333,7 @@ assert is_crooked(crossed) and abs(board.sum() - 50 * 45.5) < 60  # nearly the w
 
 
 # %% [markdown]
-# The mask is drawn on the network's canvas directly, five times finer, and then averaged: a pixel belongs to the mask when at least half of it is covered.
+# The mask is drawn directly on the network's canvas, on a grid five times finer, and then averaged: a pixel belongs to it when at least half of it is covered.
 
 # %%
 #| export
@@ -359,7 +353,7 @@ def landmarks_to_mask(
 
 
 # %% [markdown]
-# The area must be that of the polygon, also for a crooked one (here: the first two clicks swapped), and a shift of the points must shift the mask:
+# The area must be that of the polygon, also with the first two clicks swapped, and a shift of the points must shift the mask:
 
 # %%
 square = np.array([[10.0, 10], [50, 10], [10, 40], [50, 40]])
@@ -374,12 +368,12 @@ assert (np.roll(landmarks_to_mask(square, 60, 60), (5, 3), (0, 1)) == moved).all
 # %% [markdown]
 # ## 4 · Cobb angles
 #
-# Scoliosis is measured by the angle between the two most tilted vertebrae, and the set carries three such angles per image. We compute them from the corners ourselves. With $u_i$ the vector from the
+# Scoliosis is measured by the Cobb angle, the angle between the two most tilted vertebrae. With $u_i$ the vector from the
 # middle of the left side of vertebra $i$ to the middle of its right side,
 #
 # $$\theta_{ij} = \arccos \frac{u_i \cdot u_j}{|u_i|\,|u_j|}, \qquad \text{Cobb} = \max_{i,j} \theta_{ij}.$$
 #
-# The other two lie above and below the main pair: for an S-shaped spine the largest angle on that side, else the angle to the first and to the last vertebra.
+# The set carries three angles per image. The other two lie above and below the main pair: for an S-shaped spine the largest angle on that side, else the angle to the first and to the last vertebra.
 
 # %%
 #| export
@@ -437,7 +431,7 @@ print(cobb_angles(tilted, 900).round(2), "S-shaped" if is_s_shaped(tilted) else 
 assert np.isclose(cobb_angles(tilted, 900)[0], 30) and np.isclose(tilt_angles(tilted)[0, 16], 30)
 
 # %% [markdown]
-# The same as a picture: the angle is the one between the two lines.
+# The same as a picture: the angle between the two lines is the largest entry of the matrix $\theta_{ij}$.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(5, 3.2), layout="constrained")
@@ -455,7 +449,7 @@ fig.colorbar(shown, label="degrees", shrink=0.8);
 # %% [markdown]
 # ## 5 · One reader for folder and zip
 #
-# The set comes as one zip, and there is no reason to unpack it: every file in it can be read alone. Where the layout begins differs from copy to copy, so we look for the file that must be there.
+# The set comes as one zip, and every file in it can be read without unpacking. Where the layout begins differs from copy to copy, so we look for the file that must be there.
 
 # %%
 #| export
@@ -470,9 +464,6 @@ def layout_top(
 # %%
 print(layout_top(["copy/readme.txt", "copy/boostnet_labeldata/labels/test/filenames.csv"]))
 assert layout_top(["labels/test/filenames.csv"]) == "" and layout_top(["holiday.jpg"]) is None
-
-# %% [markdown]
-# A zip can fail in more ways than one would think; to the reader they are all one sentence.
 
 # %%
 #| export
@@ -523,7 +514,7 @@ print(complaint(lambda: locate(folder / "xray")))
 
 
 # %% [markdown]
-# A little class hides the difference between folder and zip. It opens the zip anew in every process, because a file handle must not travel to the workers of a `DataLoader`.
+# A small class hides the difference between folder and zip. It opens the zip anew in every process: a file handle must not travel to the workers of a `DataLoader`.
 
 # %%
 #| export
@@ -588,7 +579,7 @@ print(complaint(lambda: read_bytes(tiny, "data/test/a.jpg")))
 
 
 # %% [markdown]
-# Tables are checked before anything is computed from them. A missing row would shift every label by one image, silently, and that is the worst kind of wrong.
+# Tables are checked before anything is computed from them. A missing row would silently shift every label by one image.
 
 # %%
 #| export
@@ -736,7 +727,7 @@ assert np.asarray(window(deep)).max() == 255
 
 
 # %% [markdown]
-# What comes out is a `Sample`. What every dataset shares is indexing; a new format only has to say how it makes the two arrays.
+# What comes out is a `Sample`. All datasets share the indexing; a new format only has to say how it makes the two arrays.
 
 # %%
 #| export
@@ -801,9 +792,6 @@ assert (
 )
 
 
-# %% [markdown]
-# Now the published layout. First its tables:
-
 # %%
 #| export
 class Published(CanvasSet):
@@ -847,7 +835,7 @@ if XRAY:
 
 
 # %% [markdown]
-# Then its pictures. `read_image` and `original_mask` give a radiograph and its mask at full size, `[i]` gives the `Sample` on the canvas.
+# `read_image` and `original_mask` give a radiograph and its mask at full size, `[i]` gives the `Sample` on the canvas.
 
 # %%
 #| export
@@ -886,7 +874,7 @@ class XRaySet(Published):
 
 
 # %% [markdown]
-# Six of them. The outline is the mask, orange as everywhere in this course.
+# Six of them, with the outline of the mask in orange.
 
 # %%
 def show(samples, titles):
@@ -911,7 +899,7 @@ if XRAY:
 
 
 # %% [markdown]
-# What they have in common: the average of their masks. Training films are cropped tighter, so a network meets larger vertebrae in training than in the test; augmentation ([02](02_augment.ipynb)) will have to make up for it.
+# The average of the masks on either side of the split. Training films are cropped tighter, so a network meets larger vertebrae in training than in the test; augmentation ([02](02_augment.ipynb)) must make up for it.
 
 # %%
 def film_share(quads):
@@ -933,7 +921,7 @@ if XRAY:
         axis.set_title(f"{part}\nmask {share:.1%} of a film", fontsize=8)
 
 # %% [markdown]
-# Which quadrilaterals are crooked? Counting is a line. The picture shows each as it is stored (black) and as it is repaired (orange): most are crossed, one has a dent.
+# The crooked quadrilaterals, as stored (black) and as repaired (orange): six are crossed, one (image 480) has a dent.
 
 # %%
 if XRAY:
@@ -961,7 +949,7 @@ if XRAY:
     )
 
 # %% [markdown]
-# And the angles. The notes that travel with the challenge call the columns *proximal thoracic, main thoracic, thoracolumbar*. Our rule gives the main curve first. The table decides:
+# And the angles. The notes that travel with the challenge call the columns *proximal thoracic, main thoracic, thoracolumbar*; our rule gives the main curve first.
 
 # %%
 if XRAY:
@@ -978,11 +966,11 @@ if XRAY:
     assert close[:, 0].all() and close.mean() > 0.99
 
 # %% [markdown]
-# So the first published column is the *main* curve, whatever the column's name says, and it agrees with the landmarks on every film. The few misses of the third column come from a rule for S-shaped spines that we could only guess.
+# So the first published column is the *main* curve, whatever its name says, and it agrees with the landmarks on every film. The few misses of the third column come from a rule for S-shaped spines that we could only guess.
 #
 # ## 6 · Splits, studies and twins
 #
-# Names like `…-163 A AP` and `…-163 B AP` are films of one study: the same back, photographed again. If one is trained on and the other validated on, the score flatters. So the validation part is drawn by *study*, not by image.
+# Names like `…-163 A AP` and `…-163 B AP` are films of one study: the same back, photographed again. Train on one, validate on the other, and the score flatters. So the validation part is drawn by *study*, not by image.
 
 # %%
 #| export
@@ -1032,8 +1020,8 @@ assert not {study(names[i]) for i in train} & {study(names[i]) for i in val}
 print(len(train), "to train on,", len(val), "to validate on")
 
 # %% [markdown]
-# The *official* split was not made that way. Are there radiographs on both sides? Names do not tell. Pixels do: two prints of one film share many local features, wherever they were cropped. We take SIFT features of small thumbnails and let each vote for the
-# image that holds its nearest neighbour (one big matrix product instead of 185,000 comparisons).
+# The *official* split was not made that way. Are there radiographs on both sides? Names do not tell; pixels do. Two prints of one film share many local features, wherever they were cropped. We take SIFT features (points with a description of their surroundings) of thumbnails and let each vote for the
+# image that holds its nearest neighbour: one big matrix product instead of 185,000 comparisons.
 
 # %%
 #| export
@@ -1055,7 +1043,7 @@ def local_features(
 
 
 # %% [markdown]
-# Phantoms come in Section 7; a textured random field does here: one, a stranger, and a brightened crop of the first.
+# First on random textures: one, a stranger, and a brightened crop of the first.
 
 # %%
 def texture(seed):
@@ -1096,8 +1084,8 @@ print(votes(features, progress=False))
 
 
 # %% [markdown]
-# A vote is a suspicion. The proof has two parts. The matched points must agree on *one* map (rotation, scale, shift: RANSAC), and the first image, laid over the second by that map, must show the same *details*: after a high-pass filter, so that exposure does not matter, its grey values must correlate. The second part
-# tells one film, printed twice, from two films of one patient who carries the same metal rods.
+# Picture and crop, (0, 2), collect most votes, but a vote is only a suspicion. For a proof the matched points must agree on *one* map (rotation, scale, shift; found by RANSAC). And the first image, laid over the second by that map, must show the same *details*: after a high-pass filter, so that exposure does not matter, the grey values must correlate. This second part
+# tells one film, printed twice, from two films of one patient with the same metal rods.
 
 # %%
 #| export
@@ -1161,7 +1149,7 @@ def find_duplicates(
 
 
 # %% [markdown]
-# It must find the crop and must not find the stranger.
+# It must find the crop and not the stranger.
 
 # %%
 found = find_duplicates([one, other, crop], progress=False)
@@ -1180,7 +1168,7 @@ assert (
 )  # one map moves them all
 
 # %% [markdown]
-# The search over the whole set takes two minutes on one core, so the output below is kept from a recorded run, and every later run of this page repeats only the proof.
+# The search over the whole set takes two minutes on one core, so the output below is kept from a recorded run; later runs repeat only the proof.
 
 # %%
 if XRAY:
@@ -1210,7 +1198,9 @@ for i, j, n, c in across:
 
 
 # %% [markdown]
-# Most pairs carry one number: a film twice, or two exposures a moment apart. `SAME_STUDY` joins the numbers that hide one patient. The pairs across the official split are the bad news. Two more (`239 D` with `238 D` and with `239 D`) are too dark for the search to be sure of, but lie in the same run of film numbers and look alike to the eye. With them **16 of the 128 test images have a twin in the training split**. An earlier search had found only eight of them, so results in this course are given three times: on all 128 test images, on the 120 without those eight, and on the 112 without any twin. Judge a model by the last number.
+# Most of these pairs carry one number: a film twice, or two exposures a moment apart. `SAME_STUDY`, below, joins the numbers that hide one patient.
+#
+# Pairs across the official split are bad news. Film `239 D` of the test adds two more, with `238 D` and `239 D` of the training: too dark for the search to be sure of, but in the same run of film numbers and alike to the eye. With it **16 of the 128 test images have a twin in the training split**. Only eight of them had been known before. So results in this course are given three times: on all 128 test images, on the 120 without those eight, and on the 112 without any twin. Judge a model by the last.
 
 # %%
 #| export
@@ -1257,7 +1247,7 @@ if XRAY:
     assert [len(clean_test_indices(test_names, strict)) for strict in (False, True)] == [120, 112]
 
 # %% [markdown]
-# The proof of each pair, beside thirty pairs of strangers:
+# The proof of each pair, beside thirty pairs of strangers, and a pair of films for each entry of `SAME_STUDY`:
 
 # %%
 if XRAY:
@@ -1274,9 +1264,6 @@ if XRAY:
         for a, b in CROSS_SPLIT_DUPLICATES + MORE_CROSS_SPLIT_DUPLICATES
     ]
     strangers = [proof(i, 481 + i) for i in range(0, 60, 2)]
-
-# %% [markdown]
-# And does each entry of `SAME_STUDY` have such a pair of films?
 
 # %%
 if XRAY:
@@ -1315,7 +1302,7 @@ if XRAY:
     assert sure[0] >= 18 and sure[1] == 0
 
 # %% [markdown]
-# And for the eye: four of the pairs that earlier lists lack, training above, test below.
+# For the eye: four of the newly found pairs, training above, test below.
 
 # %%
 if XRAY:
@@ -1332,7 +1319,7 @@ if XRAY:
 #
 # A course must run where no patient data is. So we draw spines, with what makes a radiograph hard: vertebrae that grow downwards, curves with two bends, ribs that cross them, a heart over one side, uneven exposure, noise, and metal now and then. Their truth is exact.
 #
-# The geometry first. Vertebra $i$ is tilted by $\theta_i = c\, \sin(2\pi k u_i + \varphi)$, shifted and scaled so that the largest difference of tilts *is* the wanted Cobb angle.
+# Vertebra $i$ is tilted by $\theta_i = c\, \sin(2\pi k u_i + \varphi)$, with $u_i$ from 0 at the top to 1 at the bottom, shifted and scaled so that the largest difference of tilts *is* the wanted Cobb angle.
 
 # %%
 #| export
@@ -1357,7 +1344,7 @@ assert np.isclose(np.degrees(np.ptp(spine_tilts(np.random.default_rng(1), 40))),
 
 
 # %% [markdown]
-# Bodies grow downwards; each centre lies one step along the tilt below the last one; the whole is fitted into the film.
+# Each centre lies one step along the tilt below the last one; the whole is fitted into the film.
 
 # %%
 #| export
@@ -1393,7 +1380,7 @@ print(cobb_angles(bent, 576).round(3))
 assert np.isclose(cobb_angles(bent, 576)[0], 40) and (bent >= 0).all() and (bent < (192, 576)).all()
 
 # %% [markdown]
-# Then the film. Shapes are light, added layer on layer and blurred each by its own amount.
+# On the film shapes are light, added layer on layer and blurred each by its own amount.
 
 # %%
 #| export
@@ -1432,7 +1419,7 @@ assert 95 < try_out.light[40, 30] <= 100 and try_out.light[0, 0] < 1
 
 
 # %% [markdown]
-# What is drawn hangs on the vertebrae. Soft tissue, lungs and the heart first:
+# Everything is placed relative to the vertebrae. Soft tissue, lungs and the heart first:
 
 # %%
 #| export
@@ -1465,7 +1452,7 @@ def soft_tissue(film: Film, body: Body, rng: np.random.Generator) -> None:
 
 
 # %% [markdown]
-# Bones: what is in the way, and what we look for.
+# Then the bones:
 
 # %%
 #| export
@@ -1528,9 +1515,6 @@ def expose(
     picture = Image.fromarray(np.clip(255 * grey, 0, 255).astype(np.uint8))
     return np.asarray(picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9))))
 
-
-# %% [markdown]
-# Layer on layer, from left to right:
 
 # %%
 rng, film, steps = np.random.default_rng(3), Film(576, 192), []
@@ -1604,7 +1588,7 @@ assert not any(is_crooked(q) for p in many for q in p.landmarks.reshape(17, 4, 2
 
 
 # %% [markdown]
-# Phantoms are *written* in exactly the published layout and read by the same class as the radiographs: one loader serves both.
+# Phantoms are *written* in exactly the published layout and read by the same class as the radiographs.
 
 # %%
 #| export
@@ -1698,7 +1682,7 @@ print(complaint(lambda: write_phantoms(two)))
 
 
 # %% [markdown]
-# Who only wants *some* phantoms need not think of folders:
+# If you only want *some* phantoms, without folders:
 
 # %%
 #| export
@@ -1745,7 +1729,7 @@ assert (sample.mask[0].numpy() == again).mean() > 0.9999 and np.allclose(
 # %% [markdown]
 # ## 8 · Your own images
 #
-# Two folders, `images/` and `masks/`, whose files have the same names: that is all that is asked. Whatever has no partner is named, not skipped.
+# Two folders, `images/` and `masks/`, with the same file names: that is all. Whatever has no partner is named, not skipped.
 
 # %%
 #| export
@@ -1802,7 +1786,7 @@ print(complaint(lambda: pair_files(folder / "own/images", folder / "own")))
 
 
 # %% [markdown]
-# In a mask, zero is background: 255 for a vertebra will do, and so will the numbers 1 to 17. A JPEG is lossy and has no clean zeros, so there the line is drawn at 128.
+# In a mask, zero is background: 255 for a vertebra will do, and so will the numbers 1 to 17. A JPEG is lossy and has no clean zeros, so there the threshold is 128.
 
 # %%
 #| export
@@ -1906,7 +1890,7 @@ print(complaint(lambda: own[1]))
 
 
 # %% [markdown]
-# `open_dataset` looks at a path and says which of the two it is.
+# `open_dataset` tells the two layouts apart.
 
 # %%
 #| export
@@ -1940,7 +1924,7 @@ assert list(kinds.values()) == ["MaskFolder", "XRaySet"]
 # %% [markdown]
 # ## 9 · Packed
 #
-# All 609 radiographs at 192×64 are 7 MB of bytes. So everything is decoded once and cached in one file whose key is the fingerprint of what went in. No `DataLoader`, no workers: a batch is an index into a tensor.
+# All 609 radiographs at 192×64 are 7 MB of bytes. So everything is decoded once and cached in one file, whose key is a fingerprint of what went in. No `DataLoader`, no workers: a batch is an index into a tensor.
 
 # %%
 #| export
@@ -2031,7 +2015,7 @@ assert torch.equal(packed.images[2, 0], (255 * phantom_set[2].image[0]).round().
 # %% [markdown]
 # ## 10 · Fetching the X-ray set
 #
-# Two public places hold it: the address in the paper's data statement (with one letter mended) and a repository on GitHub, pinned to a commit. They are tried in turn, a broken download goes on where it stopped, and what arrives is checked by what is *in* it: names, sizes and checksums of all images, tables and .mat files, whichever archive they came in.
+# Two public places hold it: the address in the paper's data statement (with one letter mended) and a repository on GitHub, pinned to a commit. They are tried in turn, and a broken download goes on where it stopped. What arrives is checked by what is *in* it, whichever archive it came in: names, sizes and checksums of all images, tables and .mat files.
 
 # %%
 #| export
@@ -2071,7 +2055,7 @@ if XRAY:
     assert manifest(XRAY) == XRAY_MANIFEST
 
 # %% [markdown]
-# To try it we need a server that misbehaves as real ones do: the first time it breaks off half-way. It has a second, wrong archive too.
+# To try it we need a server that misbehaves as real ones do: it breaks off half-way the first time, and offers a second, wrong archive.
 
 # %%
 import threading
@@ -2160,7 +2144,7 @@ def receive(
 
 
 # %% [markdown]
-# Together: go on from what is there.
+# Go on from what is there:
 
 # %%
 #| export
@@ -2192,7 +2176,7 @@ print("bytes asked from:", [start for _, start in Flaky.asked[1:]])
 
 
 # %% [markdown]
-# On top of it the two sources, tried in turn, and the check.
+# The two sources in turn, and the check:
 
 # %%
 #| export
@@ -2276,7 +2260,7 @@ assert got.read_bytes() == archive.read_bytes() and [p.name for p in got.parent.
 assert len(open_dataset(folder / "fetched", "test")) == 3
 
 # %% [markdown]
-# Every request, and the byte from which it asked: the archive that was wrong is asked for again from its start, the one that was cut off only for its rest.
+# Every request, and the byte from which it asked: the wrong archive is asked for again from its start, the broken one only for its rest.
 
 # %%
 print(*Flaky.asked[3:], sep="\n")
@@ -2293,9 +2277,9 @@ assert Flaky.asked[3:] == [
 # | | paper | ours | why |
 # |---|---|---|---|
 # | size | 250×750, squashed | letterbox (`fit = squash` in the profile `paper`) | squashing bends the very shapes that Section 2.4 relies on |
-# | masks | "annotated by doctors" | quadrilaterals of the published landmarks, crooked ones by their hull | the public set has no other truth |
+# | masks | landmarks by "two professional doctors" | quadrilaterals of the published landmarks, crooked ones by their hull | the public set has no other truth |
 # | split | not given | the official 481 / 128; validation by study, twins kept together | films of one back are not independent |
-# | twins across the split | not mentioned | results on 128, on 120 and on 112 test images | 16 test images were seen in training |
+# | twins across the split | not mentioned | results on 128, on 120 and on 112 test images | 16 test images have a twin that was trained on |
 #
 # ## Exercises
 #
@@ -2318,7 +2302,7 @@ assert abs(seen["letterbox"] - 35) < 0.2 and abs(seen["squash"] - 35) > 2
 
 
 # %% [markdown]
-# **2 · Change.** Our first version filled the polygons with Pillow's `ImageDraw.polygon`, the obvious tool. Measure how much area that wins or loses on 20 phantoms at 192×64, with and without a five times finer grid.
+# **2 · Change.** Fill the polygons with Pillow's `ImageDraw.polygon`, the obvious tool. Measure how much area that wins or loses on 20 phantoms at 192×64, with and without a five times finer grid.
 #
 # <details><summary>Answer</summary>
 #
