@@ -2,7 +2,7 @@
 # # 11 · Sampling
 # > From noise around a guess to a mask: in a thousand steps, in ten, in one
 #
-# You will walk Algorithm 2 with a network that is perfect, so that every error you see is the algorithm's; find what the printed version does; take a hundred times fewer steps without new training; turn many samples into a probability and a doubt; and read the result of an experiment that asks whether all this is worth it. Half a minute on a laptop, no GPU; the recorded experiment takes some ten minutes more.
+# You will run Algorithm 2 with a perfect network, so that every error is the algorithm's; test the printed version; take a hundred times fewer steps without new training; turn many samples into a probability and an uncertainty; and read an experiment that asks whether this is worth it. Half a minute on a laptop, no GPU; the recorded experiment takes some ten minutes more.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/11_sampling.ipynb)
 
@@ -52,11 +52,11 @@ g = torch.Generator().manual_seed(35)
 # %% [markdown]
 # ## 1 · A perfect network
 #
-# Training takes minutes and never ends perfectly. To study *samplers* we want a network without faults. For a finite set of masks there is one, in closed form: given $x_t$, the probability of mask $m_k$ is a softmax of its squared distances, and the best guess of $x_0$, the one that minimises the squared error, is the average of all masks with these weights:
+# To study *samplers* we want a network without faults. For a finite set of masks there is one in closed form. By Bayes' rule (all masks equally likely, each seen through the Gaussian of page [04](04_forward.ipynb)) mask $m_k$ has probability $w_k$ given $x_t$, and the guess of least squared error is the mean with these weights:
 #
 # $$\hat x_0(x_t) = \sum_k w_k\, m_k, \qquad w_k \propto \exp\Bigl(-\frac{\lVert y_t - \sqrt{\bar\alpha_t}\, m_k\rVert^2}{2 s_t^2}\Bigr), \qquad y_t = x_t - s_t f .$$
 #
-# (That is Bayes' rule once more: all masks equally likely beforehand, each seen through the Gaussian of page 04.) Our set: eight readings of one spine, each shifted a little, as eight readers might have drawn it.
+# Our set: eight readings of one spine, each shifted a little, as eight doctors ("readers") might have drawn it. The prior $f$ is their average, blurred.
 
 # %%
 size = 96, 32
@@ -98,11 +98,11 @@ print(
 assert gap[0] < 1e-6 < 0.1 < gap[1]
 
 # %% [markdown]
-# With little noise it knows whose mask it is. At the noisy end it can only say "about here": the blurred average of all eight.
+# With little noise it knows whose mask it is; at the noisy end it gives a blurred average of all eight.
 #
 # ## 2 · Algorithm 2
 #
-# Start at $\mathcal N(f, I)$, ask the network for $\hat x_0$, take one step of the posterior of page 05, repeat. The sampler takes any function of $(x_t, t)$; it knows nothing of networks.
+# Start at $\mathcal N(f, I)$, ask the network for the mask $\hat x_0$, draw $x_{t-1}$ from the posterior of page [05](05_posterior.ipynb), repeat: *ancestral sampling*. The sampler takes any function of $(x_t, t)$; it knows nothing of networks.
 
 # %%
 #| export
@@ -208,7 +208,7 @@ panel([[strip[t][k][0] for t in times] for k in (0, 1)], [f"t = {t}" for t in ti
 
 
 # %% [markdown]
-# Above $x_t$, below what the perfect network believes of $x_0$. At first it sees all eight readings at once, a blur. Somewhere on the way it makes up its mind. That is what a diffusion model does and a plain network cannot: it *chooses*. The slider shows when:
+# Above $x_t$, below the network's $\hat x_0$: at first a blur of all eight readings, then one of them. That is what a diffusion model does and a plain network cannot: it *chooses*. The slider shows when:
 
 # %%
 def frame(t, axes=None):
@@ -259,7 +259,7 @@ HTML(html)
 # %% [markdown]
 # ## 3 · The printed algorithm
 #
-# Algorithm 2 as printed starts at $\mathcal N(0, I)$, never takes the shift off, and has $\sqrt{1-\alpha_t}$ where Eq. (7) has $\sqrt{1-\bar\alpha_t}$. We run it faithfully.
+# Algorithm 2 as printed starts at $\mathcal N(0, I)$, never takes the shift off, and has $\sqrt{1-\alpha_t}$ where Eq. (7) has $\sqrt{1-\bar\alpha_t}$ (`bar=True`).
 
 # %%
 #| export
@@ -288,7 +288,7 @@ def ddpm_sample_printed(
 
 
 # %% [markdown]
-# The simplest world: the mask is always $x_0 = 1$, the prior $f = 0.8$, and the network says exactly the noise that is in its input, $\hat\varepsilon = (x_t - \sqrt{\bar\alpha_t} - s_t f)/s_t$. Where should $x_t$ be? Eq. (3) says. Where is it? Three thousand walkers, the same noise for each algorithm.
+# The simplest world: the mask is always $x_0 = 1$, the prior $f = 0.8$, and the network (an oracle) says exactly the noise in its input, $\hat\varepsilon = (x_t - \sqrt{\bar\alpha_t} - s_t f)/s_t$. Eq. (3) says where $x_t$ should be. Three thousand walkers, one pixel each, with the same noise for each algorithm:
 
 # %%
 f1 = torch.full((3000, 1), 0.8).double()
@@ -333,7 +333,7 @@ for axis, (name, (path, end)), colour in zip(
     axis.title.set_fontsize(9)
 
 # %% [markdown]
-# Grey is where Eq. (3) has 95 % of its walkers. The exact bundle fills it. Eq. (7) without the shift starts too low and then drifts above the road. Algorithm 2, which divides by the smaller $\sqrt{1-\alpha_t}$, corrects far too hard: the bundle collapses, and a network would be shown much less noise than belongs to its $t$. In numbers, the gap of the mean and the spread:
+# Grey is where Eq. (3) has 95 % of its walkers, dashed its mean. The exact walkers fill it. Eq. (7) without the shift starts too low and drifts too high. Algorithm 2 divides by the smaller $\sqrt{1-\alpha_t}$ and corrects far too hard: a network would see much less noise than belongs to its $t$. In numbers:
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained")
@@ -357,17 +357,19 @@ assert (
 
 
 # %% [markdown]
-# All three end near 1: a perfect network, asked anywhere, pulls the walkers to the goal. A real one was never asked there. That is why we take the exact form, and why "it works anyway" in a figure is no proof of an equation. What a trained network makes of it is measured in section 6.
+# All three end near 1: a perfect network, asked anywhere, pulls the walkers to the goal. A real one was never asked there. That is why we take the exact form; a good end is no proof of an equation. Section 6 tests trained networks.
 #
 # ## 4 · A hundred times fewer steps
 #
-# A thousand evaluations for one mask are many. In $y$ the process is plain DDPM, so the samplers of the field apply as they stand: **shift off, jump, shift on**. We derive two of them.
+# A thousand evaluations for one mask are many. In $y$ the process is plain DDPM, so the samplers of the field apply as they stand: **shift off, jump, shift on**. We derive two.
 #
-# Split $y_t$ into what the network believes: $y_t = \sqrt{\bar\alpha_t}\,\hat x_0 + s_t\,\hat\varepsilon$. For a time $t' < t$, how far away it may be, the marginal wants $\sqrt{\bar\alpha_{t'}}\,\hat x_0$ plus noise of variance $s_{t'}^2$. It does not say *which* noise. Any mixture of the old noise $\hat\varepsilon$ and fresh noise $z$ whose variances add up to $s_{t'}^2$ will do. That is DDIM (Song et al. 2021):
+# Split $y_t$ into what the network believes: $y_t = \sqrt{\bar\alpha_t}\,\hat x_0 + s_t\,\hat\varepsilon$. At any $t' < t$ the marginal wants $\sqrt{\bar\alpha_{t'}}\,\hat x_0$ plus noise of variance $s_{t'}^2$, but does not say *which* noise. Any mixture of the old $\hat\varepsilon$ and fresh $z$ with that variance will do. That is DDIM (Song et al. 2021):
 #
 # $$y_{t'} = \sqrt{\bar\alpha_{t'}}\,\hat x_0 + \sqrt{s_{t'}^2 - \sigma^2}\;\hat\varepsilon + \sigma z, \qquad \sigma = \eta\,\frac{s_{t'}}{s_t}\sqrt{1 - \frac{\bar\alpha_t}{\bar\alpha_{t'}}} .$$
 #
-# $\eta = 0$ takes no fresh noise and is deterministic. $\eta = 1$ takes as much as the posterior of page 05, so with all steps it is DDPM again. Which times to visit? Always the last, where the noise is pure and where we start ("trailing", Lin et al. 2024). The naive choice, evenly from zero, tells the network $t = 900$ while showing it the noise of $t = 999$.
+# $\eta = 0$ is deterministic. $\eta = 1$ takes as much fresh noise as the posterior of page 05, so with all steps it is DDPM again.
+#
+# We visit evenly spaced times from the last one, where sampling starts ("trailing", Lin et al. 2024). The naive choice, evenly from zero, tells the network $t = 900$ while showing it the noise of $t = 999$.
 
 # %%
 #| export
@@ -438,7 +440,7 @@ for sampler, options in (
     torch.testing.assert_close(out, truth, atol=1e-9, rtol=0)
 
 # %% [markdown]
-# A network that always knows $x_0$ is home in any number of steps. With $\eta = 1$ and all thousand steps it must be DDPM to the last digit, given the same noise; and with $f = 0$ it must be the DDIM of a public library:
+# A network that always knows $x_0$ is home in any number of steps. With $\eta = 1$, all steps and the same noise, DDIM must be DDPM; with $f = 0$, the DDIM of a public library:
 
 # %%
 short = ShiftedDiffusion(linear_schedule(40, 0.002, 0.4))
@@ -472,7 +474,7 @@ torch.testing.assert_close(
 # %% [markdown]
 # ### What few steps cost
 #
-# Back to the eight readers and the perfect network. One step gives the *mean* of all of them: the answer of a plain network. More steps give a choice.
+# The eight readers again. One step gives the *mean* of all of them: the answer of a plain network. More steps give a choice.
 
 # %%
 ends = {}
@@ -493,17 +495,17 @@ assert nearest(ends[10]).values.mean() < 0.1 * nearest(ends[1]).values.mean()
 
 
 # %% [markdown]
-# ### A better road for the same price
+# ### Second order for the same price
 #
-# Divide DDIM's step ($\eta = 0$) by $s_{t'}$, write $\lambda = \log(\sqrt{\bar\alpha}/s)$ for the logarithm of the signal to noise ratio, and insert $\hat\varepsilon = y_t/s_t - e^{\lambda_t}\,\hat x_0$:
+# Divide DDIM's step ($\eta = 0$) by $s_{t'}$, write $\lambda = \log(\sqrt{\bar\alpha}/s)$, the logarithm of signal over noise, and insert $\hat\varepsilon = y_t/s_t - e^{\lambda_t}\,\hat x_0$:
 #
 # $$\frac{y_{t'}}{s_{t'}} = \frac{y_t}{s_t} + \bigl(e^{\lambda_{t'}} - e^{\lambda_t}\bigr)\,\hat x_0, \qquad\text{in small steps}\qquad d\Bigl(\frac{y}{s}\Bigr) = e^{\lambda}\,\hat x_0(\lambda)\,d\lambda .$$
 #
-# On the right is an ordinary differential equation. DDIM solves it as if $\hat x_0$ stood still during the step: first order. DPM-Solver++ 2M (Lu et al. 2022) remembers the guess of the step before and lets $\hat x_0$ go on in a straight line; to second order it is enough to use its value in the middle of the step, $D$. With $h = \lambda_{t'} - \lambda_t$:
+# DDIM solves this differential equation as if $\hat x_0$ were constant during the step: first order. DPM-Solver++ 2M (Lu et al. 2022) remembers the previous estimate and continues it in a straight line; to second order the value in the middle of the step, $D$, is enough. With $h = \lambda_{t'} - \lambda_t$:
 #
 # $$y_{t'} = \frac{s_{t'}}{s_t}\, y_t - \sqrt{\bar\alpha_{t'}}\,(e^{-h} - 1)\,D, \qquad D = \hat x_0 + \frac{h}{2\,h_{\text{last}}}\bigl(\hat x_0 - \hat x_0^{\text{last}}\bigr) .$$
 #
-# The same number of network evaluations, one remembered image more.
+# The same number of evaluations, one remembered image more.
 
 # %%
 #| export
@@ -556,7 +558,7 @@ for steps in (1, 2, 10):
 # %% [markdown]
 # ### Does each solver keep its promise?
 #
-# A solver of order $p$ that halves its steps divides its error by $2^p$. To measure that we need an exact road to compare with. If $x_0$ itself is Gaussian, $\mathcal N(m, c^2)$, everything is known: $y_t$ is Gaussian with mean $\sqrt{\bar\alpha_t}\,m$ and variance $v_t = \bar\alpha_t c^2 + s_t^2$, the best predictor is linear, and the deterministic road keeps every walker at its quantile:
+# With twice the steps, a solver of order $p$ divides its error by $2^p$. To measure that we need an exact solution. If $x_0$ is Gaussian, $\mathcal N(m, c^2)$, then $y_t$ has mean $\sqrt{\bar\alpha_t}\,m$ and variance $v_t = \bar\alpha_t c^2 + s_t^2$, the best predictor is linear, and the deterministic path keeps every walker at its quantile:
 #
 # $$\hat x_0 = m + \frac{c^2 \sqrt{\bar\alpha_t}}{v_t}\,\bigl(y_t - \sqrt{\bar\alpha_t}\,m\bigr), \qquad y_t = \sqrt{\bar\alpha_t}\,m + \sqrt{\frac{v_t}{v_{T}}}\,\bigl(y_T - \sqrt{\bar\alpha_T}\,m\bigr).$$
 
@@ -610,13 +612,13 @@ axis.legend(fontsize=7)
 
 
 # %% [markdown]
-# First order and second order, as promised, with a prior in the mean and without a line of code that knows it. At the very end (dashed) the second-order promise frays: as $s_t \to 0$, $\lambda$ runs to infinity, and the last steps stay long in $\lambda$ however many there are. DPM-Solver++ is still the better of the two there.
+# First and second order, as promised, with a prior in the mean. At the very end (dashed) second order frays: as $s_t \to 0$, $\lambda$ runs to infinity, and the last steps stay long in $\lambda$ however many there are. DPM-Solver++ stays the better of the two.
 #
 # ## 5 · Ensembles
 #
-# One sample is one opinion. Draw several from the same image, and the share of those that call a pixel vertebra is a probability, their standard deviation a doubt. The image is looked at *once*; only the diffusion U-Net runs for every member and step.
+# One sample is one opinion. Draw several (*members*) from one image: their mean, or the share that calls a pixel vertebra (the *vote*), is a probability; their standard deviation (the *spread*) is our uncertainty, or *doubt*.
 #
-# A small promise with large use: the noise of member $e$ of image $i$ comes from its own generator, seeded by (seed, $i$, $e$). So a result does not depend on how many images share a batch, and sample 3 of image 7 is the same picture tomorrow.
+# The noise of member $e$ of image $i$ comes from its own generator, seeded by (seed, $i$, $e$). So a result does not depend on how many images share a batch, and sample 3 of image 7 is the same picture tomorrow.
 
 # %%
 #| export
@@ -679,7 +681,7 @@ assert abs(three.vote.item() - 2 / 3) < 1e-6 and abs(three.mean.item() - 0.6) < 
 
 
 # %% [markdown]
-# All members of all images are best computed in one batch. If the memory of the GPU does not hold it, we halve the batch and go on; nobody should have to guess a batch size. Only when a single row does not fit, we give up, in one sentence.
+# All members of all images are best computed in one batch. Where the GPU's memory runs short we halve the batch and go on; if not even one row fits, we give up, in one sentence.
 
 # %%
 #| export
@@ -726,7 +728,7 @@ assert tried == [11, 6, 3, 3, 3, 2]
 
 
 # %% [markdown]
-# Now `sample`. The image is looked at once (`condition`); its features are not copied for every member beforehand, only for the rows at hand.
+# In `sample` the image is looked at *once* (`condition`), and its features are copied only for the rows at hand. Only the diffusion U-Net runs for every member and step.
 
 # %%
 #| export
@@ -783,7 +785,7 @@ def sample(
 
 
 # %% [markdown]
-# A small network that has not learned anything is enough to check the promises:
+# An untrained network is enough to check the promises:
 
 # %%
 torch.manual_seed(0)
@@ -804,7 +806,7 @@ assert (together.samples[0] - together.samples[1]).abs().max() > 1e-3
 
 
 # %% [markdown]
-# And on a machine with too little memory? We make one: a network that refuses more than four rows at a time.
+# Too little memory? We pretend, with a network that refuses more than four rows.
 
 # %%
 class Cramped(VerdiffNet):
@@ -829,7 +831,7 @@ for kind, steps in (("dpm", 5), ("ddpm", 5), ("ddpm", 50)):
     assert s.samples.shape == (2, 4, 1, 48, 16) and 0 <= s.mean.min() and s.std.max() <= 0.5
 
 # %% [markdown]
-# And the eight readers once more, with the perfect network, as an ensemble of 40: the mean of the samples should be the mean of the readers, and the doubt should lie where readers differ.
+# The eight readers as an ensemble of 40: the samples should have the readers' mean, and the doubt should lie where readers differ.
 
 # %%
 f40 = prior.expand(40, -1, -1, -1)
@@ -848,9 +850,14 @@ assert agree > 0.8 and (many.mean[0] - masks.mean(0)).abs().mean() < 0.05
 # %% [markdown]
 # ## 6 · Printed or exact, with networks that had to learn
 #
-# The oracle of section 3 forgives everything: wherever a walker stands, it is shown the way. A trained network was only ever asked where Eq. (3) leads. Does the difference reach the mask? We train five small networks, one a seed (without the adapters of page 08, which double the time of an evaluation), to predict *noise* as Eq. (8) asks ($T = 50$, with $\beta$ enlarged to match; a free choice, since the paper names none). Then each samples the same twelve unseen phantoms from the same noise in four ways: the exact step from $\mathcal N(f, I)$; the same with $\hat x_0$ clipped to $[-1, 1]$; Eq. (7) without the shift from $\mathcal N(0, I)$; Algorithm 2 to the letter.
+# A trained network was only ever asked where Eq. (3) leads. Does the difference reach the mask? We train five small networks, one a seed, to predict *noise* as Eq. (8) asks (without the adapters of page [08](08_nsa.ipynb), which double the time of an evaluation; $T = 50$, with $\beta$ enlarged to match: the paper names none). Each samples the same twelve unseen phantoms from the same noise in four ways:
 #
-# *From here to the end of section 7 you see a recorded run of some ten minutes on one core. The cells are complete: run them, change the number of seeds, and see what stays.* First the data and a training loop that can stop after a number of steps or of CPU seconds.
+# - *exact*, from $\mathcal N(f, I)$;
+# - *exact, clipped*: the same with $\hat x_0$ clipped to $[-1, 1]$;
+# - *Eq. (7)* without the shift, from $\mathcal N(0, I)$;
+# - *Algorithm 2* to the letter.
+#
+# *From here to the end of section 7 you see a recorded run of some ten minutes on one core. The cells are complete: run them, change the number of seeds, and see what stays.*
 
 # %%
 #| slow
@@ -924,7 +931,7 @@ def interval(values):
 
 
 # %% [markdown]
-# Beside Dice we keep, at every step, how far $x_t$ is from where Eq. (3) puts it: the root mean square of $(x_t - \sqrt{\bar\alpha_t}\,x_0 - s_t f)/s_t$, which is the size of the noise and must be 1.
+# Beside Dice we keep, at every step, how far $x_t$ is from Eq. (3): the root mean square of $(x_t - \sqrt{\bar\alpha_t}\,x_0 - s_t f)/s_t$, the size of the noise, which must be 1.
 
 # %%
 #| slow
@@ -995,17 +1002,17 @@ axes[1].legend(fontsize=7)
 
 
 # %% [markdown]
-# Does it matter for Dice? Three answers.
+# **Algorithm 2 to the letter finds next to nothing**, with any seed. The oracle of section 3 hid the misprint; a trained network errs, and its errors are multiplied at every step.
 #
-# **Algorithm 2 to the letter finds nothing**, with any seed. The perfect network of section 3 hid that misprint; a trained one errs, and its errors are multiplied at every step.
+# **The missing shift, by itself, does not decide.** On the right, the exact form stays nearer to Eq. (3) than Eq. (7) does. But without clipping both end far away, and on the left the exact form is worse for most seeds. Where the noise is loud, the $\hat x_0$ that a predicted noise stands for is wrong by many times its size (page 05), and both forms carry that along. Dice alone would have misled us about the equation, and the equation alone about Dice.
 #
-# **The missing shift, by itself, is not what decides here.** On the right, the exact form keeps nearer to Eq. (3) than Eq. (7) does. But without clipping both end far away from it, and on the left the exact form is not the better one: for most seeds it is worse. Where the noise is loud, the $\hat x_0$ that a small network's noise stands for is wrong by many times its size (page 05), and both forms carry that along. Had we looked at Dice alone, we would have drawn the wrong conclusion about the equation, and from the equation alone the wrong one about Dice.
+# **Clipping decides.** With it the exact form is the best for every seed, and by far the steadiest of those that find something. (Its curve too leaves 1 at the end: where $s_t$ is tiny, a wrong pixel counts many times.) But to clip $\hat x_0$ one must have it, and that needs the shift known and taken off. Eq. (7) as printed has no place for that.
 #
-# **Clipping decides.** With $\hat x_0$ kept in $[-1, 1]$ the exact form is the best for every seed, and by far the steadiest. But to clip $\hat x_0$ one must have it, and it can be computed only where the shift is known and taken off. Eq. (7) as printed has no place for that. Five seeds, small networks, a short chain: the intervals are wide, and we claim no more than that.
+# Five seeds, small networks, a short chain: the intervals are wide, and we claim no more.
 #
 # ## 7 · Is the diffusion worth it?
 #
-# The question that users of such methods ask. Verdiff-Net contains a plain U-Net, its conditional one; what do the diffusion U-Net, the steps and the samples add to that prior? And what would the same parameters and the same training time have bought in a U-Net without diffusion? Three seeds; per seed one Verdiff-Net (with the fusion module, without the adapters, predicting the mask, $T = 1000$) and one plain U-Net, trained on the same 96 phantoms in the same order with the prior's own loss, for as many CPU seconds. Everything is measured on 16 unseen phantoms; nothing was chosen on them.
+# Verdiff-Net contains a plain U-Net, the conditional one that gives the prior. What do the diffusion U-Net, the steps and the samples add? And what would the same parameters and training time have bought without diffusion? Three seeds; per seed one Verdiff-Net (with the fusion module of page [07](07_msfm.ipynb), without the adapters, predicting the mask, $T = 1000$) and one plain U-Net, trained on the same 96 phantoms in the same order with the prior's own loss, for as many CPU seconds. All is measured on 16 unseen phantoms ("films"); nothing was chosen on them.
 
 # %%
 #| slow
@@ -1043,7 +1050,7 @@ for seed in range(3):
 # %% [markdown]
 # ### Steps
 #
-# One sample, any number of steps. (250 and 1000 steps are costly: they are taken on the first three phantoms only, open circles, and compared with ten steps on the same three.)
+# One sample, any number of steps. (250 and 1000 are costly: open circles, the first three phantoms only.)
 
 # %%
 #| slow
@@ -1117,7 +1124,7 @@ print(
 # %% [markdown]
 # ### Samples
 #
-# The mean of $E$ samples is a probability. First $E$ grows at five steps each; then twenty evaluations of the diffusion U-Net per image are spent in five different ways.
+# Left, the mean of more and more samples. Right, twenty evaluations of the diffusion U-Net per image, spent in five ways.
 
 # %%
 #| slow
@@ -1158,7 +1165,7 @@ print(
 # %% [markdown]
 # ### The verdict, with borders and calibration
 #
-# Dice is one view. The 95th percentile of the border distance (HD95) sees far errors, the expected calibration error (ECE) asks whether a probability of 0.8 is right eight times in ten, and the area under the risk–coverage curve (AURC) whether doubt points at errors.
+# Three more scores of page [03](03_metrics.ipynb), lower is better. HD95, the border distance, sees far errors; ECE asks whether a probability of 0.8 is right eight times in ten; AURC, the area under the risk–coverage curve, whether doubt points at errors. "5 × 20": five steps, twenty samples.
 
 # %%
 #| slow
@@ -1222,7 +1229,7 @@ axes[1].set(
 # %% [markdown]
 # ### Where the doubt lies
 #
-# The spread of twenty samples for one phantom beside its errors; then, over all films and seeds, three ways to doubt a pixel, and whether a film with much doubt is a film with many errors.
+# First one phantom. Then, over all films and seeds, three ways to doubt a pixel, and whether a film with much doubt has many errors.
 
 # %%
 #| slow
@@ -1284,15 +1291,15 @@ print(
 # %% [markdown]
 # ### What comes out
 #
-# **Steps** do not help, they hurt a little (film by film; over three seeds the intervals overlap). One step gives the *mean* of all masks that fit the image, and the mean, cut at one half, is what Dice likes best. More steps make up their mind; a single sharp sample pays for every border on which it decided differently from the truth. At the same number of steps DPM-Solver++ buys nothing over DDIM: the error of the network, not that of the solver, is what is left.
+# **Steps** do not help. The mean Dice falls from one step to fifty; the intervals, over seeds and over films, overlap. One step gives the *mean* of all masks that fit the image, and the mean, cut at one half, suits Dice. A single sharp sample pays for every border on which it chose differently from the truth. DPM-Solver++ buys nothing over DDIM: what is left is the network's error, not the solver's.
 #
-# **Samples** help. Averaging undoes the choosing, and most of the gain comes with the first few. At equal numbers of evaluations, many samples of one or two steps beat one sample of many steps.
+# **Samples** help. Averaging undoes the choosing, and most of the gain comes with the first few. At equal cost, many samples of one or two steps beat one sample of many.
 #
-# **Is it worth it?** On these phantoms, at this size of training: no. The ensemble is better than the prior inside the same model, by an amount that the interval over films tells from zero, and that is small. The plain U-Net with the same parameters and the same training time is ahead of all of them in Dice, calibration and risk, and level with the best in HD95 (at this size all borders are about a pixel off): a step of it costs less, so it gets more steps, and all of its parameters work on one task. The mean of samples is the worst calibrated but one: it is too shy, its curve is steeper than the diagonal.
+# **Is it worth it?** On these phantoms, at this size of training: no. The ensemble is better than the prior inside the same model, by an amount that the interval over films tells from zero, but small. The plain U-Net has the best means in Dice, ECE and AURC, and is level with the best in HD95 (at this size all borders are about a pixel off). A step of it costs less, so it gets more steps, and all of its parameters work on one task. The ensemble is the worst calibrated but one: it is too shy, its curve steeper than the diagonal.
 #
-# **Does the doubt know the error?** Doubt and errors lie where they should, at the borders. Sorting pixels by the spread of twenty samples is far nearer to the best possible order than to none, but no nearer than sorting them by how close one single probability is to one half, which costs one evaluation. Whether a *film* with much doubt is a film with many errors, sixteen films cannot tell: the intervals of the correlation are too wide.
+# **Does the doubt know the error?** Both lie at the borders, as they should. Sorting pixels by the spread of twenty samples is far nearer to the best order than to none, but no nearer than sorting them by how close the prior is to one half, which costs no sample. Whether a *film* with much doubt has many errors, three seeds and sixteen films cannot tell: the intervals are too wide.
 #
-# What this does not show: a task in which readers truly disagree, as in section 1. There the mean of all readings is nobody's mask, and choosing is the point; a plain network cannot do it. Phantoms have one true mask. Nor does it show long training, large networks or radiographs: pages [15](15_xray.ipynb) and [16](16_comparison.ipynb) look there.
+# **What this does not show**: a task in which readers truly disagree, as in section 1. There the mean of all readings is nobody's mask, and choosing is the point; a plain network cannot do it. Phantoms have one true mask. Nor does it show long training, large networks or radiographs; see pages [15](15_xray.ipynb) and [16](16_comparison.ipynb).
 
 # %% [markdown]
 # ## Paper, ours, why
@@ -1302,7 +1309,7 @@ print(
 # | start | $\mathcal N(0, I)$ in Algorithm 2 | $\mathcal N(f, I)$ | the end of Eq. (5) |
 # | step | Eq. (7) without the shift | exact posterior | stays on the marginal that the network knows |
 # | $\sqrt{1-\alpha_t}$ | in Algorithm 2 | $\sqrt{1-\bar\alpha_t}$ | Eq. (7) |
-# | steps | $T$ | 10 of DDIM | section 7 |
+# | steps | $T$ | 10 of DDIM | enough to choose (section 4); more do not help (section 7) |
 # | ensemble | "uncertainty" is mentioned, no size given | 5 | mean, vote and spread |
 #
 # ## Exercises
@@ -1311,7 +1318,7 @@ print(
 #
 # <details><summary>Answer</summary>
 #
-# Only through what the network makes of it: the result *is* $\hat x_0(x_T)$. For the perfect network at $t = 999$ all eight readings are nearly equally likely whatever the noise, so all samples are nearly the mean.
+# Only through what the network makes of it: the result *is* $\hat x_0(x_T)$. For the perfect network at $t = 999$ all readings are nearly equally likely whatever the noise, so all samples are nearly the mean.
 #
 # </details>
 
@@ -1325,7 +1332,7 @@ assert spread[1] < 0.3 * spread[10]
 #
 # <details><summary>Answer</summary>
 #
-# Yes. The shift is put on and taken off again; a network that knows $f$ loses nothing by a bad one, and wins nothing by a good one. What a *learned* network makes of it is another matter.
+# Yes. The shift is put on and taken off again; a network that knows $f$ loses nothing by a bad one, and wins nothing by a good one. A *learned* network is another matter.
 #
 # </details>
 
@@ -1337,11 +1344,11 @@ out = ddpm_sample(
 assert nearest(out).values.max() < 1e-6
 
 # %% [markdown]
-# **3 · Implement.** Average in another place: run the ensemble, but replace $\hat x_0$ by its mean over the members at *every* step. Is the result still an ensemble?
+# **3 · Implement.** Run the ensemble, but replace $\hat x_0$ by its mean over the members at *every* step. Is the result still an ensemble?
 #
 # <details><summary>Answer</summary>
 #
-# No. All members are pulled to one average; the first that leans to a reader drags the others along, and they end at one and the same mask. The spread, our doubt, is gone, and with it the reason for an ensemble.
+# No. The first member that leans to a reader drags the others along, and all end at the same mask. The spread, our doubt, is gone, and with it the reason for an ensemble.
 #
 # </details>
 
