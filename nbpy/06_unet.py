@@ -2,7 +2,7 @@
 # # 06 · U-Nets
 # > One net that guesses, one that is told the time; both take images of any size
 #
-# You will measure why a plain stack of convolutions cannot know a spine, build a U-Net from small parts, tell it what time it is, count its parameters and multiplications by hooks, and train it on phantoms to settle four questions by numbers: are the bridges needed, how far does it see, what does batch norm do with a batch of one, squash a tall film or letterbox it? A minute on a laptop; no GPU needed.
+# You will measure why a plain stack of convolutions cannot know a spine, build a U-Net from small parts, tell it what time it is, and count its parameters and multiplications. Trained on phantoms it settles four questions by numbers: are the bridges needed, how far does it see, what does batch norm do with a batch of one, squash a tall film or letterbox it? A minute on a laptop; no GPU needed.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/06_unet.ipynb)
 
@@ -43,7 +43,7 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## 1 · Why a U-Net at all
 #
-# The naive network is a stack of 3×3 convolutions at full size. What can one pixel of its output know? Only the pixels from which a path leads to it. We need not draw paths: *the gradient of that one output pixel on the input is zero wherever no path begins.*
+# The naive network is a stack of 3×3 convolutions at full size. What can one pixel of its output know? Only the input pixels that it depends on, and those the gradient shows: *it is zero wherever an input pixel has no influence on that output pixel.*
 
 # %%
 def felt(net, size=(192, 192)):
@@ -73,11 +73,11 @@ print("3x3 convolutions: pixels seen", stacks)
 assert all(pixels == 2 * n + 1 for n, pixels in stacks.items())
 
 # %% [markdown]
-# Two pixels a layer. To tell the ninth vertebra from the tenth one must see several of them, at 192×64 about half the height: a hundred pixels, fifty layers at full size. The U-Net's answer is to look at a small copy of the picture, where a hundred pixels are a dozen. Section 6 measures what that buys. First, its parts.
+# Two pixels a layer. To tell the ninth vertebra from the tenth one must see several of them, at 192×64 about half the height: a hundred pixels, fifty layers at full size. The U-Net looks at a small copy of the picture instead, where a hundred pixels are a dozen. Section 6 measures what that buys.
 #
 # ## 2 · Telling the time
 #
-# The diffusion U-Net must know how loud the noise is. A bare number $t$ would be a poor way to say it: to a linear layer, 999 is just a thousand times 1. Vaswani et al. (2017) wrote numbers like the hands of many clocks, each slower than the last:
+# The diffusion U-Net must know how much noise there is. A bare number $t$ would say it poorly: to a linear layer, 999 is just 999 times 1. Vaswani et al. (2017) wrote numbers like the hands of many clocks, each slower than the last:
 #
 # $$e(t) = \bigl[\cos(\omega_1 t), \dots, \cos(\omega_{d/2} t), \sin(\omega_1 t), \dots, \sin(\omega_{d/2} t)\bigr], \qquad \omega_k = 10000^{-(k-1)/(d/2)} .$$
 #
@@ -138,7 +138,7 @@ axes[1].set(xlabel="t", title="likeness to t = 300")
 assert (e @ e[300]).argmax() == 300
 
 # %% [markdown]
-# The likeness falls off with the distance in time, which is all that a linear layer needs. The same numbers come out of diffusers:
+# Times close together are alike, and the likeness falls off, with wiggles, as they move apart: a linear layer can read that. The same numbers come out of diffusers:
 
 # %%
 from diffusers.models.embeddings import get_timestep_embedding
@@ -151,7 +151,7 @@ torch.testing.assert_close(e, theirs, atol=1e-4, rtol=0)
 # %% [markdown]
 # ## 3 · Parts
 #
-# Before each convolution the channels are normalised. Group norm looks at one image alone, so it does not care about the batch size. The paper trains with *batch* norm at batch 1; section 8 looks at what that does.
+# Before each convolution the channels are normalised. Group norm takes mean and spread over groups of channels of one image, so it does not care about the batch size. The paper trains with *batch* norm at batch 1; section 8 looks at what that does.
 
 # %%
 #| export
@@ -173,7 +173,7 @@ print(*(make_norm("group", c).num_groups for c in (4, 8, 16, 128)), make_norm("b
 
 
 # %% [markdown]
-# The residual block is the workhorse: normalise, bend, convolve, twice, and add what came in. The time enters between the two as a scale and a shift of every channel, $h \leftarrow (1 + a(t))\,h + b(t)$.
+# The residual block does most of the work: normalise, activate, convolve, twice, and add what came in. The time enters between the two as a scale and a shift of every channel, $h \leftarrow (1 + a(t))\,h + b(t)$.
 
 # %%
 #| export
@@ -238,7 +238,7 @@ print([tuple(m(x).shape) for m in (Downsample(16, 32), Upsample(16, 8))])
 # %% [markdown]
 # ## 4 · Down and up
 #
-# The encoder halves the picture level by level and keeps what it had at each. The decoder comes back up and meets the kept pictures over *bridges*. Into the encoder one more thing can be plugged: an *adapter*, called after each level with what the network thinks and with the prior at that level's size. [08](08_nsa.ipynb) builds one. The encoder only promises to add what it says:
+# The encoder halves the picture level by level and keeps the features of each. The decoder comes back up and meets the kept features over *bridges* (skip connections). Into the encoder one more thing can be plugged: an *adapter*, called after each level with its features $h$ and with the prior at that level's size. [08](08_nsa.ipynb) builds one. The encoder only promises to add what it returns:
 #
 # $$h \leftarrow h + \mathrm{adapter}(h, f).$$
 
@@ -333,7 +333,7 @@ print(tuple(Decoder((8, 16, 24))(encoder(torch.randn(1, 1, 40, 24))).shape))
 
 
 # %% [markdown]
-# Halving needs even sides, all the way down. A radiograph of 750×250, the paper's size, fails at the second level: 375 is odd. The usual way out is to demand sizes that fit. Ours is to pad inside, repeating the border, and to crop at the end. Nobody outside needs to know.
+# Halving needs even sides, all the way down. A radiograph of 750×250, the paper's size, fails at the second level: 375 is odd. Rather than demand sizes that fit, we pad inside, repeating the border, and crop at the end. Nobody outside needs to know.
 
 # %%
 #| export
@@ -408,7 +408,7 @@ assert (
 
 
 # %% [markdown]
-# The net that guesses is the same without a time. Its answer is read as logits, and the prior is $f(b) = 2\,\sigma(\text{logits}) - 1$:
+# The net that guesses is the same without a time. Its output is read as logits, and the prior is $f(b) = 2\,\sigma(\text{logits}) - 1$:
 
 # %%
 #| export
@@ -501,11 +501,11 @@ axes[0].tick_params(axis="y", labelsize=8);
 
 
 # %% [markdown]
-# The channels double where the pixels quarter. So every level does about the same work, and nearly all parameters sit in the deepest: a level more at the bottom multiplies the parameters and adds little work, a level as wide as the others at the *top* would cost as much time as all of them with hardly a parameter. When a network is called large, ask which of the two is meant.
+# The channels double where the pixels quarter. So all encoder blocks do the same work, and so do all decoder blocks, but more than half of the parameters sit in the deepest level. One more level at the bottom multiplies the parameters and adds little work (exercise 2); one more at the *top*, as wide as the present first one, would cost about as much work as the whole net and add hardly a parameter. When a network is called large, ask which of the two is meant.
 #
 # ## 6 · How far it sees
 #
-# Now the question of section 1 again. Normalisation layers see the whole picture (their mean does), so they are taken out for this measurement.
+# Section 1's question again. Normalisation layers see the whole picture (their mean does), so they are taken out for this measurement.
 
 # %%
 def without_norm(net):
@@ -539,7 +539,7 @@ for axis, (n, g) in zip(axes, gradients.items()):
 assert all(fields[k + 1] > 1.5 * fields[k] for k in (1, 2, 3))
 
 # %% [markdown]
-# Brightness is the logarithm of the gradient. Each level about doubles what is seen, where a layer of the plain stack added two pixels. But *seen* is generous: nine tenths of the gradient of an untrained net come from a far smaller patch, which training can widen. And what does the same reach cost?
+# Brightness is the logarithm of the gradient. Each level about doubles what is seen, where a layer of the plain stack added two pixels. But *seen* is generous: nine tenths of the gradient of an untrained net come from a far smaller patch, which training can widen. What does the same reach cost?
 
 # %%
 deep = stack((fields[4] - 1) // 2)
@@ -557,7 +557,7 @@ assert costs["stack"] > costs["U-Net"]
 # %% [markdown]
 # ## 7 · Why bridges
 #
-# The naive way to profit from the small copy is an hour-glass: down to a coarse picture that sees everything, and up again. What is lost on the way down cannot come back. Let both learn the same twelve phantoms for the same number of steps.
+# The naive way to profit from the small copy is an hour-glass: down to a coarse picture that sees everything, and up again, without bridges. Let both learn the same twelve phantoms for the same number of steps.
 
 # %%
 size = 96, 32
@@ -626,11 +626,11 @@ assert scores["U-Net"] > 0.75 and scores["U-Net"] > scores["hour-glass"] + 0.1
 
 
 # %% [markdown]
-# The hour-glass knows where the spine is and no vertebra in it. The U-Net has the edges, straight from its first level. What it gives is the prior $f(b)$ that page [04](04_forward.ipynb) asked for, from some tens of thousands of parameters and a few seconds of training.
+# The hour-glass knows where the spine is and no vertebra in it: what is lost on the way down cannot come back. The U-Net has the edges, straight from its first level. Its output is the prior $f(b)$ that page [04](04_forward.ipynb) asked for.
 #
 # ## 8 · Batch norm with a batch of one
 #
-# The paper's Section 3.3 says batch norm and batch size 1. Over one image, batch norm is something else: it normalises each channel by *this image's* mean and spread (that is instance norm), and meanwhile collects running averages, which take over once the net is in use. So two functions share one set of weights:
+# The paper's Section 3.3 says batch norm and batch size 1. Over one image, batch norm normalises each channel by *this image's* mean and spread (that is instance norm), and meanwhile collects running averages, which take over once the net is in use. So two functions share one set of weights:
 #
 # $$\text{training: } \frac{h - \mu(h)}{\sigma(h)}, \qquad \text{in use: } \frac{h - \bar\mu}{\bar\sigma}, \quad \bar\mu \leftarrow 0.9\,\bar\mu + 0.1\,\mu(h).$$
 #
@@ -674,7 +674,7 @@ for norm, (_, seen) in ones.items():
 assert gap["group"].max() < 1e-6 < gap["batch"].max()
 
 # %% [markdown]
-# An honest reading: batch norm does *not* fail at a batch of one. As instance norm it learns these films at least as fast as group norm. What it costs is the gap between the dashed line and the solid one: the function that was trained is better than the one that is used, most of all early on, and a score during training speaks of the wrong one. The averages also remember the films of the training set. A film that is developed darker, say, moves its channels' means, and only one of the two functions follows:
+# Batch norm does *not* fail at a batch of one. As instance norm it learns these films at least as fast as group norm. What it costs is the gap between the dashed line and the solid one: the function that was trained is better than the one that is used, most of all early on, and a score during training speaks of the wrong one. The averages also remember the films of the training set. A darker film moves its channels' means, and only one of the two functions follows:
 
 # %%
 dark = 0.6 * images[12:]
@@ -690,11 +690,11 @@ for norm, (net, _) in ones.items():
     )
 
 # %% [markdown]
-# Group norm is one function in training and in use, for every batch size; it is our default, and `norm = batch` in the `paper` profile.
+# Group norm is one function in training and in use, for every batch size; it is our default. The `paper` profile has `norm = batch`.
 #
 # ## 9 · Tall films: squash or letterbox?
 #
-# Films are not all of one shape. *Squashing* stretches each to the canvas, so the vertebrae of a wide film come out narrow. *Letterboxing* keeps the shape and pays with black bars. Section 2.4 of the paper argues that the shape of a vertebra is what a network should learn; its 250×750 input squashes. We draw films of very different widths and give both the same training. Dice counts at each film's **own** size.
+# Films differ in shape. *Squashing* stretches each to the canvas, so the vertebrae of a wide film come out narrow. *Letterboxing* keeps the shape and pays with black bars. Section 2.4 of the paper argues that the shape of a vertebra is what a network should learn; its 250×750 input squashes. We draw films of very different widths and give both the same training. Dice counts at each film's **own** size.
 
 # %%
 widths = np.random.default_rng(0).integers(130, 340, 28)
@@ -759,7 +759,7 @@ for fit, (_, _, ours, best) in results.items():
 assert all((best > ours).all() for _, _, ours, best in results.values())
 
 # %% [markdown]
-# On films that differ this much and a canvas this small, letterboxing is *not* the winner: its bars cost pixels, which even the perfect mask pays for (last number), and convolutions get used to stretched vertebrae readily. One small training on phantoms settles nothing for radiographs, but it does not support Section 2.4's argument. We keep letterboxing as our default for another reason: angles. A squashed film bends every Cobb angle, and the contour of a letterboxed one can be measured as it is.
+# On films that differ this much and a canvas this small, letterboxing is *not* the winner: its bars cost pixels, which even the perfect mask pays for (last number), and stretched vertebrae seem to be learned readily. One small training on phantoms settles nothing for radiographs, but it does not support Section 2.4's argument. We keep letterboxing as our default for another reason: squashing bends every Cobb angle, and the contour of a letterboxed film can be measured as it is.
 #
 # ## Paper, ours, why
 #
@@ -792,7 +792,7 @@ assert 3.8 < count[1] / count[0] < 4.05
 #
 # <details><summary>Answer</summary>
 #
-# The parameters more than double, the work grows by about a fifth, nearly all of it in the decoder block that now exists where the bottom was.
+# The parameters more than double, the work grows by about a fifth, most of it in the decoder block that now exists where the bottom was.
 #
 # </details>
 
