@@ -2,7 +2,7 @@
 # # 04 · The forward process
 # > How a mask is drowned in noise, and pulled towards a first guess while it drowns
 #
-# You will build the one equation that makes Verdiff-Net different from plain diffusion, find that the paper's one-step kernel does not lead to it, derive the one that does, and discover the coordinate in which the whole method is plain DDPM. No network appears on this page. Half a minute on a laptop, no GPU.
+# A diffusion model adds noise to a mask step by step until nothing is left (the *forward process*), and a network learns to walk back. You will build the equation that makes Verdiff-Net's forward process different from plain diffusion, find that the paper's rule for one step (its *kernel*) does not lead to it, derive the one that does, and discover the coordinate in which the whole method is plain DDPM. No network on this page. Half a minute on a laptop, no GPU.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/04_forward.ipynb)
 
@@ -40,7 +40,7 @@ g = torch.Generator().manual_seed(35)
 # %% [markdown]
 # ## 1 · Symbols
 #
-# A mask has values 0 and 1. Noise is symmetric around 0. So inside the process masks live in $[-1, 1]$: $x_0 = 2m - 1$, and the prior $f$, the first guess of the conditional U-Net, lives there too. Time runs over $t = 0, \dots, T-1$ with 0 the least noisy. The paper counts from 1; our $t$ is its $t - 1$.
+# A mask has values 0 and 1, but noise is symmetric around 0. So inside the process masks live in $[-1, 1]$, $x_0 = 2m - 1$, and so does the prior $f$, the first guess of the conditional U-Net. Time runs over $t = 0, \dots, T-1$ with 0 the least noisy; our $t$ is the paper's $t - 1$.
 #
 # | paper | code | meaning |
 # |---|---|---|
@@ -53,7 +53,7 @@ g = torch.Generator().manual_seed(35)
 #
 # ## 2 · Schedules
 #
-# How fast should the mask drown? Ho et al. (2020) let $\beta$ grow on a line.
+# How fast should the mask drown? Ho et al. (2020), whose model is called DDPM, let $\beta$ grow on a line.
 
 # %%
 #| export
@@ -76,7 +76,7 @@ assert len(betas) == 1000 and betas.diff().std() < 1e-12
 
 
 # %% [markdown]
-# Nichol and Dhariwal (2021) found that this wastes the last steps, where nothing is left to see, and let $\bar\alpha$ itself fall like a cosine. Whoever starts from $\bar\alpha$ needs the way back, $\beta_t = 1 - \bar\alpha_t / \bar\alpha_{t-1}$. It exists only if $\bar\alpha$ *falls*: a step can lose signal, never make any. That deserves a clear refusal.
+# Nichol and Dhariwal (2021) found that this wastes the last steps, where nothing is left to see, and let $\bar\alpha$ itself fall like a cosine. From $\bar\alpha$ back to the steps, $\beta_t = 1 - \bar\alpha_t / \bar\alpha_{t-1}$, works only if $\bar\alpha$ *falls*: a step can lose signal, never make any. Anything else is refused.
 
 # %%
 #| export
@@ -146,7 +146,7 @@ axes[1].set(xlabel="t", ylabel="signal to noise", ylim=(1e-6, 1e4))
 axes[0].legend()
 
 # %% [markdown]
-# The paper names neither. Ours is the linear one unless a profile says otherwise. Both are what the libraries of the field have:
+# The paper names neither. Ours is the linear one unless a profile (a set of settings) says otherwise. Both agree with the field's libraries:
 
 # %%
 for name, theirs in (("linear", "linear"), ("cosine", "squaredcos_cap_v2")):
@@ -157,7 +157,7 @@ torch.testing.assert_close(schedules["cosine"], cosine_schedule())
 
 
 # %% [markdown]
-# A schedule by itself knows where signal and noise stand at each $t$. One class keeps these rows of numbers, in float64, and refuses what is no schedule. It also hands them out in the shape in which they multiply a batch of images: `t` may differ from image to image.
+# One class keeps these rows of numbers, in float64. It hands them out in the shape in which they multiply a batch of images, since `t` may differ from image to image.
 
 # %%
 #| export
@@ -234,7 +234,7 @@ for wrong in (
 # %% [markdown]
 # ## 3 · Plain diffusion drowns everything
 #
-# Here is a spine, drowned by the usual marginal $x_t = \sqrt{\bar\alpha_t}\,x_0 + s_t\,\varepsilon$. The same noise at every $t$, so that only time changes. The upper row is a phantom; the lower one, where the X-ray set is at hand, the mask of a real radiograph.
+# DDPM reaches any $t$ in one jump, by the *marginal* $x_t = \sqrt{\bar\alpha_t}\,x_0 + s_t\,\varepsilon$. Here it drowns a phantom, and below, where the X-ray set is at hand, the mask of a real radiograph; the same noise at every $t$.
 
 # %%
 film = draw_phantom(3)
@@ -275,7 +275,7 @@ film_strip(
 
 
 # %% [markdown]
-# At the end nothing of the spine is left. A network that walks back must invent all of it, from an image it sees only from the side. But we *have* a guess where the vertebrae are: a small U-Net gives one in a millisecond. Why should the walk end, and the way back begin, in the middle of nowhere?
+# At the end nothing of the spine is left. A network that walks back must invent all of it. But a small U-Net can guess from the image where the vertebrae are. Why should the way back begin in the middle of nowhere?
 #
 # Verdiff-Net's idea: let the noise be centred at the guess. Eq. (3) and (5):
 #
@@ -320,7 +320,7 @@ class ShiftedMarginal(Schedule):
 
 
 # %% [markdown]
-# Let us make a bad guess on purpose: blurred, too fat, and one vertebra short.
+# A bad guess on purpose: blurred, too fat, and one vertebra short.
 
 # %%
 marginal = ShiftedMarginal(linear_schedule())
@@ -348,7 +348,7 @@ except ValueError as error:
 # %% [markdown]
 # The last picture still knows where the spine is. That is the whole idea.
 #
-# One trap. "The end is $\mathcal N(f, I)$" holds only where $\bar\alpha_{T-1}$ is all but zero. Who shortens the chain and keeps the same $\beta$ stops half-way: sampling would then start from noise that training never showed. The remedy is to make the steps larger, by $1000/T$:
+# One trap: the end is $\mathcal N(f, I)$ only where $\bar\alpha_{T-1}$ is all but zero. A shorter chain with the same $\beta$ stops half-way, and sampling would start from noise that training never showed. The remedy is larger steps, by $1000/T$:
 
 # %%
 for T in (1000, 250, 50):
@@ -367,7 +367,7 @@ assert left[0] > 0.7 and left[1] < 0.01
 #
 # $$q(x_t \mid x_{t-1}, f) = \mathcal N\bigl(\sqrt{\alpha_t}\,x_{t-1} + \sqrt{1-\alpha_t}\,f,\; (1-\alpha_t) I\bigr).$$
 #
-# It looks right: the same coefficients as in Eq. (3), without the bars. Take it literally and iterate. The weight of the guess in the mean obeys $c_t = \sqrt{\alpha_t}\,c_{t-1} + \sqrt{1-\alpha_t}$, and should arrive at $s_t$.
+# It looks right: the coefficients of Eq. (3), without the bars. Iterate it. The weight of the guess in the mean obeys $c_t = \sqrt{\alpha_t}\,c_{t-1} + \sqrt{1-\alpha_t}$, and should arrive at $s_t$.
 
 # %%
 c, reached = torch.zeros(()).double(), []
@@ -387,17 +387,17 @@ assert reached[-1] > 14
 
 
 # %% [markdown]
-# Run literally, the chain drifts to fifteen times the prior. The reason is simple: standard deviations add in quadrature, means add plainly. $\sqrt{\beta_t}$ is the right amplitude for *noise*, which averages out from step to step; a *mean* with that amplitude piles up.
+# Run literally, the chain drifts to fifteen times the prior. The reason: independent noises add as variances, means add plainly. $\sqrt{\beta_t}$ is the right amplitude for *noise*, which averages out from step to step; a *mean* with that amplitude piles up.
 #
-# What must the pull $k_t$ be? Suppose Eq. (3) holds at $t-1$, and take one step $x_t = \sqrt{\alpha_t}\,x_{t-1} + k_t f + \sqrt{\beta_t}\,\varepsilon$. Its mean is
+# What must the pull $k_t$ towards $f$ be? Suppose Eq. (3) holds at $t-1$, and take one step $x_t = \sqrt{\alpha_t}\,x_{t-1} + k_t f + \sqrt{\beta_t}\,\varepsilon$. Its mean is
 #
 # $$\sqrt{\alpha_t}\,\bigl(\sqrt{\bar\alpha_{t-1}}\,x_0 + s_{t-1} f\bigr) + k_t f = \sqrt{\bar\alpha_t}\,x_0 + \bigl(\sqrt{\alpha_t}\,s_{t-1} + k_t\bigr) f .$$
 #
-# The mask's part is right already. The guess's part must be $s_t$, which leaves one choice, $k_t = s_t - \sqrt{\alpha_t}\,s_{t-1}$. The variance is $\alpha_t s_{t-1}^2 + \beta_t = \alpha_t - \bar\alpha_t + 1 - \alpha_t = s_t^2$, as in DDPM. So the kernel that leads to Eq. (3) is
+# The mask's part is right already. The guess's part must be $s_t$, so $k_t = s_t - \sqrt{\alpha_t}\,s_{t-1}$. The variance is $\alpha_t s_{t-1}^2 + \beta_t = \alpha_t - \bar\alpha_t + 1 - \alpha_t = s_t^2$, as in DDPM. So the kernel that leads to Eq. (3) is
 #
 # $$q(x_t \mid x_{t-1}, f) = \mathcal N\bigl(\sqrt{\alpha_t}\,x_{t-1} + (s_t - \sqrt{\alpha_t}\,s_{t-1})\,f,\; \beta_t I\bigr).$$
 #
-# We implement both, the exact one and the printed one. The class knows a schedule and no network.
+# We implement both, the exact kernel and the printed one.
 
 # %%
 #| export
@@ -435,7 +435,7 @@ torch.testing.assert_close(
 )
 
 # %% [markdown]
-# And with noise, the *distribution*. We send 20,000 walkers down a chain of 200 steps, all from $x_0 = -1$ with $f = 0.8$, and compare their mean and variance with Eq. (3). Chance allows a standard error of $s/\sqrt n$ for the mean and $s^2\sqrt{2/n}$ for the variance. Beside them, with the same noise, walkers that follow the printed kernel.
+# And with noise, the *distribution*. We send 20,000 walkers (independent pixels) down a chain of 200 steps, all from $x_0 = -1$ with $f = 0.8$, and compare their mean and variance with Eq. (3). Chance allows a standard error of $s/\sqrt n$ for the mean and $s^2\sqrt{2/n}$ for the variance. With the same noise, other walkers follow the printed kernel.
 
 # %%
 n, short = 20_000, ShiftedDiffusion(linear_schedule(200, 5e-4, 0.1))
@@ -482,13 +482,15 @@ axes[1].set(
 axes[1].legend(fontsize=8)
 
 # %% [markdown]
+# The exact kernel stays within a few standard errors (neighbouring points share their noise, so they wander together); the printed one drifts away.
+#
 # ## 5 · The coordinate in which this is plain DDPM
 #
-# Subtract the shift: $y_t = x_t - s_t f$. Eq. (3) becomes $y_t = \sqrt{\bar\alpha_t}\,x_0 + s_t\,\varepsilon$. Not a trace of $f$. The kernel becomes
+# Subtract the shift: $y_t = x_t - s_t f$. Eq. (3) becomes $y_t = \sqrt{\bar\alpha_t}\,x_0 + s_t\,\varepsilon$, without a trace of $f$. The kernel becomes
 #
 # $$y_t = x_t - s_t f = \sqrt{\alpha_t}\,(x_{t-1} - s_{t-1} f) + \sqrt{\beta_t}\,\varepsilon = \sqrt{\alpha_t}\,y_{t-1} + \sqrt{\beta_t}\,\varepsilon .$$
 #
-# **In $y$ the process is exactly plain DDPM.** Keep this sentence. It gives every sampler of the field for nothing: take the shift off, do the usual step, put the shift of the new time on. It also says what the shift can and cannot do: it moves *where* the network looks, and adds nothing to what it could know, since $f$ is among its inputs anyway.
+# **In $y$ the process is exactly plain DDPM.** Keep this sentence. It gives every sampler of the field for nothing: take the shift off, do the usual step, put the shift of the new time on. It also says what the shift cannot do: it moves *where* the network looks, and adds nothing to what it could know, since $f$ is among its inputs anyway.
 
 # %%
 steps = torch.tensor([3, 250, 600])
@@ -498,7 +500,7 @@ y_t = x_t - process.coefficient(process.sigmas, steps, x_t) * prior3
 torch.testing.assert_close(y_t, process.q_sample(batch, steps, None, noise3))
 
 # %% [markdown]
-# With $f = 0$ there is no shift to take off, and we must agree with a public DDPM, number for number, in the jump and in the step:
+# With $f = 0$ we must agree with a public DDPM, number for number, in the jump and in the step:
 
 # %%
 public = DDPMScheduler(beta_schedule="linear")
@@ -516,7 +518,7 @@ torch.testing.assert_close(process.q_step(batch, steps, None, noise3), step)
 # %% [markdown]
 # ## 6 · The ancestor
 #
-# CARD (Han et al. 2022) had the idea first, for regression. Its shift is $(1 - \sqrt{\bar\alpha_t})\,f$: what the signal loses, the guess gains, so that the *mean* goes in a straight line from $x_0$ to $f$. Verdiff-Net's weights, $\sqrt{\bar\alpha_t}$ and $s_t$, add up to more than one on the way.
+# CARD (Han et al. 2022) had the idea first, for regression. Its shift is $(1 - \sqrt{\bar\alpha_t})\,f$: what the signal loses, the guess gains, so the *mean* goes in a straight line from $x_0$ to $f$. Verdiff-Net's weights, $\sqrt{\bar\alpha_t}$ and $s_t$, add up to more than one on the way.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained")
@@ -540,11 +542,11 @@ film_strip(
 )
 
 # %% [markdown]
-# The means without noise, Verdiff-Net above, CARD below. Where mask and guess agree, Verdiff-Net's mean bulges to $\pm\sqrt2$ in the middle of the chain (the glow in the upper row), and the guess comes in early: a network sees the prior written into $x_t$ long before the noise is large. With inputs normalised for $[-1, 1]$ one should know that.
+# The means without noise, Verdiff-Net above, CARD below. Where mask and guess agree, Verdiff-Net's mean bulges to $\pm\sqrt2$ on the way (the glow in the upper row), and the guess comes in earlier than CARD's. With inputs normalised for $[-1, 1]$ one should know that.
 #
 # ## 7 · Good guesses, bad guesses
 #
-# What does the shift do when $f$ is perfect, blurred, wrong by one vertebra, or zero? "Wrong by one" is the classical slip of level: each vertebra named after its neighbour. In a mask without names that looks almost right; only the top one is lost.
+# What does the shift do when $f$ is perfect, blurred, wrong by one vertebra, or zero? "Off by one" is the classical slip of level, each vertebra named after its neighbour. In a mask without names only the top one is lost.
 
 # %%
 below = torch.from_numpy(landmarks_to_mask(film.landmarks[4:] / 3, 192, 64)).float()[None, None]
@@ -575,9 +577,9 @@ axes[0].legend(fontsize=8)
 axes[1].set(xlabel="t", ylabel="the same in the top vertebra", ylim=(0, 0.9))
 
 # %% [markdown]
-# With a perfect prior the answer never gets worse than one pixel in six; without one it becomes a coin toss. A prior that is wrong in one place is worse there than none: the shift writes its mistake into $x_t$, and it stays.
+# With a perfect prior never more than one pixel in six is wrong; without one it becomes a coin toss. A prior that is wrong in one place is worse there than none: the shift writes its mistake into $x_t$.
 #
-# The same in one number, the signal to noise ratio. Plain: $\bar\alpha_t / s_t^2$. If the shift counts as signal where the prior is right with strength $q$ (that is, $f = q\,x_0$), it is $(\sqrt{\bar\alpha_t} + q\,s_t)^2/s_t^2$. That never falls below $q^2$; a wrong prior, $q < 0$, wipes the mask out at the time where $\sqrt{\bar\alpha_t} = |q|\,s_t$, and from there on tells the opposite.
+# The same in one number, the signal to noise ratio, plainly $\bar\alpha_t / s_t^2$. If the shift counts as signal where the prior is right with strength $q$ (that is, $f = q\,x_0$), it is $(\sqrt{\bar\alpha_t} + q\,s_t)^2/s_t^2$. For $q > 0$ that never falls below $q^2$. A wrong prior, $q < 0$, wipes the mask out where $\sqrt{\bar\alpha_t} = |q|\,s_t$, and from there on tells the opposite.
 
 # %%
 fig, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
@@ -592,11 +594,11 @@ assert process.q_sample(x_0, torch.tensor([blind]), -0.5 * x_0, 0 * noise).abs()
 
 
 # %% [markdown]
-# That is the view of somebody who does not know $f$. The network *does* see $f$ as an input, can compute $y_t$, and for $y_t$ the black line holds, whatever the prior. Nothing is lost by a wrong prior in principle; in practice a network learns to trust a prior that was good in training.
+# But the network *does* see $f$, can compute $y_t$, and for $y_t$ the black line holds, whatever the prior. In principle nothing is lost by a wrong prior; in practice a network learns to trust a prior that was good in training.
 #
 # ## 8 · Turn the knob
 #
-# The same noise at every $t$. From the left: the plain process, the shifted one, the values of $x_t$ in both (grey plain, orange shifted), and the place on the schedule. Drag the slider if a kernel is running, or play the film.
+# The same noise at every $t$. From the left: the plain process, the shifted one, the values of $x_t$ in both (grey plain, orange shifted), and the place on the schedule.
 
 # %%
 def draw(t, axes=None):
@@ -660,11 +662,11 @@ plt.ylabel("pull $k_t$")
 assert abs(pull[0] - 0.01) < 1e-12 and pull[1:-1].max() < pull[-1] < 0.0101 and pull.min() > 0.003
 
 # %% [markdown]
-# **2 · Change.** Take the cosine schedule in place of the linear one. Does the printed kernel still drift? And does the exact one still lead to Eq. (3)?
+# **2 · Change.** Take the cosine schedule. Does the printed kernel still drift? And does the exact one still lead to Eq. (3)?
 #
 # <details><summary>Answer</summary>
 #
-# The printed kernel is wrong on every schedule, by another amount: what piles up depends on how the $\beta$ are spread. (Here the last steps, with $\beta$ near 1, forget most of it; the worst is in the middle.) The exact kernel is right on every schedule, by construction.
+# The printed kernel is wrong on every schedule, by another amount: what piles up depends on how the $\beta$ are spread. (Here the last steps, with $\beta$ near 1, forget most of it again.) The exact kernel is right on every schedule, by construction.
 #
 # </details>
 
