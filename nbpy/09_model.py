@@ -5,7 +5,7 @@
 # The parts are ready: U-Nets ([06](06_unet.ipynb)), the fusion module ([07](07_msfm.ipynb)), the
 # adapter ([08](08_nsa.ipynb)), the shifted process ([04](04_forward.ipynb)). Here they become one
 # model that trains, saves and loads. You will see the figure of the paper **drawn from the module
-# tree itself**, measure through which doors the prior enters, whether gradients should leave by
+# tree itself**, measure through which doors the prior enters and whether gradients should leave by
 # them, and have the four rows of Table 2 one argument apart.
 #
 # *Time: half a minute on a laptop; no GPU needed.*
@@ -62,8 +62,9 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## 1 · Everything that decides what the model computes
 #
-# Weights without their configuration are noise. One frozen dataclass holds every choice that changes the *function*
-# (widths, switches, the process, the meaning of the output); learning rates and the like are not in it.
+# Weights without their configuration are useless. One frozen dataclass holds every choice that changes the *function*
+# (widths, switches, the process, the meaning of the output); learning rates and the like are not in it. It is strict: a
+# misspelt key that is silently ignored costs a night of training. The check first:
 
 # %%
 #| export
@@ -115,7 +116,7 @@ print(complaint(lambda: _check_values({"blocks": 2.5}, {"blocks": 1}, "config.js
 
 
 # %% [markdown]
-# Strictness is kindness here: a misspelt key that is silently ignored costs a night of training. The fields:
+# And the fields:
 
 # %%
 #| export
@@ -212,7 +213,7 @@ class Conditioning(NamedTuple):
 #
 # $$ X = \mathrm{MSFM}(b), \qquad f(b) = \mathrm{cond}(X), \qquad \text{output} = \Phi_\theta\big([x_t,\; f(b),\; X],\; t,\; f(b)\big) $$
 #
-# The first $f(b)$ is an input channel, the second drives the adapters. The rule for their place comes first:
+# The first $f(b)$ is an input channel, the second drives the adapters. Where do these sit?
 
 # %%
 #| export
@@ -230,7 +231,7 @@ print([type(give(c)).__name__ for c in (16, 32, 64)])
 
 
 # %% [markdown]
-# The three parts, each from the configuration alone. The diffusion U-Net's input has $1 + 1 + C$ channels, and its last layer starts at zero (section 7):
+# Each of the parts is made from the configuration alone. The diffusion U-Net's input has $1 + 1 + C$ channels, and its last layer starts at zero (section 7):
 
 # %%
 #| export
@@ -312,8 +313,8 @@ print({name: tuple(part.shape) for name, part in c._asdict().items()})
 
 
 # %% [markdown]
-# And around it what a model needs in use: its process, its size, its files. The loading and saving are from the Hugging Face Hub's mixin, with our own stricter
-# halves put in (section 9):
+# And around it what a model needs in use: its process, its size, its files. Loading and saving follow the mixin of the Hugging Face Hub, with stricter
+# functions of our own (section 9):
 
 # %%
 #| export
@@ -407,8 +408,8 @@ assert ratio > 1.2
 # ## 4 · Figure 3, drawn from the module tree
 #
 # The figure below is not a sketch. The model of the `gpu` profile is built on PyTorch's **meta** device, where tensors have a
-# shape and no numbers; hooks write down what every block gives for a 752×256 radiograph; matplotlib draws that list, with the names that
-# the modules have in `model.named_modules()`. If the code changes, the figure changes.
+# shape and no numbers. Hooks write down what every block gives for a 752×256 radiograph, and matplotlib draws that list with the names of
+# `model.named_modules()`. If the code changes, the figure changes. (Its "doors" are section 5.)
 
 # %%
 def trace(model, height, width):
@@ -577,8 +578,8 @@ assert [s for _, kind, s in blocks if kind == "NoiseSemanticAdapter"] == [
 # ## 5 · Three doors for the prior
 #
 # $f(b)$ reaches the output through (1) $x_t$ itself, by the forward process of Eq. (3), (2) its channel, (3) the adapters. How much does each carry?
-# That is a question to a *trained* network. A short training, with the losses of [10_training](10_training.ipynb) written out plainly,
-# on phantoms of 64×32. It is brief on purpose: what you see are tendencies of a small model.
+# That is a question to a *trained* network: a short training, with the losses of [10_training](10_training.ipynb) written out plainly,
+# on phantoms of 64×32. Take what you see as tendencies of a small model.
 
 # %%
 phantoms = pack(PhantomSet(size=(64, 32), n_training=72), progress=False)
@@ -633,7 +634,7 @@ print(f"after 90 steps: mse {curve[-10:, 0].mean():.3f}, bce {curve[-10:, 1].mea
 
 
 # %% [markdown]
-# Now the doors. Three separate copies of the prior, one at each; the gradient of the output says how strongly each is felt.
+# Three separate copies of the prior, one at each door; the gradient of the output says how strongly each is felt.
 
 # %%
 def doors(model, t, n=8):
@@ -669,13 +670,13 @@ assert (felt[:, 1:] > 0).all()
 
 
 # %% [markdown]
-# Door 1 closes as $t\to0$ by construction: its strength is $s_t=\sqrt{1-\bar\alpha_t}$ times what the network makes of $x_t$.
-# Without door 2 the network would have to tell prior from noise inside $x_t$, where they come as a sum.
+# Door 1 closes as $t\to0$ by construction: its strength is $s_t=\sqrt{1-\bar\alpha_t}$ times what the network makes of $x_t$. Then door 2 carries most.
+# Without it the network would have to tell prior from noise inside $x_t$, where they come as a sum. Door 3 is the weakest of the three here, except at the very end.
 #
 # ## 6 · Detached or joint?
 #
 # Algorithm 1 descends one total loss, which suggests *joint*: the diffusion loss also pulls at the conditional U-Net, through all three
-# doors. Detached, the prior learns from its own loss only. First, does the switch do what it says?
+# doors. *Detached*, the prior learns from its own loss only. First, does the switch do what it says?
 
 # %%
 def pull(model):
@@ -695,7 +696,7 @@ print("joint   ", pull(joint[0][0]))
 assert pull(detached[0][0])["conditional"] == 0 < pull(joint[0][0])["conditional"]
 
 # %% [markdown]
-# `features` (MSFM) feels the diffusion loss either way: $X$ is meant to serve both. And what does it do to learning?
+# `features` (MSFM) feels the diffusion loss either way: $X$ is meant to serve both. And what does the switch do to learning?
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.6))
@@ -714,14 +715,14 @@ for name, runs in (("detached", detached), ("joint", joint)):
           f"last diffusion loss {[round(r[1][-20:, 0].mean().item(), 3) for r in runs]}")
 
 # %% [markdown]
-# Two seeds and 90 steps decide nothing about quality; the ablation asks that with more seeds. What decides our default is meaning: detached, $f(b)$ is
-# a segmentation trained as one, a baseline of its own, and the *input* $x_t$, which contains $s_t f(b)$, is not bent to the
-# diffusion U-Net's convenience: a joint $f$ is free to carry a message to it rather than to segment. `detach_prior = false` is the paper's literal Algorithm 1, and the `paper` profile has it.
+# The joint prior ends a little higher here, but two seeds and 90 steps decide nothing about quality; [14_ablation](14_ablation.ipynb) asks that with more seeds. What decides our default is meaning. Detached, $f(b)$ is
+# a segmentation trained as one, a baseline of its own. A joint $f$ is free to carry a message to the diffusion U-Net rather than to segment, and it would bend the *input* $x_t$, which contains $s_t f(b)$, as well.
+# `detach_prior = false` is the paper's literal Algorithm 1, and the `paper` profile has it.
 #
 # ## 7 · A last layer that starts at zero
 #
 # An untrained output is whatever the random weights make of the input, so the first loss depends on the seed, the width and the depth. With
-# a zero last convolution the network says nothing at first, and the loss starts at $E[x_0^2] = 1$ exactly.
+# a zero last convolution the output is zero, and the loss starts at $E[x_0^2] = 1$ exactly.
 
 # %%
 torch.manual_seed(0)
@@ -748,8 +749,9 @@ print("first diffusion loss, random output, five seeds:", [round(s, 2) for s in 
 assert np.std(starts) > 0.01
 
 # %% [markdown]
-# Do not expect miracles: a random start is not much worse on average, only arbitrary. What the zero buys is that runs begin alike and that a first
-# loss other than 1 (for $x_0$ or $\epsilon$) reveals a mistake. The price: behind a zero layer no gradient flows, so in the very first step only that layer moves. One step later all is awake.
+# Random starts begin higher, each at another loss. With the zero all runs begin alike, and a first
+# loss other than 1 (for $x_0$ or $\epsilon$) reveals a mistake. The price: no gradient flows back through a zero layer, so in the very first step only that layer moves. One step later the gradient
+# reaches the features too (the conditional U-Net stays at 0 because the prior is detached):
 
 # %%
 print("step 0:", pull(fresh))
@@ -761,7 +763,7 @@ print("step 1:", pull(fresh))
 # %% [markdown]
 # ## 8 · Table 2's rows, one argument apart
 #
-# The naive row, the paper's point of departure, is "coarse concatenation": one 3×3 convolution of the image beside $x_t$, no adapter.
+# The first row, the paper's point of departure, is the image "coarsely spliced" to the mask: one 3×3 convolution of the image beside $x_t$, no adapter.
 
 # %%
 table = {"neither": dict(msfm=False, nsa=False), "MSFM": dict(msfm=True, nsa=False),
@@ -773,7 +775,7 @@ for name, m in rows.items():
 
 
 # %% [markdown]
-# Plain DDPM, for whoever wants it, is `VerdiffNet(msfm=False, nsa=False, shift=False)`. A count that is printed by the model itself
+# Plain DDPM is `VerdiffNet(msfm=False, nsa=False, shift=False)`. A count that is printed by the model itself
 # proves little, so here is the adapters' share by hand: for $C$ channels $C(10+26+50)$ depth-wise, $C^2 + C$ to halve twice,
 # $198$ for the gate, $C^2/2 + C$ to expand.
 
@@ -858,7 +860,7 @@ print(complaint(lambda: read_config(Path("nowhere/config.json"))))
 
 
 # %% [markdown]
-# That a file has *a* set of weights is not enough; they must be of this model. The first difference, in words:
+# A set of weights is not enough; it must be this model's. The first difference, in words:
 
 # %%
 #| export
@@ -927,7 +929,7 @@ print(refusal(WEIGHTS_FILE, lambda b: b[:len(b) // 2]))
 
 # %% [markdown]
 # `torch.export` turns the diffusion U-Net into one graph without Python, so nothing in it depends on values. `torch.compile(model.diffusion)` works for
-# the same reason, without a break in the graph; the tests compile it forward and backward with the backend that needs no C++ compiler, and with
+# the same reason, without a break in the graph. The tests compile it forward and backward with the backend that needs no C++ compiler, and with
 # `VERDIFF_INDUCTOR=1` also with the one that does and takes its time on a CPU.
 
 # %%
@@ -965,7 +967,7 @@ for name, ratio in zip(names, ratios):
     print(f"{name:45s} {ratio:.1f}")
 
 # %% [markdown]
-# Why: ours has no attention, and the width doubles only where the pixels quarter, so the full-size level, where time goes, is narrow; MONAI's tutorial network keeps 64 channels there.
+# Likely reasons: ours has no attention, and the width doubles only where the pixels quarter, so the full-size level, where time goes, is narrow; MONAI's tutorial network keeps 64 channels there.
 # Med-seg-diff carries two encoders and Fourier transforms but only 16 channels at the top, hence the smaller lead. The adapters' dilated kernels are slow for their arithmetic, but the smaller part
 # of a step ([08](08_nsa.ipynb) measures both), so they stay as the paper writes them.
 #
@@ -1027,4 +1029,4 @@ assert moved == {"diffusion"}
 # ## What we have
 #
 # One class, `VerdiffNet`, with `condition`, `denoise`, `process`, `save_pretrained` and `from_pretrained`, and its `VerdiffConfig`. Training
-# ([10](10_training.ipynb)) and sampling ([11](11_sampling.ipynb)) need to know nothing else about it.
+# ([10](10_training.ipynb)) and sampling ([11](11_sampling.ipynb)) need nothing else of it.
