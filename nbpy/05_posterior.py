@@ -2,7 +2,7 @@
 # # 05 · The posterior
 # > The same road backwards: one step of it, exactly, and three ways to say what a network predicts
 #
-# You will derive $q(x_{t-1} \mid x_t, x_0, f)$ line by line, check each line against Bayes' rule done by brute force, see where the printed Eq. (6) goes wrong and by how much, and turn noise into masks into velocities and back. No network yet. Half a minute on a laptop, no GPU.
+# You will derive $q(x_{t-1} \mid x_t, x_0, f)$, the *posterior* of one step back, line by line; check each line against Bayes' rule done by brute force; see where the printed Eq. (6) goes wrong and by how much; and turn noise into masks into velocities and back. No network yet. Half a minute on a laptop, no GPU.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/05_posterior.ipynb)
 
@@ -45,7 +45,7 @@ g = torch.Generator().manual_seed(35)
 # %% [markdown]
 # ## 1 · Take the shift off
 #
-# Page 04 ended with a coordinate: $y_t = x_t - s_t f$ is plain DDPM. Two functions go there and back.
+# Page [04](04_forward.ipynb) ended with a coordinate in which the process is plain DDPM: $y_t = x_t - s_t f$. Two functions go there and back.
 
 # %%
 #| export
@@ -60,7 +60,7 @@ def unshift(
 
 
 # %% [markdown]
-# The way back knows one more time than the process has, $t = -1$: the end of the road, where $s_{-1} = 0$ and nothing is left to put on.
+# The way back knows one more time, $t = -1$: the end, where $s_{-1} = 0$ and nothing is left to put on.
 
 # %%
 #| export
@@ -83,7 +83,7 @@ torch.testing.assert_close(reshift(process, unshift(process, x, t, f), t, f), x)
 assert torch.equal(reshift(process, x, torch.full((4,), -1), f), x)
 
 # %% [markdown]
-# What does that buy? Here are five walkers of one pixel, all from $x_0 = -1$ and with the same noise, but each with another prior. In $x$ they part. In $y$ there is only one walker:
+# Five walkers of one pixel, all from $x_0 = -1$ and with the same noise, but each with another prior. In $x$ they part. In $y$ there is only one walker:
 
 # %%
 guesses = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0]).double()
@@ -106,7 +106,7 @@ axes[1].legend(fontsize=7, loc="upper left")
 assert (plain - plain[:, :1]).abs().max() < 1e-12
 
 # %% [markdown]
-# So everything that is known of DDPM can be used in $y$ and carried back to $x$. We do that now for the step backwards.
+# So everything that is known of DDPM can be used in $y$ and carried back to $x$; first, the step backwards.
 #
 # ## 2 · One step back, line by line
 #
@@ -133,7 +133,7 @@ line1 = -(y - a.sqrt() * z) ** 2 / (2 * b) - (z - bar_prev.sqrt() * x_0) ** 2 / 
 #
 # $$\ell(z) = -\frac{P}{2}\,z^2 + Q\,z + \dots, \qquad P = \frac{\alpha_t}{\beta_t} + \frac{1}{1-\bar\alpha_{t-1}}, \qquad Q = \frac{\sqrt{\alpha_t}}{\beta_t}\,y_t + \frac{\sqrt{\bar\alpha_{t-1}}}{1-\bar\alpha_{t-1}}\,x_0 .$$
 #
-# Two functions that differ by a constant: on the grid their difference must not depend on $z$.
+# So on the grid the difference of line 1 and line 2 must not depend on $z$.
 
 # %%
 def same_up_to_a_constant(one, two):
@@ -242,7 +242,7 @@ assert (
 
 
 # %% [markdown]
-# The exact weight is tiny: at $t$ most of the shift is already in $x_t$, and one step adds or removes only the difference. The printed one pays the whole shift again at every step. It is the weight that Eq. (5) gives the prior in the marginal, not in a step.
+# The exact weight is tiny: most of the shift is already in $x_t$, and one step adds or removes only the difference. The printed one pays the whole shift again at every step. It is the weight that Eq. (5) gives the prior in the marginal, not in a step.
 
 # %%
 #| export
@@ -279,7 +279,7 @@ def q_posterior_printed(
 # %% [markdown]
 # ## 3 · Ask Bayes
 #
-# Derivations can err. Bayes' rule cannot: the posterior density of $x_{t-1}$ is proportional to $q(x_t \mid x_{t-1}, f)\; q(x_{t-1} \mid x_0, f)$, this time in $x$, with the shift. We multiply both factors on a fine grid, in float64, and compute mean and variance as sums.
+# Derivations can err; Bayes' rule cannot. The posterior density of $x_{t-1}$ is proportional to $q(x_t \mid x_{t-1}, f)\; q(x_{t-1} \mid x_0, f)$, this time in $x$, with the shift. We multiply both factors on a fine grid and compute mean and variance as sums.
 
 # %%
 def logs(t, x_0, x_t, f, z):
@@ -316,7 +316,7 @@ print(f"largest difference to Bayes' rule: {worst:.1e}")
 assert worst < 1e-9
 
 # %% [markdown]
-# All three densities over one line: where the walker could have been a step ago if one only knew $x_0$ and $f$ (the marginal at $t-1$), how well each place explains $x_t$ (the step), and their normalised product, the posterior. The dashed line is our mean, the red one Eq. (6) as printed.
+# All three densities: where the walker could have been a step ago if one only knew $x_0$ and $f$ (the marginal at $t-1$), how well each place explains $x_t$ (the step), and their product, the posterior, each scaled to height one. The dashed line is our mean, the red one Eq. (6) as printed.
 
 # %%
 grid = torch.linspace(-1.2, 2.6, 2001, dtype=torch.float64)
@@ -362,7 +362,7 @@ print(
 )
 
 # %% [markdown]
-# (Each curve is scaled to height one.) Drag $t$, or play the film: early in the chain the start $x_0$ has a say; later the marginal is so wide that only $x_t$ counts.
+# Drag $t$, or play the film: early in the chain the start $x_0$ has a say; later the marginal is so wide that only $x_t$ counts.
 
 # %%
 interact(lambda t: three(t), t=IntSlider(20, 1, 999, 1, continuous_update=False));
@@ -386,7 +386,7 @@ HTML(html)
 
 
 # %% [markdown]
-# One wrong step is not the end, since the next can correct it. But a chain of them? We give the chain a *perfect* network (it always knows $x_0$) and let 4,000 walkers go home from $\mathcal N(f, I)$, once with each posterior. Where Eq. (3) says they should be, at each time, is the dashed line.
+# One wrong step is not the end, since the next can correct it. But a chain of them? We give the chain a *perfect* network (it always knows $x_0$) and let 4,000 walkers go home from $\mathcal N(f, I)$, once with each posterior. Dashed is where Eq. (3) says they should be.
 
 # %%
 def walk_home(posterior, n=4000):
@@ -417,9 +417,9 @@ print(
 assert gap < 4 / 4000**0.5 < 10 < max(paths["q_posterior_printed"])
 
 # %% [markdown]
-# The printed posterior pays the whole shift at every step, and the walkers end up far out, where no network was ever trained. The exact one keeps to the road.
+# The exact posterior keeps to the road. The printed one pays the whole shift at every step, and the walkers spend the walk far out, where no network was ever trained. Only because this network is perfect do they come home at the end.
 #
-# With $f = 0$ the posterior must be that of a public DDPM, at every step of a whole chain. (The "network" is any smooth function, the noise is the same for both. Its tables are float32, where $1 - \bar\alpha_1$ has three good digits; we lend it our float64 table, so that the formulas are compared and not the rounding.)
+# With $f = 0$ the posterior must be that of a public DDPM, at every step of a whole chain. (The "network" is any smooth function, the noise is the same for both. The library's tables are float32, with three good digits in $1 - \bar\alpha_1$; we lend it ours in float64, so that the formulas are compared and not the rounding.)
 
 # %%
 public = DDPMScheduler(
@@ -447,11 +447,11 @@ print("1000 steps back, the same at each of them")
 # %% [markdown]
 # ## 4 · What should the network say?
 #
-# Whoever knows $y_t$ and one of three things knows the other two: the noise $\varepsilon$, the mask $x_0$, or the *velocity* $v$ (Salimans and Ho 2022). Why three? Since $\bar\alpha_t + s_t^2 = 1$, there is an angle with $\sqrt{\bar\alpha_t} = \cos\varphi$ and $s_t = \sin\varphi$, and
+# Whoever knows $y_t$ and one of three things knows the other two: the noise $\varepsilon$, the mask $x_0$, or the *velocity* $v$ (Salimans and Ho 2022). Since $\bar\alpha_t + s_t^2 = 1$, there is an angle with $\sqrt{\bar\alpha_t} = \cos\varphi$ and $s_t = \sin\varphi$, and
 #
 # $$y_t = \cos\varphi\;x_0 + \sin\varphi\;\varepsilon, \qquad v_t = \frac{d y_t}{d\varphi} = \cos\varphi\;\varepsilon - \sin\varphi\;x_0 .$$
 #
-# Draw $x_0$ to the right and $\varepsilon$ upwards: $y_t$ walks on a circle from the mask to the noise, and $v_t$ is its direction of travel. Two perpendicular axes, turned: that is the whole triangle.
+# Draw $x_0$ to the right and $\varepsilon$ upwards: $y_t$ walks on a circle from the mask to the noise, and $v_t$ is its direction of travel.
 
 # %%
 def triangle(t, axis=None):
@@ -493,7 +493,7 @@ for axis, t in zip(axes, (50, 200, 350, 700)):
     triangle(t, axis)
 
 # %% [markdown]
-# Reading the picture backwards gives each from each. The mask is $y_t$ minus the noise, rescaled; or $y_t$ turned back by the angle:
+# Reading the picture backwards: the mask is $y_t$ minus the noise, rescaled; or $y_t$ turned back by the angle:
 #
 # $$x_0 = \frac{y_t - s_t\,\varepsilon}{\sqrt{\bar\alpha_t}} = \sqrt{\bar\alpha_t}\,y_t - s_t\,v .$$
 
@@ -575,7 +575,7 @@ torch.testing.assert_close(
 
 
 # %% [markdown]
-# And what should a network of each kind be *trained* to say? Eq. (8) is the first row.
+# And what should each kind of network be *trained* to say? Eq. (8) is `epsilon`.
 
 # %%
 #| export
@@ -619,7 +619,7 @@ for kind in PREDICTION_TYPES:
 torch.testing.assert_close(v_target(process, x_0, t, noise), public.get_velocity(x_0, noise, t))
 
 # %% [markdown]
-# They are the same in exact arithmetic. They are not the same to a network that errs a little. Let each output be wrong by 0.05 and see what that does to the mask:
+# In exact arithmetic the three are the same; for a network that errs a little they are not. Let each output be wrong by 0.05 and see what that does to the mask:
 
 # %%
 times = torch.arange(1000)
@@ -637,9 +637,9 @@ print(f"an error of the noise is multiplied by {amplify:.0f} at the loudest time
 assert 150 < amplify < 170
 
 # %% [markdown]
-# At the start of sampling an error in $\varepsilon$ is multiplied by more than a hundred: the circle is almost at its top, and the mask is what little $y_t$ leans to the right. That is harmless in a photograph generator that takes a thousand steps, and ruinous for a segmenter that wants to take one. A mask is nothing but $-1$ and $1$; a network can say it outright. So outside the profile `paper` our networks predict $x_0$ (`sample`); Eq. (8), the noise, is one word away, and [13](13_paper_checked.ipynb) compares them.
+# At quiet times the noise is the safer thing to say. But at the start of sampling an error in $\varepsilon$ is multiplied by more than a hundred: the circle is almost at its top, and the mask is what little $y_t$ leans to the right. Later steps can mend that in a chain of a thousand; it is ruinous for a segmenter that wants to take one. A mask is nothing but $-1$ and $1$; a network can say it outright. So outside the profile `paper` our networks predict $x_0$ (`sample`); Eq. (8), the noise, is one word away in the settings, and [13](13_paper_checked.ipynb) compares them.
 #
-# What one step from the loudest time makes of a spine, if the output is wrong by 0.05 per pixel:
+# One step from the loudest time, if the output is wrong by about 0.05 per pixel:
 
 # %%
 film = draw_phantom(3)
