@@ -2,7 +2,7 @@
 # # 07 · Multi-scale fusion
 # > Three pairs of glasses, and a small mind that chooses between them for every radiograph
 #
-# You will see what is lost when image and noisy mask are simply put side by side, build the module of Section 2.3 equation by equation, find two places where it cannot work as written (one shows nothing, the other crashes), mend both, and look at what the trained module of the package chooses for a chest and for a loin, blurred and sharp. Half a minute on a laptop; no GPU needed.
+# You will see what is lost when image and noisy mask are simply put side by side, build the multi-scale fusion module (MSFM) of Section 2.3 equation by equation, find two places where it cannot work as written (one shows nothing, the other crashes), mend both, and look at what the trained module of the package chooses for a chest and for a loin, blurred and sharp. Half a minute on a laptop; no GPU needed.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/07_msfm.ipynb)
 
@@ -55,7 +55,7 @@ masks = torch.stack(
 # %% [markdown]
 # ## 1 · The naive way: side by side
 #
-# The diffusion U-Net needs the image. The obvious thing is to give it the noisy mask and the image as two channels; the paper calls that "coarsely spliced" and says that it loses features. What exactly? A convolution of a stack is a *sum*, one part from the noise and one from the image:
+# The diffusion U-Net needs the image. The obvious thing is to give it the noisy mask and the image as two channels; the paper calls that "coarsely spliced" and says that it loses features. What exactly? A convolution of the two channels is a *sum*, one part from the noisy mask and one from the image:
 #
 # $$w * [x_t;\, b] = w_x * x_t + w_b * b .$$
 
@@ -95,7 +95,7 @@ axes[4].set(xlabel="t", ylabel="image's share of the variance", ylim=(0, None));
 
 
 # %% [markdown]
-# Of what leaves an untrained first layer only a small share is image: a radiograph in $[0, 1]$ varies far less than a mask in $[-1, 1]$ and its noise. Training can turn the image up, but it starts out drowned. The second loss is reach: all that the 3×3 window asks of the image is nine pixels. How well can a pixel be called spine from its window, by the best linear rule?
+# Of what leaves an untrained first layer only a small share is image: a radiograph in $[0, 1]$ varies far less than a mask in $[-1, 1]$ and its noise. Training can turn the image up, but it starts out drowned. The second limit is reach: a 3×3 window sees nine pixels of the image. How much of the mask can the best linear rule on a window explain?
 
 # %%
 def explained(window):
@@ -112,11 +112,11 @@ print({f"{k}×{k}": round(r, 3) for k, r in windows.items()})
 assert windows[1] < windows[3] < windows[5] < windows[7]
 
 # %% [markdown]
-# So there are two reasons for features of the image that are prepared *before* they meet the noise: several channels of them against the one noisy mask, and windows larger than three pixels. Section 6 asks whether a trained network agrees.
+# A larger window explains more, though not by much. So there are two reasons for features of the image that are prepared *before* they meet the noise: several channels of them against the one noisy mask, and windows larger than three pixels. Section 6 asks whether a trained network agrees.
 #
 # ## 2 · The idea
 #
-# A vertebral edge is fine; a whole vertebra is coarse; on a child's film everything is smaller. One kernel size cannot be right for all. So the raw image passes three convolutions of 3×3, 5×5 and 7×7 pixels, and then something decides, *per channel and per image*, how much of each to keep. This is the selective kernel of SKNet (Li et al. 2019), moved to the front door. Line by line, for $C = 8$ channels. Eq. (11), the branches and their sum:
+# A vertebral edge is fine; a whole vertebra is coarse; on a child's film everything is smaller. One kernel size cannot be right for all. So the raw image passes three convolutions (*branches*) of 3×3, 5×5 and 7×7 pixels, and the module decides, *per channel and per image*, how much of each to keep. This is the selective kernel of SKNet (Li et al. 2019), moved to the front door. Line by line, for $C = 8$ channels. Eq. (11), the branches and their sum:
 #
 # $$\tilde b = \tilde A + \tilde B + \tilde C$$
 
@@ -140,7 +140,7 @@ compress, norm = nn.Linear(8, 4), nn.BatchNorm1d(4)  # d = 4
 z = F.elu(norm(compress(s)))  # b d
 
 # %% [markdown]
-# Three rows of numbers for every channel, and a softmax over the three, so that the weights sum to one:
+# Three rows of numbers $A_n, B_n, C_n$ for every channel, and a softmax over the three, so that the weights sum to one:
 #
 # $$a_n, b_n, c_n = \mathrm{softmax}(A_n z,\, B_n z,\, C_n z)$$
 
@@ -171,7 +171,7 @@ for axis, picture, title in zip(axes, (images[3], A[3], B[3], C[3], fused[3], X[
 # %% [markdown]
 # ## 3 · The naive module sees nothing
 #
-# That was the paper at its word: the branches are convolutions, nothing else is said. Two images: stripes, and a plain grey of the same brightness. What does $s$ know of them?
+# That was the paper at its word: the branches are convolutions, nothing else is said. Take stripes, and a plain grey of the same brightness. What does $s$ know of them?
 
 # %%
 stripes = ((torch.arange(32) % 4 < 2).float()).expand(1, 1, 96, 32)
@@ -181,7 +181,7 @@ print("largest difference of s:", (descriptor(stripes) - descriptor(grey)).abs()
 assert torch.allclose(descriptor(stripes), descriptor(grey), atol=1e-5)
 
 # %% [markdown]
-# The same for stripes and for fog! And it must be: averaging over the image and convolving are both linear, so the average of a convolved image is the average brightness times the sum of the kernel. *A linear branch makes the selection blind to everything but brightness.* (We padded in a circle so that it is exact; at borders a little leaks in.) The fix is a bend before the average. SKNet has one in every branch, and the paper surely means
+# The same for stripes and for fog! And it must be: averaging over the image and convolving are both linear, so the average of a convolved image is the average brightness times the sum of the kernel. *A linear branch makes the selection blind to everything but brightness.* (We padded in a circle so that it is exact; at borders a little leaks in.) The fix is a bend, a nonlinear function, before the average. SKNet has one in every branch, and the paper surely means
 # the same block. We take ELU, the function that the paper names two lines later.
 
 # %%
@@ -205,7 +205,7 @@ except ValueError as error:
 
 
 # %% [markdown]
-# Two ways out. Ours by default: layer norm over the $d$ numbers of one image, for every batch size. For `norm = batch`, the paper's choice, a batch norm that with one image updates its running estimates and normalises by those, so that what is trained is what is used later.
+# Two ways out. Ours by default: layer norm over the $d$ numbers of one image, for every batch size. For `norm = batch`, the paper's choice: a batch norm that with one image updates its running estimates and normalises by those, so that what is trained is what is used later.
 
 # %%
 #| export
@@ -315,7 +315,7 @@ for norm in ("group", "batch"):
     assert MultiScaleFusion(1, 8, norm=norm)(images[:1]).shape == (1, 8, 96, 32)
 
 # %% [markdown]
-# Is it now awake? The weights of a dozen phantoms, before any training; a straight line over the images would mean that nothing is selected.
+# Is it now awake? The weights before any training, for phantoms, the same blurred, stripes and fog. If nothing were selected, stripes and fog would give exactly the same bars:
 
 # %%
 coarse = F.interpolate(images, scale_factor=0.25, mode="area")
@@ -341,6 +341,8 @@ print(
 assert (msfm.select(stripes) - msfm.select(grey)).abs().max() > 1e-3
 
 # %% [markdown]
+# They differ, but by too little to see: the choice is possible and must be learned.
+#
 # ### d, how many numbers may decide
 #
 # The paper calls $d$ "a hyperparameter that can be fine-tuned"; ours is `msfm_dim` in `settings.ini`. It sets what the choice costs and how freely the weights can differ. For $C = 16$, untrained, over twenty draws of the parameters:
@@ -363,9 +365,11 @@ for d in (1, 2, 4, 16, 64):
 
 
 # %% [markdown]
+# With $d = 1$ all weights are equal (exercise 1). From $d = 2$ on, more numbers cost parameters and do not widen the range of the untrained weights.
+#
 # ## 6 · Does it pay at the door?
 #
-# Now a network that predicts $x_0$ from $x_t$ and the image, once with the image spliced in as one channel, once with $X$ of eight. Same U-Net, same films, same 130 steps; the test is $\hat x_0$ on eight unseen phantoms at every $t$.
+# A network that predicts $x_0$ from $x_t$ and the image, once with the image spliced in as one channel, once with $X$ of eight. Same U-Net, same films, same 130 steps; the test is $\hat x_0$ on eight unseen phantoms at every $t$.
 
 # %%
 class Denoiser(nn.Module):
@@ -414,7 +418,7 @@ print({name: f"t = 0: {curve[0]:.3f}, t = 999: {curve[-1]:.3f}" for name, curve 
 assert all(curve[0] > curve[-1] for curve in curves.values())  # less noise, better answer
 
 # %% [markdown]
-# Where there is little noise the mask can be read off $x_t$ and the image hardly matters; where there is nothing but noise, all depends on the image. Differences between the two curves of one seed are no ranking: Table 2's question is put with several seeds in the ablation. And the choice itself, before and after training:
+# Where there is little noise the mask can be read off $x_t$ and the image hardly matters; where there is nothing but noise, all depends on the image. Here MSFM does *not* pay: the splice is slightly ahead at every $t$. One seed and a short training are no ranking; [14_ablation](14_ablation.ipynb) puts Table 2's question with several seeds. And the choice itself, before and after training:
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(6.5, 2.4), layout="constrained", sharey=True)
@@ -431,7 +435,7 @@ assert (after - before).abs().max() > 1e-3
 # %% [markdown]
 # ## 7 · Chest and loin, blurred and sharp
 #
-# A toy that has just been trained may not have learned to choose. So here are the real channels: the module from the network that travels with this package, trained on radiographs (see [15](15_xray.ipynb)). When the X-ray set is at hand it looks at real test films, else at phantoms; the recorded output says which.
+# A toy that has just been trained may not have learned to choose. So take the module of the network that travels with this package, trained on radiographs (see [15](15_xray.ipynb)). When the X-ray set is at hand it looks at real test films, else at phantoms; the recorded output says which.
 
 # %%
 weights = load_file(
@@ -514,10 +518,10 @@ print(
 assert apart(0, 1).max() > 1e-3
 
 # %% [markdown]
-# Honest reading: what a *channel* is decides most; each settles on its own mix of kernel sizes. Chest or loin moves the weights a little. Sharpness, the very thing that
+# What a *channel* is decides most; each settles on its own mix of kernel sizes. Chest or loin moves the weights a little. Sharpness, the very thing that
 # kernels of different size see differently, moves them least: $s$ is a mean over the film, and blurring hardly changes a mean, bent or not. The paper's figure suggests a module that looks anew at every radiograph; the trained one is mostly a bank of learned kernels of mixed size with a fine adjustment to what is exposed.
 #
-# What the eye sees, channel by channel:
+# Its output, the first eight channels:
 
 # %%
 with torch.no_grad():
@@ -576,7 +580,7 @@ torch.testing.assert_close(single(images), F.elu(single.branches[0](images)))
 #
 # <details><summary>Answer</summary>
 #
-# Pad the smaller kernels with zeros to 7×7 and add them with the weights. That is also why the bend matters twice.
+# Pad the smaller kernels with zeros to 7×7 and add them with the weights. That is a second reason for the bend.
 #
 # </details>
 
