@@ -1198,7 +1198,7 @@ for i, j, n, c in across:
 
 
 # %% [markdown]
-# Most of these pairs carry one number: a film twice, or two exposures a moment apart. `SAME_STUDY`, below, joins the numbers that hide one patient.
+# Most of these pairs carry one number: a film twice, or two exposures a moment apart. `SAME_STUDY`, above, joins the numbers that hide one patient.
 #
 # Pairs across the official split are bad news. Film `239 D` of the test adds two more, with `238 D` and `239 D` of the training: too dark for the search to be sure of, but in the same run of film numbers and alike to the eye. With it **16 of the 128 test images have a twin in the training split**. Only eight of them had been known before. So results in this course are given three times: on all 128 test images, on the 120 without those eight, and on the 112 without any twin. Judge a model by the last.
 
