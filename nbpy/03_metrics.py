@@ -35,11 +35,11 @@ warnings.filterwarnings("ignore", module="monai|torchmetrics")
 # %% [markdown]
 # ## 1 · Dice and IoU
 #
-# With $P$ the predicted and $T$ the true pixels, Eq. (17) and (18) are
+# How well does a predicted mask cover the true one? With $P$ the predicted and $T$ the true pixels, Eq. (17) and (18) are
 #
 # $$\mathrm{Dice} = \frac{2\,|P \cap T|}{|P| + |T|}, \qquad \mathrm{IoU} = \frac{|P \cap T|}{|P \cup T|}.$$
 #
-# One score *per image*: a mean over images is a statement about patients, a score over all pixels at once is not. What if both masks are empty? The formulas say 0/0. An empty answer to an empty question is right, so it scores one; the convention is MONAI's, with `ignore_empty=False`, as well.
+# One score *per image*: a mean over images is a statement about patients, a score over all pixels at once is not. If both masks are empty the formulas say 0/0. An empty answer to an empty question is right, so it scores one; that is also MONAI's convention with `ignore_empty=False`.
 
 # %%
 #| export
@@ -87,7 +87,7 @@ assert dice(p, t) == 0.5 and iou(p, t) == 1 / 3
 assert dice(empty, empty) == iou(empty, empty) == 1 and dice(p, empty) == iou(p, empty) == 0
 
 # %% [markdown]
-# And against MONAI and torchmetrics, on a hundred random masks, some of them empty. (torchmetrics answers the empty question in its own way, see the last line printed, so those are left out for it.)
+# And against MONAI and torchmetrics, on a hundred random masks, some of them empty. (torchmetrics answers the empty question in its own way, see the last line, so those are left out for it.)
 
 # %%
 from monai.metrics import DiceMetric, MeanIoU
@@ -122,7 +122,7 @@ print(
 # %% [markdown]
 # ## 2 · What Dice hides
 #
-# Take a perfect mask and slide it down by one level, so that every vertebra is named after its neighbour. A surgeon would operate on the wrong one. Or leave one vertebra out. Or let the border breathe by a pixel.
+# Take a perfect mask and move it down by one level, so that every vertebra is named after its neighbour: a surgeon would operate on the wrong one. Or leave one vertebra out, or make each a little too big, or slide the whole mask down by half a vertebra.
 
 # %%
 film = draw_phantom(3)
@@ -162,8 +162,7 @@ for axis, (name, x) in zip(axes, cases.items()):
 
 
 # %% [markdown]
-# A Dice of 0.97 can hide a lost vertebra, and the second picture, with the highest Dice of all, names all sixteen vertebrae that it shows wrongly. So we also measure distances between borders. MONAI keeps these well, so we do not write them again: the 95th percentile of the Hausdorff distance, and the share of the border that lies within a tolerance of the other border. If one mask is empty
-# there is no distance; we say infinity (and a share of zero), and both empty count as perfect.
+# A Dice of 0.97 can hide a lost vertebra. The second picture, with the highest Dice of all wrong ones, gives all sixteen vertebrae that it shows a wrong name. So we also measure distances between borders, and leave that to MONAI: the 95th percentile of the distance from one border to the other (HD95, after Hausdorff), and the share of the border that lies within a tolerance of the other (surface Dice). If one mask is empty there is no distance; we say infinity (and a share of zero). Both empty count as perfect.
 
 # %%
 #| export
@@ -229,12 +228,12 @@ for name, x in cases.items():
 assert hd95(missing, truth) > 5 > hd95(fat, truth) and hd95(down, truth) == hd95(truth, truth) == 0
 
 # %% [markdown]
-# HD95 tells the lost vertebra from the fat border, which Dice had in the wrong order. But look at the second line: *one level off* is a distance of zero. The vertebra that is gone holds less than 5 % of the border, and the 95th percentile forgives 5 %. No score of one binary mask can see a wrong name; that takes a mask a vertebra (exercise 3).
+# HD95 tells the lost vertebra from the fat border, which Dice had in the wrong order. But *one level off* is a distance of zero: the vertebra that is gone holds less than 5 % of the border, and the 95th percentile forgives 5 %. No score of one binary mask can see a wrong name; that takes a mask for each vertebra. Exercise 3 goes half of that way.
 
 # %% [markdown]
 # ## 3 · A mean, and how sure it is
 #
-# "88.74 ± 7.04": is that the spread of patients, or the doubt about the mean? Papers rarely say. We give both: the standard deviation of the scores, and a 95 % *bootstrap* interval of their mean: draw the images again, with replacement, ten thousand times, and look where the means fall.
+# "88.74 ± 7.04" in Table 1: is that the spread of patients, or the doubt about the mean? Papers rarely say. We give both: the standard deviation of the scores, and a 95 % *bootstrap* interval of their mean. For that, draw as many images again, with replacement, ten thousand times, and look where the means fall.
 
 # %%
 #| export
@@ -293,7 +292,7 @@ def summary(
 
 
 # %% [markdown]
-# An interval that says 95 % should hold the truth in 95 % of all cases. Let it prove that, on scores as skewed as Dice scores are, 30 images at a time:
+# An interval that says 95 % should hold the truth in 95 % of all cases. We test it on scores as skewed as Dice scores are, 30 images at a time:
 
 # %%
 rng = np.random.default_rng(0)
@@ -314,12 +313,12 @@ axis.set(xlabel="trial", ylabel="mean Dice");
 
 
 # %% [markdown]
-# A little less often than it says: with 30 skewed scores the percentile interval is somewhat too narrow. We keep it, because everybody can read it; a difference that it barely separates is no difference.
+# A little less often than it says: with 30 skewed scores the interval is somewhat too narrow. We keep it, because everybody can read it; a difference that it barely separates is no difference.
 
 # %% [markdown]
 # ### Two methods on the same images
 #
-# Comparing two intervals wastes what we know: an image that is hard for one is hard for the other. The *difference per image* has the interval that counts.
+# Comparing two intervals wastes what we know: an image that is hard for one method is hard for the other. The interval that counts is that of the *difference per image*.
 
 # %%
 #| export
@@ -346,7 +345,7 @@ assert paired_difference(first, second)[1] > 0 and summary(second).hi > summary(
 # %% [markdown]
 # ## 4 · Jensen reads Table 1
 #
-# For *one* image the two scores are one: $\mathrm{IoU} = D/(2-D)$. That curve bends upwards, so by Jensen's inequality the mean IoU over images is at least the IoU of the mean Dice. And since its second derivative, $4/(2-D)^3$, is at most 4, a standard deviation $\sigma$ can lift it by no more than $2\sigma^2$:
+# For *one* image one score gives the other: $\mathrm{IoU} = D/(2-D)$. That curve bends upwards (it is convex), so by Jensen's inequality the mean IoU over images is at least the IoU of the mean Dice. And since its second derivative, $4/(2-D)^3$, is at most 4, a standard deviation $\sigma$ can lift it by no more than $2\sigma^2$:
 #
 # $$\frac{\bar D}{2-\bar D} \;\le\; \overline{\mathrm{IoU}} \;\le\; \frac{\bar D}{2-\bar D} + 2\sigma^2 .$$
 
@@ -384,7 +383,7 @@ assert low <= iou_from_dice(scores).mean() <= high
 
 
 # %% [markdown]
-# The star lies above the curve, always. Now the paper's two tables, as data:
+# The star never lies below the curve. Now the paper's two tables, as data:
 
 # %%
 #| export
@@ -483,7 +482,9 @@ axis.set(
 axis.legend();
 
 # %% [markdown]
-# Points below the curve are impossible if both columns are means over the same images. Points far above it are impossible too, unless the ± is something else than the spread of images. It is not only the paper's own row: about half of the table fails, baselines included, in both directions. So the two columns were averaged over different images or in different ways, and differences of one per cent between rows mean little. The same test holds for Table 2, whose values have no standard deviations, so only the lower bound applies:
+# Points below the curve are impossible if both columns are means over the same images. Points far above it are impossible too, unless the ± is something else than the spread of images. Not only the paper's own row: half of the table fails, baselines included, in both directions. So the two columns were averaged over different images or in different ways, and differences of one per cent between rows mean little.
+#
+# Table 2 has no standard deviations, so only the lower bound applies. All four pairs respect it:
 
 # %%
 for (msfm, nsa), (mean_dice, mean_iou) in TABLE_2.items():
@@ -498,7 +499,7 @@ assert all(100 * jensen_bound(a / 100)[0] <= b for a, b in TABLE_2.values())
 # %% [markdown]
 # ## 5 · Is the doubt worth something?
 #
-# A diffusion model gives many masks for one image. Their mean is a probability, their spread a doubt. Both can be checked. **Calibration**: of the pixels called 0.8, eight in ten should be vertebra. **Risk and coverage**: leave out the pixels (or images) that the model doubts most, and the error of the rest should fall.
+# A diffusion model gives many masks for one image. Their mean is a probability, their spread a doubt. Both can be checked. **Calibration**: of the pixels called 0.8, eight in ten should be vertebra; the mean gap is the *expected calibration error* (ECE). **Risk and coverage**: leave out the pixels (or images) that the model doubts most, and the error of the rest (the risk) should fall.
 
 # %%
 #| export
@@ -527,7 +528,7 @@ def expected_calibration_error(
 
 
 # %% [markdown]
-# A forecaster that knows its own chances is calibrated; the same one made bold is not.
+# A forecaster that knows its own chances is calibrated; the same one made bold, with every probability pushed towards 0 or 1, is not.
 
 # %%
 chance = torch.rand(200_000, generator=g)
@@ -551,7 +552,7 @@ assert (
 
 
 # %% [markdown]
-# And risk against coverage:
+# Risk against the share kept, for a doubt that knows the error, one that half knows it, and one that guesses; a smaller area under the curve is better:
 
 # %%
 #| export
@@ -610,7 +611,7 @@ print(iou_from_dice(uneven).mean().round(3), "lower bound", round(jensen_bound(0
 assert np.isclose(iou_from_dice(uneven).mean(), 0.72)
 
 # %% [markdown]
-# **2 · Change.** Report the *median* instead of the mean and see which of the two moves when one image fails.
+# **2 · Change.** Let one image fail, and report the *median* beside the mean. Which of the two moves?
 #
 # <details><summary>Answer</summary>
 #
@@ -628,11 +629,11 @@ print(
 assert good.mean() - failed.mean() > 0.02 > np.median(good) - np.median(failed)
 
 # %% [markdown]
-# **3 · Implement.** Dice per *vertebra*: let each pixel of the prediction belong to the vertebra whose centre is nearest, give each of the seventeen its own Dice, and report the worst. Which of the cases above have a vertebra with a score of zero?
+# **3 · Implement.** Dice per *vertebra*: let each pixel of the prediction belong to the vertebra whose centre is nearest, give each of the seventeen its own Dice, and report the worst. Which of the cases of section 2 have a vertebra with a score of zero?
 #
 # <details><summary>Answer</summary>
 #
-# "One missing" and "one level off": both lack a vertebra, which an overall Dice of 0.97 and more hides. That "one level off" *names* the other sixteen wrongly is hidden still: the prediction would have to carry the names.
+# "One missing" and "one level off": both lack a vertebra, which an overall Dice of about 0.97 and more hides. That "one level off" *names* the other sixteen wrongly is hidden still: the prediction would have to carry the names.
 #
 # </details>
 
