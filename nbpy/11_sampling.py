@@ -2,7 +2,7 @@
 # # 11 · Sampling
 # > From noise around a guess to a mask: in a thousand steps, in ten, in one
 #
-# You will run Algorithm 2 with a perfect network, so that every error is the algorithm's; test the printed version; take a hundred times fewer steps without new training; turn many samples into a probability and an uncertainty; and read an experiment that asks whether this is worth it. Half a minute on a laptop, no GPU; the recorded experiment takes some ten minutes more.
+# You will run Algorithm 2 with a perfect network, so that every error is the algorithm's; test the printed version; take a hundred times fewer steps; turn many samples into a probability and an uncertainty; and read an experiment that asks whether this is worth it. Half a minute on a laptop, no GPU; the recorded experiment takes some ten minutes more.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/11_sampling.ipynb)
 
@@ -55,7 +55,7 @@ g = torch.Generator().manual_seed(35)
 # %% [markdown]
 # ## 1 · A perfect network
 #
-# To study *samplers* we want a network without faults. For a finite set of masks there is one in closed form. By Bayes' rule (all masks equally likely, each seen through the Gaussian of page [04](04_forward.ipynb)) mask $m_k$ has probability $w_k$ given $x_t$, and the guess of least squared error is the mean with these weights:
+# To study *samplers* we want a network without faults. For a finite set of masks there is one. By Bayes' rule (all masks equally likely, each seen through the Gaussian of page [04](04_forward.ipynb)) mask $m_k$ has probability $w_k$ given $x_t$, and the guess of least squared error is
 #
 # $$\hat x_0(x_t) = \sum_k w_k\, m_k, \qquad w_k \propto \exp\Bigl(-\frac{\lVert y_t - \sqrt{\bar\alpha_t}\, m_k\rVert^2}{2 s_t^2}\Bigr), \qquad y_t = x_t - s_t f .$$
 #
@@ -291,7 +291,7 @@ def ddpm_sample_printed(
 
 
 # %% [markdown]
-# The simplest world: the mask is always $x_0 = 1$, the prior $f = 0.8$, and the network (an oracle) says exactly the noise in its input, $\hat\varepsilon = (x_t - \sqrt{\bar\alpha_t} - s_t f)/s_t$. Eq. (3) says where $x_t$ should be. Three thousand walkers, one pixel each, with the same noise for each algorithm:
+# The simplest world: the mask is always $x_0 = 1$, the prior $f = 0.8$, and the network (an oracle) says exactly the noise in its input, $\hat\varepsilon = (x_t - \sqrt{\bar\alpha_t} - s_t f)/s_t$. Three thousand walkers, one pixel each, with the same noise for each algorithm:
 
 # %%
 f1 = torch.full((3000, 1), 0.8).double()
@@ -360,17 +360,17 @@ assert (
 
 
 # %% [markdown]
-# All three end near 1: a perfect network, asked anywhere, pulls the walkers to the goal. A real one was never asked there. That is why we take the exact form; a good end is no proof of an equation. Section 6 tests trained networks.
+# All three end near 1: a perfect network, asked anywhere, pulls the walkers to the goal. A real one was never asked there. That is why we take the exact form; a good end is no proof of an equation.
 #
 # ## 4 · A hundred times fewer steps
 #
-# A thousand evaluations for one mask are many. In $y$ the process is plain DDPM, so the samplers of the field apply as they stand: **shift off, jump, shift on**. We derive two.
+# In $y$ the process is plain DDPM, so the samplers of the field apply as they stand: **shift off, jump, shift on**. We derive two.
 #
-# Split $y_t$ into what the network believes: $y_t = \sqrt{\bar\alpha_t}\,\hat x_0 + s_t\,\hat\varepsilon$. At any $t' < t$ the marginal wants $\sqrt{\bar\alpha_{t'}}\,\hat x_0$ plus noise of variance $s_{t'}^2$, but does not say *which* noise. Any mixture of the old $\hat\varepsilon$ and fresh $z$ with that variance will do. That is DDIM (Song et al. 2021):
+# Split $y_t$ into what the network believes: $y_t = \sqrt{\bar\alpha_t}\,\hat x_0 + s_t\,\hat\varepsilon$. At any $t' < t$ the marginal wants $\sqrt{\bar\alpha_{t'}}\,\hat x_0$ plus noise of variance $s_{t'}^2$, but does not say *which* noise. Any mixture of the old $\hat\varepsilon$ and fresh $z$ will do. That is DDIM (Song et al. 2021):
 #
 # $$y_{t'} = \sqrt{\bar\alpha_{t'}}\,\hat x_0 + \sqrt{s_{t'}^2 - \sigma^2}\;\hat\varepsilon + \sigma z, \qquad \sigma = \eta\,\frac{s_{t'}}{s_t}\sqrt{1 - \frac{\bar\alpha_t}{\bar\alpha_{t'}}} .$$
 #
-# $\eta = 0$ is deterministic. $\eta = 1$ takes as much fresh noise as the posterior of page 05, so with all steps it is DDPM again.
+# $\eta = 0$ is deterministic. $\eta = 1$ takes as much fresh noise as the posterior, so with all steps it is DDPM again.
 #
 # We visit evenly spaced times from the last one, where sampling starts ("trailing", Lin et al. 2024). The naive choice, evenly from zero, tells the network $t = 900$ while showing it the noise of $t = 999$.
 
@@ -615,13 +615,13 @@ axis.legend(fontsize=7)
 
 
 # %% [markdown]
-# First and second order, as promised, with a prior in the mean. At the very end (dashed) second order frays: as $s_t \to 0$, $\lambda$ runs to infinity, and the last steps stay long in $\lambda$ however many there are. DPM-Solver++ stays the better of the two.
+# First and second order, as promised. At the very end (dashed) second order frays: as $s_t \to 0$, $\lambda$ runs to infinity, and the last steps stay long in $\lambda$ however many there are. DPM-Solver++ stays the better of the two.
 #
 # ## 5 · Ensembles
 #
-# One sample is one opinion. Draw several (*members*) from one image: their mean, or the share that calls a pixel vertebra (the *vote*), is a probability; their standard deviation (the *spread*) is our uncertainty, or *doubt*.
+# One sample is one opinion. Draw several (*members*) from one image: their mean, or the share that calls a pixel vertebra (the *vote*), is a probability; their standard deviation (the *spread*) is our *doubt*.
 #
-# The noise of member $e$ of image $i$ comes from its own generator, seeded by (seed, $i$, $e$). So a result does not depend on how many images share a batch, and sample 3 of image 7 is the same picture tomorrow.
+# The noise of member $e$ of image $i$ comes from its own generator, seeded by (seed, $i$, $e$). So a result does not depend on which images share a batch, and sample 3 of image 7 is the same picture tomorrow.
 
 # %%
 #| export
@@ -684,7 +684,7 @@ assert abs(three.vote.item() - 2 / 3) < 1e-6 and abs(three.mean.item() - 0.6) < 
 
 
 # %% [markdown]
-# All members of all images are best computed in one batch. Where the GPU's memory runs short we halve the batch and go on; if not even one row fits, we give up, in one sentence.
+# All members of all images go in one batch. Where the GPU's memory runs short we halve it and go on; if not even one row fits, we say so in one sentence.
 
 # %%
 #| export
@@ -893,7 +893,7 @@ axes[0].set_ylabel("seconds");
 # - *Eq. (7)* without the shift, from $\mathcal N(0, I)$;
 # - *Algorithm 2* to the letter.
 #
-# *From here to the end of section 7 you see a recorded run of some ten minutes on one core. The cells are complete: run them, change the number of seeds, and see what stays.*
+# *From here to the end of section 7 you see a recorded run of some ten minutes on one core. The cells are complete: run them, change the number of seeds.*
 
 # %%
 #| slow
@@ -967,7 +967,7 @@ def interval(values):
 
 
 # %% [markdown]
-# Beside Dice we keep, at every step, how far $x_t$ is from Eq. (3): the root mean square of $(x_t - \sqrt{\bar\alpha_t}\,x_0 - s_t f)/s_t$, the size of the noise, which must be 1.
+# Beside Dice we keep, at every step, the root mean square of $(x_t - \sqrt{\bar\alpha_t}\,x_0 - s_t f)/s_t$: the size of the noise, which by Eq. (3) must be 1.
 
 # %%
 #| slow
@@ -1042,13 +1042,13 @@ axes[1].legend(fontsize=7)
 #
 # **The missing shift, by itself, does not decide.** On the right, the exact form stays nearer to Eq. (3) than Eq. (7) does. But without clipping both end far away, and on the left the exact form is worse for most seeds. Where the noise is loud, the $\hat x_0$ that a predicted noise stands for is wrong by many times its size (page 05), and both forms carry that along. Dice alone would have misled us about the equation, and the equation alone about Dice.
 #
-# **Clipping decides.** With it the exact form is the best for every seed, and by far the steadiest of those that find something. (Its curve too leaves 1 at the end: where $s_t$ is tiny, a wrong pixel counts many times.) But to clip $\hat x_0$ one must have it, and that needs the shift known and taken off. Eq. (7) as printed has no place for that.
+# **Clipping decides.** With it the exact form is the best for every seed, and by far the steadiest of those that find something. (It too leaves 1 at the end: where $s_t$ is tiny, a wrong pixel counts many times.) But to clip $\hat x_0$ one must have it, and that needs the shift known and taken off. Eq. (7) as printed has no place for that.
 #
 # Five seeds, small networks, a short chain: the intervals are wide, and we claim no more.
 #
 # ## 7 · Is the diffusion worth it?
 #
-# Verdiff-Net contains a plain U-Net, the conditional one that gives the prior. What do the diffusion U-Net, the steps and the samples add? And what would the same parameters and training time have bought without diffusion? Three seeds; per seed one Verdiff-Net (with the fusion module of page [07](07_msfm.ipynb), without the adapters, predicting the mask, $T = 1000$) and one plain U-Net, trained on the same 96 phantoms in the same order with the prior's own loss, for as many CPU seconds. All is measured on 16 unseen phantoms ("films"); nothing was chosen on them.
+# Verdiff-Net contains a plain U-Net, the conditional one that gives the prior. What do the diffusion U-Net, the steps and the samples add? And what would the same parameters and training time have bought without diffusion? Three seeds; per seed one Verdiff-Net (with the fusion module of page [07](07_msfm.ipynb), without the adapters, predicting the mask, $T = 1000$) and one plain U-Net, with the prior's own loss. Both are trained on the same 96 phantoms in the same order for as many CPU seconds, and measured on 16 unseen ones ("films"); nothing was chosen on those.
 
 # %%
 #| slow
@@ -1201,7 +1201,7 @@ print(
 # %% [markdown]
 # ### The verdict, with borders and calibration
 #
-# Three more scores of page [03](03_metrics.ipynb), lower is better. HD95, the border distance, sees far errors; ECE asks whether a probability of 0.8 is right eight times in ten; AURC, the area under the risk–coverage curve, whether doubt points at errors. "5 × 20": five steps, twenty samples.
+# Three more scores of page [03](03_metrics.ipynb), lower is better: the border distance (HD95) sees far errors; the calibration error (ECE) asks whether a probability of 0.8 is right eight times in ten; the area under the risk–coverage curve (AURC), whether doubt points at errors. "5 × 20": five steps, twenty samples.
 
 # %%
 #| slow
@@ -1331,11 +1331,11 @@ print(
 #
 # **Samples** help. Averaging undoes the choosing, and most of the gain comes with the first few. At equal cost, many samples of one or two steps beat one sample of many.
 #
-# **Is it worth it?** On these phantoms, at this size of training: no. The ensemble is better than the prior inside the same model, by an amount that the interval over films tells from zero, but small. The plain U-Net has the best means in Dice, ECE and AURC, and is level with the best in HD95 (at this size all borders are about a pixel off). A step of it costs less, so it gets more steps, and all of its parameters work on one task. The ensemble is the worst calibrated but one: it is too shy, its curve steeper than the diagonal.
+# **Is it worth it?** On these phantoms, at this size of training: no. The ensemble is better than its own prior, by an amount that the interval over films tells from zero, but small. The plain U-Net has the best means in Dice, ECE and AURC, and is level with the best in HD95 (at this size all borders are about a pixel off). Its steps cost less, so it gets more of them, and all of its parameters work on one task. The ensemble is the worst calibrated but one: too shy, its curve steeper than the diagonal.
 #
 # **Does the doubt know the error?** Both lie at the borders, as they should. Sorting pixels by the spread of twenty samples is far nearer to the best order than to none, but no nearer than sorting them by how close the prior is to one half, which costs no sample. Whether a *film* with much doubt has many errors, three seeds and sixteen films cannot tell: the intervals are too wide.
 #
-# **What this does not show**: a task in which readers truly disagree, as in section 1. There the mean of all readings is nobody's mask, and choosing is the point; a plain network cannot do it. Phantoms have one true mask. Nor does it show long training, large networks or radiographs; see pages [15](15_xray.ipynb) and [16](16_comparison.ipynb).
+# **What this does not show**: a task in which readers truly disagree, as in section 1. There the mean of all readings is nobody's mask, and choosing is the point; phantoms have one true mask. Nor does it show long training, large networks or radiographs; see pages [15](15_xray.ipynb) and [16](16_comparison.ipynb).
 
 # %% [markdown]
 # ## Paper, ours, why
