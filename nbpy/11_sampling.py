@@ -360,7 +360,7 @@ assert (
 
 
 # %% [markdown]
-# All three end near 1: a perfect network, asked anywhere, pulls the walkers to the goal. A real one was never asked there. That is why we take the exact form; a good end is no proof of an equation.
+# All three end near 1: a perfect network, asked anywhere, pulls the walkers to the goal. A real one was never asked there. So we take the exact form; a good end is no proof of an equation.
 #
 # ## 4 · A hundred times fewer steps
 #
@@ -370,9 +370,9 @@ assert (
 #
 # $$y_{t'} = \sqrt{\bar\alpha_{t'}}\,\hat x_0 + \sqrt{s_{t'}^2 - \sigma^2}\;\hat\varepsilon + \sigma z, \qquad \sigma = \eta\,\frac{s_{t'}}{s_t}\sqrt{1 - \frac{\bar\alpha_t}{\bar\alpha_{t'}}} .$$
 #
-# $\eta = 0$ is deterministic. $\eta = 1$ takes as much fresh noise as the posterior, so with all steps it is DDPM again.
+# $\eta = 0$ is deterministic. $\eta = 1$ takes as much fresh noise as the posterior; with all steps it is DDPM again.
 #
-# We visit evenly spaced times from the last one, where sampling starts ("trailing", Lin et al. 2024). The naive choice, evenly from zero, tells the network $t = 900$ while showing it the noise of $t = 999$.
+# The times begin with the last, where sampling starts ("trailing", Lin et al. 2024). Evenly from zero, the naive choice, tells the network $t = 900$ while showing it the noise of $t = 999$.
 
 # %%
 #| export
@@ -619,7 +619,7 @@ axis.legend(fontsize=7)
 #
 # ## 5 · Ensembles
 #
-# One sample is one opinion. Draw several (*members*) from one image: their mean, or the share that calls a pixel vertebra (the *vote*), is a probability; their standard deviation (the *spread*) is our *doubt*.
+# Draw several samples (*members*) from one image: their mean, or the share that calls a pixel vertebra (the *vote*), is a probability; their standard deviation (the *spread*) is our *doubt*.
 #
 # The noise of member $e$ of image $i$ comes from its own generator, seeded by (seed, $i$, $e$). So a result does not depend on which images share a batch, and sample 3 of image 7 is the same picture tomorrow.
 
@@ -853,7 +853,7 @@ assert agree > 0.8 and (many.mean[0] - masks.mean(0)).abs().mean() < 0.05
 # %% [markdown]
 # ### What a radiograph costs
 #
-# `bench/segment.py` times a radiograph of 768×256 with its uncertainty, everybody in one run: ours as `verdiff segment` does it, on its canvas of 384×128; ours at the full size, with as many parameters as MONAI's tutorial network; that network with the tutorial's 1,000 steps and with as few as ours; and med-seg-diff-pytorch. Nobody waits for 5,000 evaluations, so rows marked ~ are the time of one, multiplied.
+# `bench/segment.py` times a radiograph of 768×256 with its uncertainty, all in one run: ours as `verdiff segment` does it, on a canvas of 384×128; ours at the full size, with as many parameters as MONAI's tutorial network; that network with the tutorial's 1,000 steps and with as few as ours; and med-seg-diff-pytorch. Rows marked ~ are the time of one evaluation, multiplied.
 
 # %%
 record = Path("../bench/results/segment.json")
@@ -865,7 +865,7 @@ for r in bench["rows"]:
 print(bench.get("machine", "no record here: run `make bench` in a clone"))
 
 # %% [markdown]
-# The factor has three parts: fewer steps, a network that is cheaper per evaluation, and a smaller canvas. The first is open to everybody, as MONAI's DDIM row shows. (Seconds alone. What the steps are worth in Dice is the question of section 7; what the tutorial's network would reach on these films was not measured.) And how the cost grows, MONAI's faster than its pixels because of the attention on its lowest level:
+# The factor has three parts: fewer steps, a network that is cheaper per evaluation, and a smaller canvas (with a smaller network on it). The first is open to everybody, as MONAI's DDIM row shows. These are seconds alone: Dice against steps follows in section 7, and what the tutorial's network would reach was not measured. And how the cost grows, MONAI's faster than its pixels because of the attention on its lowest level:
 
 # %%
 titles = dict(pixels="pixels, 1 evaluation", steps="steps", samples="samples", images="films")
@@ -1042,13 +1042,13 @@ axes[1].legend(fontsize=7)
 #
 # **The missing shift, by itself, does not decide.** On the right, the exact form stays nearer to Eq. (3) than Eq. (7) does. But without clipping both end far away, and on the left the exact form is worse for most seeds. Where the noise is loud, the $\hat x_0$ that a predicted noise stands for is wrong by many times its size (page 05), and both forms carry that along. Dice alone would have misled us about the equation, and the equation alone about Dice.
 #
-# **Clipping decides.** With it the exact form is the best for every seed, and by far the steadiest of those that find something. (It too leaves 1 at the end: where $s_t$ is tiny, a wrong pixel counts many times.) But to clip $\hat x_0$ one must have it, and that needs the shift known and taken off. Eq. (7) as printed has no place for that.
+# **Clipping decides.** With it the exact form is best for every seed, and by far the steadiest of those that find something. (It too leaves 1 at the end: where $s_t$ is tiny, a wrong pixel counts many times.) But to clip $\hat x_0$ one must have it, and that needs the shift known and taken off; Eq. (7) has no place for that.
 #
 # Five seeds, small networks, a short chain: the intervals are wide, and we claim no more.
 #
 # ## 7 · Is the diffusion worth it?
 #
-# Verdiff-Net contains a plain U-Net, the conditional one that gives the prior. What do the diffusion U-Net, the steps and the samples add? And what would the same parameters and training time have bought without diffusion? Three seeds; per seed one Verdiff-Net (with the fusion module of page [07](07_msfm.ipynb), without the adapters, predicting the mask, $T = 1000$) and one plain U-Net, with the prior's own loss. Both are trained on the same 96 phantoms in the same order for as many CPU seconds, and measured on 16 unseen ones ("films"); nothing was chosen on those.
+# What do the diffusion U-Net, the steps and the samples add to the prior? And what would the same parameters and training time have bought in a plain U-Net? Three seeds; per seed one Verdiff-Net (with the fusion module of page [07](07_msfm.ipynb), without the adapters, predicting the mask, $T = 1000$) and one plain U-Net, with the prior's own loss. Both are trained on the same 96 phantoms in the same order for as many CPU seconds, and measured on 16 unseen ones ("films"); nothing was chosen on those.
 
 # %%
 #| slow
@@ -1327,15 +1327,15 @@ print(
 # %% [markdown]
 # ### What comes out
 #
-# **Steps** do not help. The mean Dice falls from one step to fifty; the intervals, over seeds and over films, overlap. One step gives the *mean* of all masks that fit the image, and the mean, cut at one half, suits Dice. A single sharp sample pays for every border on which it chose differently from the truth. DPM-Solver++ buys nothing over DDIM: what is left is the network's error, not the solver's.
+# **Steps** do not help. The mean Dice falls from one step to fifty; the intervals, over seeds and over films, overlap. One step gives the *mean* of all masks that fit the image, which, cut at one half, suits Dice. A single sharp sample pays for every border on which it chose differently from the truth. DPM-Solver++ buys nothing over DDIM: what is left is the network's error, not the solver's.
 #
-# **Samples** help. Averaging undoes the choosing, and most of the gain comes with the first few. At equal cost, many samples of one or two steps beat one sample of many.
+# **Samples** help. Averaging undoes the choosing; most of the gain comes with the first few. At equal cost, many samples of one or two steps beat one sample of many.
 #
 # **Is it worth it?** On these phantoms, at this size of training: no. The ensemble is better than its own prior, by an amount that the interval over films tells from zero, but small. The plain U-Net has the best means in Dice, ECE and AURC, and is level with the best in HD95 (at this size all borders are about a pixel off). Its steps cost less, so it gets more of them, and all of its parameters work on one task. The ensemble is the worst calibrated but one: too shy, its curve steeper than the diagonal.
 #
 # **Does the doubt know the error?** Both lie at the borders, as they should. Sorting pixels by the spread of twenty samples is far nearer to the best order than to none, but no nearer than sorting them by how close the prior is to one half, which costs no sample. Whether a *film* with much doubt has many errors, three seeds and sixteen films cannot tell: the intervals are too wide.
 #
-# **What this does not show**: a task in which readers truly disagree, as in section 1. There the mean of all readings is nobody's mask, and choosing is the point; phantoms have one true mask. Nor does it show long training, large networks or radiographs; see pages [15](15_xray.ipynb) and [16](16_comparison.ipynb).
+# **What this does not show**: a task in which readers truly disagree, as in section 1, where their mean is nobody's mask and choosing is the point; phantoms have one true mask. Nor long training, large networks or radiographs; see pages [15](15_xray.ipynb) and [16](16_comparison.ipynb).
 
 # %% [markdown]
 # ## Paper, ours, why
