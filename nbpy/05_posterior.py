@@ -425,11 +425,9 @@ assert gap < 4 / 4000**0.5 < 10 < max(paths["q_posterior_printed"])
 public = DDPMScheduler(
     beta_schedule="linear", prediction_type="sample", clip_sample=False, variance_type="fixed_small"
 )
-public.betas, public.alphas, public.alphas_cumprod = (
-    process.betas,
-    process.alphas,
-    process.alphas_cumprod,
-)
+public.betas = process.betas
+public.alphas = process.alphas
+public.alphas_cumprod = process.alphas_cumprod
 ours = theirs = torch.randn(1, 1, 8, 4, generator=g).double()
 for t_ in reversed(range(1000)):
     mean, variance = q_posterior(

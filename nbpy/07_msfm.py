@@ -238,10 +238,8 @@ def descriptor_norm(
 
 
 # %%
-norm, values = (
-    descriptor_norm("batch", 3),
-    torch.randn(500, 1, 3, generator=torch.Generator().manual_seed(0)) * 2 + 5,
-)
+norm = descriptor_norm("batch", 3)
+values = torch.randn(500, 1, 3, generator=torch.Generator().manual_seed(0)) * 2 + 5
 out = torch.cat([norm(v) for v in values])
 print(
     f"input mean 5, sd 2; after 500 batches of one: mean {out[100:].mean():+.2f}, "

@@ -414,20 +414,16 @@ assert ratio > 1.2
 # %%
 def trace(model, height, width):
     "(name, class, output shape) of each block in the order of the computation, nothing computed."
-    seen, kinds = (
-        [],
-        ("MultiScaleFusion", "ResBlock", "NoiseSemanticAdapter", "ConditionalUNet", "UNet"),
-    )
+    seen = []
+    kinds = ("MultiScaleFusion", "ResBlock", "NoiseSemanticAdapter", "ConditionalUNet", "UNet")
     for name, module in model.named_modules():
         if type(module).__name__ in kinds:
             note = lambda m, args, out, name=name: seen.append(
                 (name, type(m).__name__, tuple(out.shape[1:]))
             )
             module.register_forward_hook(note)
-    b, t = (
-        torch.zeros(1, 1, height, width, device="meta"),
-        torch.zeros(1, dtype=torch.long, device="meta"),
-    )
+    b = torch.zeros(1, 1, height, width, device="meta")
+    t = torch.zeros(1, dtype=torch.long, device="meta")
     model(b, b, t)
     return seen
 

@@ -631,9 +631,8 @@ class SeededNoise:
     def __init__(self, seed: int, rows: Sequence[tuple[int, int]]):
         self.generators = []
         for image, member in rows:
-            mixed = np.random.SeedSequence([abs(seed), image, member]).generate_state(1, np.uint64)[
-                0
-            ]
+            sequence = np.random.SeedSequence([abs(seed), image, member])
+            mixed = sequence.generate_state(1, np.uint64)[0]
             self.generators.append(torch.Generator().manual_seed(int(mixed) >> 1))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -768,11 +767,9 @@ def sample(
     progress: bool = False,
 ) -> SegmentationSamples:
     "Segment a batch several times over, from N(f, I); the batch size changes nothing but rounding."
-    walk, process, conditioning = (
-        _walk(model, sampler, steps),
-        model.process(),
-        model.condition(image),
-    )
+    walk = _walk(model, sampler, steps)
+    process = model.process()
+    conditioning = model.condition(image)
     keys = [(i, e) for i in range(len(image)) for e in range(ensemble)]
 
     def run(first: int, end: int) -> Tensor:
@@ -983,10 +980,8 @@ def four_ways(net, seed):
         sizes[way].append((gap / road.sigmas[i]).square().mean().sqrt().item())
 
     for way in ("exact", "exact, clipped", "Eq. (7)", "Algorithm 2"):
-        sizes[way], share = (
-            [],
-            dict(noise=randn(torch.Generator().manual_seed(100 + seed)), callback=see),
-        )
+        sizes[way] = []
+        share = dict(noise=randn(torch.Generator().manual_seed(100 + seed)), callback=see)
         ask = lambda x, t: net.denoise(x.float(), t, seen)
         if way.startswith("exact"):
             x = ddpm_sample(
@@ -1006,12 +1001,8 @@ def four_ways(net, seed):
 
 # %%
 #| slow
-noisy = {
-    seed: verdiffnet(seed, prediction_type="epsilon", timesteps=50, beta_start=2e-3, beta_end=0.4)[
-        0
-    ]
-    for seed in range(5)
-}
+options = dict(prediction_type="epsilon", timesteps=50, beta_start=2e-3, beta_end=0.4)
+noisy = {seed: verdiffnet(seed, **options)[0] for seed in range(5)}
 outcomes = {seed: four_ways(net, seed) for seed, net in noisy.items()}
 by_way = {way: np.array([outcomes[s][0][way].mean() for s in outcomes]) for way in outcomes[0][0]}
 for way, d in by_way.items():

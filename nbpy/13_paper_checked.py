@@ -204,11 +204,9 @@ note(
 # %%
 def chain(step, n=1000):
     "Mean of the walkers at each t, with a network that always knows x_0 = 1; f = 0.8."
-    g, x_0, f = (
-        torch.Generator().manual_seed(0),
-        torch.ones(n).double(),
-        torch.full((n,), 0.8).double(),
-    )
+    g = torch.Generator().manual_seed(0)
+    x_0 = torch.ones(n).double()
+    f = torch.full((n,), 0.8).double()
     x, means = process.prior_sample(f, torch.randn(n, generator=g).double()), []
     for t in reversed(range(1000)):
         mean, variance = step(process, x_0, x, torch.tensor([t]), f)

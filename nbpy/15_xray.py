@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from IPython.display import Markdown
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
@@ -152,15 +153,15 @@ scores = {(way, name): np.minimum(f(m, truth).numpy(), np.hypot(768, 256))
           for way, m in masks.items() for name, f in measures.items()}
 sets = {"all": range(128), "without known twins": clean_test_indices(big.names),
         "without any twin": clean_test_indices(big.names, strict=True)}
+lines = ["| films | | " + " | ".join(measures) + " |", "|---" * (2 + len(measures)) + "|"]
 for title, index in sets.items():
-    print(f"{len(index)} films, {title}; mean ± sd [95 % interval of the mean]")
     for way in masks:
-        cells = [summary(scores[way, name][list(index)]) for name in measures]
-        texts = (f"{name} {str(c).split(' (')[0]}  " for name, c in zip(measures, cells))
-        print(f"  {way:20s}", *texts)
+        cells = [str(summary(scores[way, name][list(index)])).split(" (")[0] for name in measures]
+        lines.append(f"| {len(index)}, {title} | {way} | " + " | ".join(cells) + " |")
+Markdown("\n".join(lines))
 
 # %% [markdown]
-# Three sets: all 128; the 120 without the eight twins that were known; and the 112 that really are new (page [01](01_data.ipynb)). *HD95* is a distance in pixels of the scored canvas: it punishes a lost or an invented vertebra, which Dice forgives. *Surface Dice at 2 pixels* asks how much of the border lies within two pixels: a hard question for a network whose own pixel is about that large, and the number says so.
+# Mean ± standard deviation [95 % bootstrap interval of the mean]. Three sets: all 128; the 120 without the eight twins that were known; and the 112 that really are new (page [01](01_data.ipynb)). *HD95* is a distance in pixels of the scored canvas: it punishes a lost or an invented vertebra, which Dice forgives. *Surface Dice at 2 pixels* asks how much of the border lies within two pixels: a hard question for a network whose own pixel is about that large, and the number says so.
 #
 # Now the difference to the prior, *on the same films*. The last word of each line is computed from the interval.
 

@@ -174,9 +174,8 @@ class SeededNoise:
     def __init__(self, seed: int, rows: Sequence[tuple[int, int]]):
         self.generators = []
         for image, member in rows:
-            mixed = np.random.SeedSequence([abs(seed), image, member]).generate_state(1, np.uint64)[
-                0
-            ]
+            sequence = np.random.SeedSequence([abs(seed), image, member])
+            mixed = sequence.generate_state(1, np.uint64)[0]
             self.generators.append(torch.Generator().manual_seed(int(mixed) >> 1))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -265,11 +264,9 @@ def sample(
     progress: bool = False,
 ) -> SegmentationSamples:
     "Segment a batch several times over, from N(f, I); the batch size changes nothing but rounding."
-    walk, process, conditioning = (
-        _walk(model, sampler, steps),
-        model.process(),
-        model.condition(image),
-    )
+    walk = _walk(model, sampler, steps)
+    process = model.process()
+    conditioning = model.condition(image)
     keys = [(i, e) for i in range(len(image)) for e in range(ensemble)]
 
     def run(first: int, end: int) -> Tensor:
