@@ -2,12 +2,11 @@
 # # 12 · One radiograph in, a mask out
 # > Any file, at its own size, with a probability and a doubt for every pixel, and the command line
 #
-# Everything before this page worked on tensors of one size. Nobody owns such tensors: people own files, of all sizes
-# and depths, some of them broken. Here you build the last metre. You read 8- and 16-bit files, send them through
-# the network's canvas and back, look at what the ensemble is unsure of, teach the result to doubt itself, and end
-# with the command `verdiff`, which does the same for a folder of a thousand.
+# So far everything worked on tensors of one size. People own files, of all sizes and depths, some of them broken. You will
+# read 8- and 16-bit files, take them to the network's canvas and back, test whether the samples' spread marks
+# the errors, give each mask a confidence, and end with the command `verdiff`, which does all this for a folder.
 #
-# *Time: half a minute on a laptop, the training of a very small network included; no GPU needed.*
+# *Half a minute on a laptop, the training of a very small network included; no GPU needed.*
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/12_segment.ipynb)
 
@@ -84,13 +83,13 @@ from verdiff.sampling import SegmentationSamples
 from verdiff.training import Streamed
 
 # %% [markdown]
-# (Nobody likes to wait two seconds for `verdiff --help`. So the functions import torch inside, and the type hints under `TYPE_CHECKING`.)
+# (The functions import torch inside, so that `verdiff --help` does not wait for it.)
 #
 # ## Whatever the file holds
 #
-# The public X-ray set is 8-bit JPEG. A hospital exports something else: detectors count in 12 or 14 bits, stored
-# in 16-bit TIFF or PNG files. Let us make such a file from a phantom: grey values up to 4,095, and one bright lead
-# marker ("R" for the right side, here a square), as most radiographs have.
+# The public X-ray set is 8-bit JPEG. Detectors count in 12 or 14 bits, and hospitals export 16-bit TIFF or PNG.
+# Make such a file from a phantom: grey values that fit in 12 bits, and far brighter, one lead
+# marker (an "R" on most radiographs, here a square).
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -101,7 +100,7 @@ tifffile.imwrite(folder / "deep.tif", deep)
 deep.dtype, deep.max()
 
 # %% [markdown]
-# The naive ways to 8 bits: divide by 256, or stretch minimum and maximum to black and white.
+# Two naive ways to 8 bits: divide by 256, or stretch minimum and maximum to black and white.
 
 # %%
 naive = (deep / 256).astype(np.uint8)
@@ -124,9 +123,9 @@ _ = show([phantom.image, naive, stretched], ["8 bits", "16 bits / 256", "min to 
 
 
 # %% [markdown]
-# Both are black but for the marker: the detector uses a small part of the 16 bits, and one square of lead is brighter
-# than all bone. A network that learned on well-exposed images sees nothing in them. The cure is what a reading room
-# calls a *window*: put the 0.5th percentile at black and the 99.5th at white, and let what lies outside saturate.
+# Both are black but for the marker: the film uses a small part of the 16 bits, and the marker is brighter
+# than all bone. The cure is what radiologists call a *window*: the 0.5th percentile becomes black, the 99.5th white,
+# and what lies outside saturates.
 
 # %%
 #| export
@@ -160,8 +159,8 @@ assert levels[2] > 100 > max(levels[:2])
 
 
 # %% [markdown]
-# Reading is Pillow's work, and tifffile's where Pillow gives up (16 bits per colour). Two details that cost people afternoons: the
-# EXIF orientation is obeyed, and a TIFF which says "white is zero" is inverted.
+# Pillow reads the files, tifffile those that Pillow cannot (16 bits per colour). Easily missed: the
+# EXIF orientation is obeyed, and a TIFF that says "white is zero" is inverted.
 
 # %%
 #| export
@@ -280,13 +279,13 @@ except VerdiffError as error:
 # %% [markdown]
 # ## Into the canvas and back
 #
-# The network knows one height and width, say $h \times w$; the radiograph has $H \times W$. `fit_image` (01_data) scales
+# The network knows one size, $h \times w$; the radiograph has $H \times W$. `fit_image` ([01](01_data.ipynb)) scales
 # both sides by the same factor, centres the result and fills the rest with black: a *letterbox*. A pixel at column $X$ of
 # the radiograph lands at
 #
 # $$x = s\,X + \ell, \qquad s = \min\left(\tfrac{h}{H}, \tfrac{w}{W}\right), \qquad \ell = \tfrac{w - sW}{2},$$
 #
-# and the rows likewise. To make the bars visible, take a wide radiograph for a narrow canvas.
+# and the rows likewise. A wide radiograph on a narrow canvas makes the bars visible.
 
 # %%
 wide = draw_phantom(seed=5, image_size=(480, 260))
@@ -295,7 +294,7 @@ canvas, placement = fit_image(Image.fromarray(wide.image), (192, 64), "letterbox
 placement
 
 # %% [markdown]
-# Coming back, the tempting line is `mask.resize(original size)`. Follow the true mask through it, so that no network can
+# For the way back, `mask.resize(original size)` is tempting. Try it on the true mask, so that no network can
 # be blamed.
 
 # %%
@@ -326,8 +325,8 @@ print(
 )
 
 # %% [markdown]
-# Resized straight back, the spine is squashed by the bars. Cutting them off first (`unfit` does) leaves only what the canvas's
-# resolution costs: the best Dice that *any* network of this canvas can reach.
+# Resized straight back, the spine is squashed, because the bars are stretched with it. `unfit` cuts them off first. What is still
+# lost is the canvas's resolution: no network of this canvas can win it back.
 
 # %%
 assert mask_dice(exact_back, truth) > 0.9 > mask_dice(naive_back, truth)
@@ -336,13 +335,12 @@ assert mask_dice(exact_back, truth) > 0.9 > mask_dice(naive_back, truth)
 # %% [markdown]
 # ## The segmenter
 #
-# With both ends in place the middle is short. A result is four arrays at the radiograph's own size. For samples $x_0^{(1)}, \dots,
-# x_0^{(E)}$ brought to $[0, 1]$,
+# A result is four arrays at the radiograph's own size: mask, probability, uncertainty and prior (the conditional U-Net's guess, for
+# comparison). From an ensemble of $E$ samples $x_0^{(1)}, \dots, x_0^{(E)}$, brought to $[0, 1]$, come
 #
 # $$\bar p = \frac{1}{E} \sum_e x_0^{(e)}, \qquad u = \sqrt{\frac{1}{E} \sum_e \left(x_0^{(e)} - \bar p\right)^2}, \qquad \text{mask} = [\bar p > \tfrac12].$$
 #
-# A spread of numbers between 0 and 1 cannot exceed one half, and reaches it where half of the samples say bone and half
-# say background.
+# The spread $u$ cannot exceed one half; it reaches it where half of the samples say bone and half say background.
 
 # %%
 #| export
@@ -367,8 +365,8 @@ class Segmentation:
 
 
 # %% [markdown]
-# Which model? A folder that `verdiff train` wrote, a whole run's folder, a name on the Hugging Face Hub; and where a
-# model travels inside the package, that one by default.
+# Which model? A folder that `verdiff train` wrote, a whole run's folder, or a name on the Hugging Face Hub; by default the
+# one inside the package, where there is one.
 
 # %%
 #| export
@@ -482,7 +480,7 @@ assert fresh.mask.shape == wide.image.shape
 
 
 # %% [markdown]
-# What a user holds adds a place where the weights are, a device, and a self-check that comes later on this page:
+# `Segmenter` adds the weights' place, the device, and a self-check (`reference`, explained below).
 
 # %%
 #| export
@@ -524,7 +522,7 @@ class Segmenter:
 
 
 # %% [markdown]
-# A very small network, some seconds of training on phantoms (page 10 explains every word, `make demo` trains a better one):
+# Some seconds of training on phantoms give a very small network ([10](10_training.ipynb) explains training, `make demo` trains a better one):
 
 # %%
 from verdiff.data import PhantomSet, grouped_split, pack
@@ -575,7 +573,7 @@ assert mask_dice(*twins) > 0.8
 
 
 # %% [markdown]
-# For people, a mask is best seen on the radiograph:
+# A mask is easiest to judge on the radiograph:
 
 # %%
 #| export
@@ -604,8 +602,8 @@ overlay(wide.image, result)
 # %% [markdown]
 # ## Reading the uncertainty
 #
-# If the spread is honest, the pixels it marks are wrong more often. Sort those of a few held-out phantoms into bins of uncertainty
-# and count the errors in each.
+# If the spread is honest, the pixels it marks are wrong more often. Sort the pixels of eight held-out phantoms by uncertainty
+# and count the errors in each bin.
 
 # %%
 held_out = [draw_phantom(seed=900 + i, image_size=(576, 192)) for i in range(8)]
@@ -627,8 +625,8 @@ axis.set(xlabel="uncertainty of the pixel", ylabel="share of wrong pixels")
 assert rate[-1] > 5 * rate[0]
 
 # %% [markdown]
-# The more the samples disagree, the more often their mean is wrong: the map tells a reader where to look twice. Where it can *not*:
-# where every sample makes the same mistake. Count the errors in the lower half of all uncertainties:
+# The more the samples disagree, the more often their mean is wrong: the map shows where to look twice. It is blind
+# where all samples make the same mistake. How many errors lie in the more certain half of the pixels?
 
 # %%
 quiet = wrong & (u < np.median(u))
@@ -638,9 +636,11 @@ print(
 )
 
 # %% [markdown]
+# Hardly any, on phantoms. But most errors lie outside the most uncertain 2 %.
+#
 # ## Does the question make sense?
 #
-# The naive hope: where the network has no idea, the samples will differ. Ask for the mask of a film on which there is nothing.
+# A naive hope: where the network has no idea, the samples will differ. Give it a film with nothing on it.
 
 # %%
 blank = np.full((576, 192), 128, np.uint8)
@@ -650,8 +650,8 @@ axes = show([blank, nothing.probability * 255, results[0].probability * 255],
             ["nothing", f"spread {nothing.uncertainty.mean():.3f}", f"a phantom: {usual:.3f}"])
 
 # %% [markdown]
-# A network that has seen nothing but spines sees them everywhere. So we ask the *result* six plain questions, whose answers do not
-# depend on the size of the image:
+# The spread is larger than the phantoms' mean, but the mask is drawn all the same: a network that has seen nothing but spines finds them everywhere.
+# So we ask the *result* six questions, whose answers do not depend on the size of the image:
 #
 # | trait | asks | strange when |
 # |---|---|---|
@@ -702,13 +702,13 @@ for name, picture, result_ in (
     print(name, {k: round(v, 2) for k, v in traits(picture, result_).items()})
 
 # %% [markdown]
-# What is *usual* depends on the network and on its films. So the network segments the validation part, which it was not trained on (never the
-# test part), and we keep of each trait $x$ the median $m$ and two limits $l$, a quarter farther from $m$ than the most extreme film: some dozens
-# do not show the most extreme of the next hundred. Then
+# What is *usual* depends on the network and on its films. So the network segments validation films, on which it was not trained (never the
+# test part). Of each trait $x$ we keep the median $m$ and a limit $l$ on either side, a quarter farther from $m$ than the most extreme film,
+# since the next hundred films will hold more extreme ones. Then
 #
 # $$z_j = \frac{\lvert x_j - m_j \rvert}{\lvert l_j - m_j \rvert}, \qquad \text{confidence} = \frac{1}{1 + \left(\max_j z_j\right)^4}.$$
 #
-# One half is where the worst trait reaches its limit, and below it we warn. The power decides how soon the number nears one or zero; it moves no warning.
+# It is one half where the worst trait reaches its limit; below that we warn. The power 4 sets how fast it nears one or zero, and changes no warning.
 
 # %%
 #| export
@@ -760,7 +760,7 @@ def judge(
 
 
 # %% [markdown]
-# For our small network the phantoms' own validation part serves, two dozen that it never saw:
+# Our small network is calibrated on two dozen new phantoms:
 
 # %%
 #| export
@@ -798,8 +798,8 @@ for name, limits in segmenter.reference.limits.items():
     print(f"{name:10s}", *(f"{x:6.2f}" for x in limits))
 
 # %% [markdown]
-# The first line is the price: the share of good films that are warned about for nothing. Now the other side, pictures that are no upright
-# radiograph. (Grace Hopper's photograph travels with matplotlib.)
+# The first line is the price: the share of good films warned about for nothing, each judged by the limits of the others. Now pictures that are no upright
+# radiograph. (Grace Hopper's photograph comes with matplotlib.)
 
 # %%
 from matplotlib.cbook import get_sample_data
@@ -844,7 +844,7 @@ for name, answer in answers.items():
 
 
 # %% [markdown]
-# Below each name stands the confidence. One picture of a kind proves little, so count:
+# Below each name stands the confidence. Count over eight pictures of each kind:
 
 # %%
 def flagged(judging, films):
@@ -863,12 +863,12 @@ assert counts["films"] <= 2 and counts["noise"] == len(held_out)
 
 
 # %% [markdown]
-# What is foreign is caught. Two weaknesses show as well: a phantom that is flagged is a false alarm, the price that the leave-one-out line announced, and a
-# phantom on its head mostly passes, because its vertebrae grow little downwards. Real ones grow more (last section of this page).
+# What is foreign is caught. A flagged phantom is a false alarm, as the line above announced. A
+# phantom on its head mostly passes, because its vertebrae grow little downwards; real ones [grow more](#a-real-radiograph).
 #
-# Two warnings about the warning. A mask that is off by one vertebra looks perfectly usual: the question is whether the picture is of the kind that the
-# model knows. And another clinic's films need a calibration of their own. `verdiff calibrate` writes the reference beside the weights, with
-# their SHA-256: for other weights it does not count.
+# The check has two limits. A mask that is off by one vertebra looks usual: the check asks only whether the picture is of the kind that the
+# model knows. And another clinic's films need their own calibration. `verdiff calibrate` writes the reference beside the weights, with
+# their SHA-256; for other weights it does not count.
 
 # %%
 #| export
@@ -934,9 +934,9 @@ assert load_reference(folder / "model") is None
 # %% [markdown]
 # ## Is it any good? The table
 #
-# `evaluate` scores the prior alone and the diffusion at several numbers of steps, as a single sample and as an ensemble's mean, on the
-# same images at the same size: mean, standard deviation, 95 % bootstrap interval. Where radiographs occur in both splits of the public
-# set (01_data found them), every row is there with and without them.
+# `evaluate` scores the prior alone, and the diffusion at several numbers of steps, as a single sample and as an ensemble's mean, on the
+# same images: mean, standard deviation, 95 % bootstrap interval. Where radiographs occur in both splits of the public
+# set ([01](01_data.ipynb)), every row is there with and without them.
 
 # %%
 #| export
@@ -1051,8 +1051,8 @@ def save_evaluation(
 
 
 # %% [markdown]
-# Note the two sizes: the network gets the image averaged down to its canvas, the probability is enlarged bilinearly, and Dice is counted
-# at the size of the data, so networks of different canvas can share a table.
+# The image is averaged down to the canvas, the probability enlarged bilinearly, and Dice counted
+# at the size of the data: networks of different canvas can share a table.
 
 # %%
 #| export
@@ -1133,8 +1133,8 @@ evaluation = evaluate(model, test, steps=(1, 5), ensemble=3, progress=False)
 print(evaluation)
 
 # %% [markdown]
-# Read the intervals before the means: where they overlap, 24 images do not decide. The table also keeps us honest about the
-# central question of a method like this: does the diffusion add to the prior, or only to the bill?
+# Does the diffusion add to the prior, or only to the cost? Here no row beats the prior's mean. The
+# intervals overlap; since the images are the same, the paired difference ([03](03_metrics.ipynb)) is the sharper test.
 
 # %%
 files = evaluation.save(folder / "report", data="phantom")
@@ -1143,7 +1143,7 @@ print(*files[1].read_text().splitlines()[:3], sep="\n")
 
 
 # %% [markdown]
-# And the picture of a result, row by row, which `verdiff demo` leaves in `runs/demo/`:
+# The picture that `verdiff demo` leaves in `runs/demo/`, one row an image:
 
 # %%
 #| export
@@ -1200,9 +1200,9 @@ Image.open(folder / "result.png")
 # %% [markdown]
 # ## Files
 #
-# Four PNGs a radiograph, and a small JSON with the confidence and how the mask was made. Probability and uncertainty have 16 bits.
-# `atomic_write` (00_settings) writes each under another name first: a full disk or a pulled plug leaves no half picture. And each PNG
-# says inside that `verdiff` wrote it, so that a hand-drawn `scan_mask.png` is never written over.
+# Each radiograph gives four PNGs, and a small JSON with the confidence and how the mask was made. Probability and uncertainty have 16 bits.
+# `atomic_write` ([00](00_settings.ipynb)) leaves no half-written file when the disk is full or the power fails. Each PNG
+# says inside that `verdiff` wrote it, so a hand-drawn `scan_mask.png` is never overwritten.
 
 # %%
 #| export
@@ -1277,8 +1277,7 @@ assert np.abs(probability - result.probability).max() < 1e-5
 [p.name for p in written]
 
 # %% [markdown]
-# A folder is read with its subfolders, and its results keep that shape. Earlier results are not read again, and no image's results may
-# bear the names of another's.
+# Subfolders are read too, and the results keep their shape. Earlier results are not read again, and no two images share a name for theirs.
 
 # %%
 #| export
@@ -1339,7 +1338,7 @@ def list_images(
 
 
 # %% [markdown]
-# What is no image by its ending must not vanish without a word either:
+# Files that are no image by their ending are named, not dropped in silence:
 
 # %%
 #| export
@@ -1372,9 +1371,8 @@ assert [p.name for p, _ in list_images([mixed], "out")] == ["a.png"]
 # %% [markdown]
 # ## The command line
 #
-# Eight commands: `demo`, `data`, `train`, `segment`, `evaluate`, `calibrate`, `ablate`, `compare`. Each is a function from parsed words to an exit code, and a
-# function that says which words it takes. Help texts have an example, the same command again continues what was interrupted, and an
-# error is one sentence that says what to do.
+# Each command is two functions: one runs and returns an exit code, one declares its words. Its help has an
+# example, the long ones continue an interrupted run, and an error is one sentence that says what to do.
 
 # %%
 #| export
@@ -1407,8 +1405,8 @@ assert steps_list("1,5,10") == [1, 5, 10] and size_pair("768x256") == (768, 256)
 
 
 # %% [markdown]
-# **segment**, the one that people come for, holds one radiograph in memory at a time, whatever the folder holds. A bad file is named and
-# the rest goes on; the exit code tells at the end. (When the disk is full every later file would fail too, so we stop.)
+# **segment** holds one radiograph in memory at a time. A bad file is named and
+# the rest goes on; the exit code tells at the end. (A full disk stops it: every later file would fail too.)
 
 # %%
 #| export
@@ -1505,8 +1503,8 @@ def segment_options(parser: argparse.ArgumentParser) -> None:
 
 
 # %% [markdown]
-# **train** and **evaluate** share the question what `--data` means: a zip or folder of the published layout, a folder of
-# somebody's own pairs, or the word `phantom`.
+# **train** and **evaluate** take the same `--data`: a zip or folder of the published layout, a folder of
+# your own pairs, or the word `phantom`.
 
 # %%
 #| export
@@ -1629,7 +1627,7 @@ def evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 
 # %% [markdown]
-# **calibrate** finds the validation part by the seed and the share that the training run noted in `run.json`.
+# **calibrate** finds the validation part by the seed and share in the training run's `run.json`; of phantoms it draws new ones.
 
 # %%
 #| export
@@ -1755,7 +1753,7 @@ def demo_options(parser: argparse.ArgumentParser) -> None:
 
 
 # %% [markdown]
-# **ablate** belongs to page [14](14_ablation.ipynb), where its code is.
+# **ablate** and **compare** belong to pages [14](14_ablation.ipynb) and [16](16_comparison.ipynb).
 
 # %%
 #| export
@@ -1772,9 +1770,6 @@ def ablate_options(parser: argparse.ArgumentParser) -> None:
 
     options(parser)
 
-
-# %% [markdown]
-# **compare** is that of page [16](16_comparison.ipynb).
 
 # %%
 #| export
@@ -1801,7 +1796,7 @@ def compare_options(parser: argparse.ArgumentParser) -> None:
 
 
 # %% [markdown]
-# All together. Every `VerdiffError` of the package arrives here and becomes a sentence on stderr and exit code 2.
+# All together. Every `VerdiffError` of the package becomes a sentence on stderr and exit code 2.
 
 # %%
 #| export
@@ -1892,8 +1887,8 @@ if __name__ == "__main__":
     sys.exit(main())
 
 # %% [markdown]
-# In a terminal one types `verdiff segment …`; here we call the same `main` with the same words. A folder with three radiographs,
-# one of them 16-bit, and the letter from above. First the trained model goes where it can be found:
+# In a terminal you type `verdiff segment …`; here we call the same `main` with the same words, on three radiographs,
+# one of them 16-bit, and the letter from above.
 
 # %%
 model.save_pretrained(folder / "model")
@@ -1919,7 +1914,9 @@ shown = [Image.open(folder / f"results/{name}_overlay.png") for name in ("plain"
 _ = show([np.asarray(x) for x in shown], ["plain.png", "deep.tif", "wide.jpg"])
 
 # %% [markdown]
-# The same way, what a typing error gets. One sentence, with the nearest right word, and exit code 2:
+# `wide.jpg` gets a warning; no calibration film had its shape.
+#
+# A typing error gets one sentence, with the nearest right word, and exit code 2:
 
 # %%
 with redirect_stderr(sys.stdout):
@@ -1934,8 +1931,8 @@ print(make_parser().format_help())
 # %% [markdown]
 # ## A real radiograph
 #
-# The phantoms' network has never seen a patient; the one that travels with the package was trained on the public set. That set's images are for
-# research, so this cell only prints a number; add `overlay(real.read_image(0), patient)`, or turn to page [15](15_xray.ipynb).
+# The model that travels with the package was trained on the public set. That set's images are for
+# research, so this cell prints only a number; to look, add `overlay(real.read_image(0), patient)`, or see page [15](15_xray.ipynb).
 
 # %%
 XRAY = find_xray()
@@ -1947,8 +1944,8 @@ else:
     print("this cell needs the X-ray set (see 01_data) and a bundled model")
 
 # %% [markdown]
-# And its self-check, on films of the test part, which had no say in its limits, and on what the strange pictures make of some of them:
-# The count of real films is fair. The counts of strange ones are *optimistic*: the traits and the width of their limits were chosen after looking at pictures of these very kinds (one trait was added because a blank picture had slipped through). What another kind of strangeness gets, they do not tell.
+# Its self-check, on every fifth film of the test part, which had no say in its limits, and on strange pictures made from some of them.
+# The count of real films is fair. The counts of strange ones are *optimistic*: traits and limits were chosen after looking at pictures of these very kinds (one trait was added because a blank picture had slipped through). What another kind of strangeness gets, they do not tell.
 
 # %%
 #| slow
@@ -1969,18 +1966,18 @@ if XRAY and bundled_model():
 #
 # | | paper | ours | why |
 # |---|---|---|---|
-# | size of the images | resized to one size for each set (250×750 for X-ray) | letterboxed on the way in, undone on the way out | Section 2.4 itself warns that resizing harms the shape; a mask must fit the file that it belongs to |
+# | size of the images | resized to one size for each set (250×750 for X-ray) | letterboxed on the way in, undone on the way out | Section 2.4 itself warns that resizing harms the shape; a mask must fit its file |
 # | number of samples | not given | 5, `--ensemble` | the spread needs some; the cost grows with each |
-# | steps | Algorithm 2 runs all T | 10 by DDIM, `--steps` | 11_sampling measures what fewer steps cost |
-# | mask from samples | not stated | mean above one half | the vote (11_sampling) differs in few pixels, the mean is also a probability |
-# | what is scored | mean Dice, mean IoU | mean ± sd, 95 % interval, with and without duplicated radiographs, at one size for all methods | Table 1's rows cannot all come from the same averaging (03_metrics) |
+# | steps | Algorithm 2 runs all T | 10 by DDIM, `--steps` | [11](11_sampling.ipynb) measures what fewer steps cost |
+# | mask from samples | not stated | mean above one half | the vote ([11](11_sampling.ipynb)) differs in few pixels, the mean is also a probability |
+# | what is scored | mean Dice, mean IoU | mean ± sd, 95 % interval, with and without duplicated radiographs, at one size for all methods | Table 1's rows cannot all come from the same averaging ([03](03_metrics.ipynb)) |
 # | uncertainty | not reported | standard deviation of the samples | sampling gives it for free |
 # | pictures that are no spine | not asked | a confidence, calibrated on validation films | a network that knows only spines draws them on anything |
-# | depth of files | not stated | 8 bits unchanged, deeper ones windowed | detectors count to 4,095, and markers are brighter than bone |
+# | depth of files | not stated | 8 bits unchanged, deeper ones windowed | detectors use part of the 16 bits, and markers are brighter than bone |
 #
 # ## Exercises
 #
-# **1. Predict.** What uncertainty does an ensemble of one sample give? Say it before you run the cell.
+# **1. Predict.** What uncertainty does an ensemble of one sample give?
 
 # %%
 alone = segmenter.predict(wide.image, steps=5, ensemble=1)
@@ -1990,7 +1987,7 @@ assert answer == 0
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Zero everywhere: one number does not differ from its own mean. A certain-looking map may only mean that nobody asked twice.
+# Zero everywhere: one number does not differ from its own mean. A map that looks certain may only mean that nobody asked twice.
 #
 # </details>
 #
@@ -2031,5 +2028,5 @@ assert mask_dice(drawn, np.asarray(truth_canvas) > 127) > 0.85
 #
 # </details>
 #
-# **Where to go on.** [13_paper_checked](13_paper_checked.ipynb) runs through the paper, equation by equation. Or take your own
-# radiographs: `verdiff train --data my_folder`, with `images/` and `masks/` in it, is all that it needs.
+# **Where to go on.** [13_paper_checked](13_paper_checked.ipynb) runs through the paper, equation by equation. For your own
+# radiographs, `verdiff train --data my_folder` needs only `images/` and `masks/` in it.
