@@ -923,7 +923,7 @@ if XRAY:
         axis.set_title(f"{part}\nmask {share:.1%} of a film", fontsize=8)
 
 # %% [markdown]
-# The crooked quadrilaterals, as stored (black) and as repaired (orange): six are crossed, one has a dent. In image 265 two clicks fell on nearly the same spot, and the crossing only shows under the magnifying glass (the small square). Four corners in convex position can only be crooked by crossing; a dented hull has three.
+# The crooked quadrilaterals, as stored (black) and as repaired (orange): six are crossed, one has a dent. The hull tells which: it has four corners when the lines cross, and three when one point lies inside. In image 265 two clicks fell on nearly the same spot; the last panel enlarges it.
 
 # %%
 if XRAY:
@@ -942,28 +942,27 @@ if XRAY:
     )
 
 # %%
-def draw_quad(axis, q):
+def draw_quad(axis, i, v):
+    "Vertebra v of image i as stored and as repaired; returns its four corners."
+    q = xray.landmarks(i)[4 * v : 4 * v + 4]
     axis.fill(*outline(q).T, color="orange", alpha=0.4)
     axis.plot(*q[[0, 1, 3, 2, 0]].T, "k.-", lw=0.8)
     axis.set_aspect("equal")
+    return q
 
 
 if XRAY:
-    fig, axes = plt.subplots(1, len(crooked), figsize=(9, 1.8), layout="constrained")
+    fig, axes = plt.subplots(1, 8, figsize=(9, 1.6), layout="constrained")
     faults = {}
     for axis, (i, v) in zip(axes, crooked):
-        q = xray.landmarks(i)[4 * v : 4 * v + 4]
+        q = draw_quad(axis, i, v)
         faults[i] = "crossed" if len(outline(q)) == 4 else "dent"
-        draw_quad(axis, q)
-        axis.invert_yaxis()
-        axis.set_axis_off()
         axis.set_title(f"image {i}:\n{faults[i]}", fontsize=8)
-        if i == 265:
-            x, y = q[2:].mean(0)  # where the two lower clicks fell together
-            lens = axis.inset_axes([0.5, -0.1, 0.5, 0.5])
-            draw_quad(lens, q)
-            lens.set(xlim=(x - 9, x + 9), ylim=(y + 9, y - 9), xticks=[], yticks=[])
-            axis.indicate_inset_zoom(lens, edgecolor="tab:blue")
+        axis.set_axis_off()
+        axis.invert_yaxis()
+    x, y = draw_quad(axes[-1], 265, 15)[2:].mean(0)  # the two lower clicks of image 265
+    axes[-1].set(xlim=(x - 9, x + 9), ylim=(y + 9, y - 9), xticks=[], yticks=[])
+    axes[-1].set_title("image 265:\n18 pixels of it", fontsize=8)
     assert list(faults.values()).count("crossed") == 6 and faults[480] == "dent"
 
 # %% [markdown]
