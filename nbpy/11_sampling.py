@@ -1303,17 +1303,10 @@ for name, doubt in doubts.items():
             name, *interval(areas), *interval(links)
         )
     )
-best = 1e3 * np.mean(
-    [
-        risk_coverage(w.flatten(), w.flatten())[2]
-        for w in (((c.mean > 0.5) != answers.bool()).float() for c in crowd.values())
-    ]
-)
-print(
-    f"{'a perfect order':22s} AURC × 1000 {best:.2f}; "
-    f"no order at all "
-    f"{1e3 * np.mean([((c.mean > 0.5) != answers.bool()).float().mean() for c in crowd.values()]):.2f}"
-)
+wrongs = [((c.mean > 0.5) != answers.bool()).float() for c in crowd.values()]
+best = 1e3 * np.mean([risk_coverage(w.flatten(), w.flatten())[2] for w in wrongs])
+none = 1e3 * np.mean([w.mean() for w in wrongs])
+print(f"{'a perfect order':22s} AURC × 1000 {best:.2f}; no order at all {none:.2f}")
 
 # %% [markdown]
 # ### What comes out
