@@ -2,9 +2,9 @@
 # # 10 · Training
 # > From ten lines to a loop that no power cut, no bad file and no third GPU can upset
 #
-# You will read Eq. (9) literally and watch it fall through the floor, write a training loop in ten lines, and then add what a real one needs: one thing at a time, each with the picture that justifies it. At the end you kill a run with `kill -9` and get back, to the last bit, what an undisturbed run would have given.
+# You will read Eq. (9) literally and watch its loss fall without end, write a training loop in ten lines, and add what a real one needs: one thing at a time, each with the picture that justifies it. At the end you kill a run with `kill -9`, which no program can catch, and still get, to the last bit, the weights of an undisturbed run.
 #
-# *Time: a minute or two on a laptop; no GPU needed.*
+# *A minute or two on a laptop; no GPU needed.*
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/10_training.ipynb)
 
@@ -87,11 +87,11 @@ def roughness(values, last=10):
 # %% [markdown]
 # ## 1 · The loss, read literally
 #
-# Eq. (8) is the usual loss of a diffusion model. Eq. (9) is, as printed, a binary cross entropy between the *noise* $\varepsilon$ and the network's output:
+# Eq. (8) is the usual loss of a diffusion model, the squared error of the noise. Eq. (9) is, as printed, a binary cross entropy between the *noise* $\varepsilon$ and the network's output:
 #
 # $$\mathcal L_{\mathrm{BCE}} = -\bigl[\varepsilon \log \hat\varepsilon + (1 - \varepsilon)\log(1 - \hat\varepsilon)\bigr].$$
 #
-# A cross entropy wants targets between 0 and 1. Gaussian noise is negative half of the time and has no bounds. Let us do as we are told: one number to learn per pixel.
+# A cross entropy wants targets between 0 and 1; Gaussian noise is negative half of the time and unbounded. Try it, with one number to learn per pixel.
 
 # %%
 g = torch.Generator().manual_seed(35)
@@ -113,13 +113,13 @@ print(f"loss {fall[0]:.2f} -> {fall[-1]:.0f}; outputs that end at 0 or 1: {sure:
 assert fall[-1] < -10
 
 # %% [markdown]
-# There is no bottom. Where $\varepsilon > 1$ or $\varepsilon < 0$ the loss falls for ever as the output runs to 1 or 0: it learns a sign and calls it noise.
+# There is no minimum. Where $\varepsilon > 1$ or $\varepsilon < 0$ the loss falls for ever as the output runs to 1 or 0.
 #
-# The paper has two networks, and one of them, the conditional U-Net, gives a mask. A cross entropy against the *true mask* is its natural teacher, and Eq. (10), which adds both losses, then trains both together. With $p = \sigma(\text{logits})$ of the conditional U-Net and $m$ the mask,
+# But the paper has two networks, and the conditional U-Net gives a mask. Cross entropy against the *true mask* is its natural loss, and Eq. (10), the sum of both losses, trains both networks together. With $p = \sigma(\text{logits})$ of the conditional U-Net and $m$ the mask,
 #
 # $$\mathcal L = \underbrace{\lVert \text{target} - \Phi(x_t, t, f(b))\rVert^2}_{\text{Eq. (8)}} + w_1\,\underbrace{\mathrm{BCE}(p, m)}_{\text{Eq. (9), as it must be meant}} + w_2\,\underbrace{\mathrm{softDice}(p, m)}_{\text{ours}} .$$
 #
-# The soft Dice is not in the paper ($w_2 = 0$ in its profile). It keeps the small foreground from being outvoted.
+# The target is the noise, the mask or $v$, as `prediction_type` says ([05](05_posterior.ipynb)). The soft Dice is not in the paper ($w_2 = 0$ in its profile); it keeps the small foreground from being outvoted.
 
 # %%
 #| export
@@ -169,7 +169,7 @@ def training_loss(
 # %% [markdown]
 # ## 2 · The loop in ten lines
 #
-# Algorithm 1: *draw an image and its mask, a time, noise; take a gradient step*. Try it on two images, again and again: if the loss does not fall to almost nothing, something is wrong and no amount of data will help. The phantoms are thumbnails, so that every picture on this page costs seconds.
+# Algorithm 1: *draw an image and its mask, a time, noise; take a gradient step*. First a test: two images, again and again. If the loss does not fall to almost nothing, something is wrong and no amount of data will help. (The phantoms are thumbnails, so that each picture here costs seconds.)
 
 # %%
 small = ["height=72", "width=24", "channels=8,16,32", "timesteps=1000", "fit=letterbox"]
@@ -200,7 +200,7 @@ print(f"Dice of the prior {prior_dice:.4f}, of the diffusion {diffusion_dice:.4f
 assert diffusion_dice > 0.99 and prior_dice > 0.97
 
 # %% [markdown]
-# It learns. Now it must learn from *different* images, and every weakness of ten lines shows. For the pictures that follow, here they are again as a function with a few switches.
+# It learns. On *different* images the weaknesses of ten lines show. Here they are again as a function with a few switches, for the experiments below.
 
 # %%
 def films_at(where):
@@ -231,7 +231,7 @@ def attempt(rate=lambda k: 0.02, clip=math.inf, autocast=False, spoil=None, look
 #
 # The naive way to be random is one global generator. A run that stops after 6 batches and is started again then begins its shuffle anew.
 #
-# The fix costs nothing: *everything random is a function of (seed, position)*, the position being how many images the run has seen. Then the step number is the whole random state, on one device or on many.
+# The fix: *everything random is a function of (seed, position)*, the position being how many images the run has seen. Then the step number is the whole random state, on one device or on many.
 
 # %%
 #| export
@@ -291,9 +291,9 @@ assert not torch.equal(rows["naive, undisturbed"], rows["naive, restarted"])
 assert sorted(ours[:6].flatten().tolist()) == sorted(ours[6:].flatten().tolist()) == list(range(24))
 
 # %% [markdown]
-# The right half of the middle row repeats its left half: half of the epoch is never seen.
+# The naive restart (middle row) repeats on the right what it has seen on the left. Here the stop falls between two epochs; in the middle of one, some images would come twice and others not at all.
 #
-# Times are spread evenly over the batch around one random offset: each by itself is still uniform, but no batch has noisy masks only.
+# Times are spread evenly over the batch around one random offset. Each by itself is still uniform, but no batch has noisy masks only.
 
 # %%
 #| export
@@ -325,11 +325,11 @@ assert abs(times.mean() - 499.5) < 3 and times.mean(1).std() < 50
 # %% [markdown]
 # ## 4 · One addition at a time
 #
-# **The average of the weights.** The last steps of a run jitter. An exponential moving average is calmer,
+# **The average of the weights.** The last steps of a run jitter. An exponential moving average (EMA) is calmer:
 #
 # $$\bar\theta_{k+1} = d_k\,\bar\theta_k + (1 - d_k)\,\theta_{k+1}, \qquad d_k = \min\Bigl(d, \frac{1 + k}{10 + k}\Bigr).$$
 #
-# Early in a run it must forget faster, or it keeps the random start: hence $d_k$.
+# Early in a run $d_k$ is small, so that the random start is forgotten.
 
 # %%
 #| export
@@ -373,7 +373,7 @@ print(f"mean change a step, last 20: {roughness(raw, 20):.4f}, average {roughnes
 assert roughness(calm, 20) < 0.5 * roughness(raw, 20)
 
 # %% [markdown]
-# **The learning rate.** A linear warm-up, because Adam has no memory yet and its first steps are the wildest; then half a cosine down to zero, so that the run ends in a place and not in a walk. (The paper's is constant.) With a rate that is far too large one sees what both are for:
+# **The learning rate.** A linear warm-up, because Adam has no memory yet and its first steps are the wildest; then half a cosine down to zero, so that the run settles. (The paper's rate is constant.) A rate that is far too large shows what both are for:
 
 # %%
 #| export
@@ -407,7 +407,7 @@ flat, cosine = tried.values()
 assert roughness(cosine) < roughness(flat) and max(cosine) < max(flat)
 
 # %% [markdown]
-# **Gradient clipping.** One bad file is enough. A mask saved with 0 and 255 instead of 0 and 1 slips in at step 6. Adam divides by the size of recent gradients, so the step itself is not large; but it *remembers* that size for a thousand steps, and all the good gradients after it count for nothing. Clipped to a norm of 1, the bad one weighs as much as any other.
+# **Gradient clipping.** One bad batch is enough. Masks with 0 and 255 instead of 0 and 1 slip in at step 6. Adam divides by the size of recent gradients, so the step itself is not large; but Adam *remembers* that size for some thousand steps, and the good gradients after it hardly count. Clipped to a norm of 1, the bad one weighs no more than any other.
 
 # %%
 unclipped, clipped = (attempt(clip=c, spoil=6) for c in (math.inf, 1.0))
@@ -421,7 +421,7 @@ print(f"loss, mean of the last 10 steps: {after[0]:.2f}; clipped {after[1]:.2f}"
 assert after[1] < 0.8 * after[0]
 
 # %% [markdown]
-# **Half the bits.** A GPU multiplies bf16 matrices many times faster than float32. But bf16 has 8 bits of mantissa. Keep the *weights* in it and a careful step vanishes:
+# **Half the bits.** A GPU multiplies bf16 matrices many times faster than float32. But bf16 has 8 significant bits. Keep the *weights* in it and a small step vanishes:
 
 # %%
 weight, change = torch.tensor(1.0, dtype=torch.bfloat16), 0.003
@@ -429,7 +429,7 @@ print("float32: 1 +", change, "=", 1 + change, "  bf16:", (weight + change).item
 assert (weight + change).item() == 1
 
 # %% [markdown]
-# So weights, optimiser, schedule and loss stay in float32, and only convolutions and products run in bf16 (*mixed* precision). Is the result the same? Not to the bit, but nearly.
+# So weights, optimiser, schedule and loss stay in float32, and only convolutions and products run in bf16 (*mixed* precision). The result is not the same to the bit, but the curves stay close.
 
 # %%
 mixed = attempt(autocast=True)
@@ -439,7 +439,7 @@ print(f"largest difference in the first 5 steps {apart[:5].max():.4f}, in all {a
 assert apart[0] < 0.02 and abs(np.mean(mixed[0][-10:]) / np.mean(constant[-10:]) - 1) < 0.25
 
 # %% [markdown]
-# **Accumulation.** A batch that does not fit is cut in two; the gradients add up before the step. All our losses are means over images, so eight equal four and four (not with batch normalisation: its statistics would be of four). What is halved is the memory for the backward pass, which we can count:
+# **Accumulation.** A batch that does not fit in memory is cut in two; the gradients add up before the step. All our losses are means over images, so eight equal four and four (not with batch normalisation: its statistics would be of four). Halved is the memory kept for the backward pass:
 
 # %%
 def gradient(parts):
@@ -472,7 +472,7 @@ torch.testing.assert_close(gradient_1, gradient_2, atol=close, rtol=1e-3)
 assert memory_2 < 0.6 * memory_1
 
 # %% [markdown]
-# **Validation.** The training loss mixes all times and says nothing in Dice. Now and then, take films that were kept apart, sample them with the averaged weights, and keep the best.
+# **Validation.** The training loss mixes all times and says nothing in Dice. So, now and then, sample the masks of films that were kept apart, with the averaged weights, and keep the best weights. Here is why, with the model of section 2:
 
 # %%
 #| export
@@ -510,11 +510,11 @@ plt.legend(loc="upper center")
 assert known["diffusion_dice"] > new["diffusion_dice"] + 0.1
 
 # %% [markdown]
-# That is the model of section 2, and it is why one validates.
+# It knows its two films by heart, and others much less well.
 #
 # ## 5 · Feeding it
 #
-# A set that fits lies on the device as `uint8`: the 609 training films at 768×256 are 240 MB with their masks. A batch is one indexing, augmented where it lies. A set that does not fit is *streamed*: workers decode the images of the next batches while the network computes.
+# A set that fits lies on the device as `uint8`: all 609 radiographs at 768×256 are 240 MB with their masks. A batch is one indexing, augmented where it lies. A larger set is *streamed*: workers decode the images of the next batches while the network computes.
 
 # %%
 #| export
@@ -598,7 +598,7 @@ for a, b in zip(*pair, strict=True):
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 # %% [markdown]
-# Then chance enters: augmentation, time, noise. Each image has its own generator, seeded by its place in the endless stream; how a batch is shared among devices changes nothing. Only the times are spread over the *whole* batch: every process draws them all and takes its share.
+# Then chance enters: augmentation, time, noise. Each image has its own generator, seeded by its place in the endless stream, so sharing a batch among devices changes nothing. Only the times are spread over the *whole* batch: every process draws them all and takes its share.
 
 # %%
 #| export
@@ -697,7 +697,7 @@ def ahead(
 assert list(ahead(iter(range(5)))) == list(range(5))
 
 # %% [markdown]
-# Who is faster, the loader or the network? Images a second, on one core, at this page's size. (On a GPU the network is much faster; there several workers share the decoding.)
+# Which is faster, the loader or the network? Images a second, on one core, at this page's size. (On a GPU the network is much faster; there several workers share the decoding.)
 
 # %%
 def rate_of(items, count):
@@ -727,7 +727,7 @@ print({k: round(v) for k, v in speed.items()})
 assert min(speed["in memory"], speed["streamed"]) > speed["the network"]
 
 # %% [markdown]
-# Which of the two is decided by the size of the set, or by you (`stream`).
+# Memory or stream: the size of the set decides, or you (`stream`).
 
 # %%
 #| export
@@ -777,7 +777,7 @@ assert not must_stream(load_settings("gpu"), 609) and must_stream(load_settings(
 # %% [markdown]
 # ## 6 · Checkpoints
 #
-# A checkpoint is one file: weights, their average, the optimiser, the step, the history, and *what run this is*. No random state: the step is all of it. It is written under a temporary name, forced to the disk, and renamed; the last three are kept.
+# A checkpoint is one file: weights, their average, the optimiser, the step, the history, the settings and a fingerprint of the images. No random state: the step is all of it. It is written under a temporary name, forced to the disk, and renamed; the last three are kept.
 
 # %%
 #| export
@@ -814,7 +814,7 @@ print([p.name for p in checkpoints(folder / "demo")])
 assert [p.stem[11:] for p in checkpoints(folder / "demo")] == ["999999", "1000000"]
 
 # %% [markdown]
-# A damaged file is named, and the one before it is used. The file is a zip with checksums, so one flipped bit is noticed; and nothing from it is executed (`weights_only=True`).
+# A damaged file is named, and the one before it is used. The file is a zip with checksums, so one flipped bit is noticed; nothing from it is executed (`weights_only=True`).
 
 # %%
 #| export
@@ -844,7 +844,7 @@ for some in (damaged, damaged[:900]):
     assert read_checkpoint(path) is None
 
 # %% [markdown]
-# A checkpoint of *another* run is refused, with the names of the settings that differ. What may differ is what does not touch the weights; and four images on each of two devices are the same run as eight on one.
+# A checkpoint of *another* run is refused, with the names of the settings that differ. Settings that do not touch the weights may differ; and four images on each of two devices are the same run as eight on one.
 
 # %%
 #| export
@@ -933,7 +933,7 @@ def polite_interrupt() -> Iterator[threading.Event]:
 
 
 # %% [markdown]
-# Python hands signals to the main thread only, which a notebook may not be. So we try it in a process of its own:
+# Python hands signals to the main thread only, which a notebook may not be. So the test is a process of its own:
 
 # %%
 script = """
@@ -949,7 +949,7 @@ assert "asked to stop: True" in said
 # %% [markdown]
 # ## 7 · The whole loop
 #
-# First what it works on. `accelerate` puts the model on its device, runs it in bf16 if asked, and averages gradients over processes. For that it must see one call of one module per step, so the loss becomes a module:
+# `accelerate` puts the model on its device, runs it in bf16 if asked, and averages gradients over processes. It must see one call of one module per step, so the loss becomes a module:
 
 # %%
 #| export
@@ -979,7 +979,7 @@ print({k: round(v.item(), 3) for k, v in Objective(model, tiny)(*whole).items()}
 print(type(make_optimizer(model, tiny)).__name__)
 
 # %% [markdown]
-# Nobody has to start from nothing: a trained network, ours or yours, can be *fine-tuned* on other images, or at a larger size (convolutions do not mind). What decides the meaning of its output must stay as it was.
+# A trained network, ours or yours, can be *fine-tuned* on other images, or at a larger size (convolutions do not mind). What decides the meaning of its output must stay as it was.
 
 # %%
 #| export
@@ -1091,7 +1091,7 @@ print(f"{len(run.data)} films to train on, {len(run.val_data)} to validate on, "
 assert run.main and run.step == 0
 
 # %% [markdown]
-# One step: loss and gradient (of each part of the batch, if accumulated), clip, update, average. Every line is a section above.
+# One step: loss and gradient (of each part of the batch, if accumulated), clip, update, average. Each was a section above.
 
 # %%
 #| export
@@ -1138,7 +1138,7 @@ print(dict(zip(LOSSES, by_hand[-1].tolist())))
 assert run.step == 3 and torch.stack(by_hand).isfinite().all()
 
 # %% [markdown]
-# After each step all processes agree on the losses (their mean) and on whether somebody pressed Ctrl-C. A loss that is not finite has spoilt the weights already: nothing is saved any more, and the message names the step, the files, and the checkpoint that is still good.
+# After each step all processes agree on the losses (their mean) and on whether somebody pressed Ctrl-C. A loss that is not finite has spoilt the weights already: nothing more is saved, and the message names the step, the files, and the last good checkpoint.
 
 # %%
 #| export
@@ -1260,7 +1260,7 @@ print(sorted(state), "commit known:", commit() is not None)
 assert state["step"] == 3
 
 # %% [markdown]
-# At certain steps there is more to do. The order matters for whoever pulls the plug in between: first the best model, then the checkpoint. Killed between the two, the run resumes from the older checkpoint, finds the same Dice again and writes the same model again. The other order could lose it.
+# At certain steps there is more to do, in an order that survives a kill: first the best model, then the checkpoint. Killed between the two, the run resumes from the older checkpoint, finds the same Dice again and writes the same model again. The other order could lose it.
 
 # %%
 #| export
@@ -1322,7 +1322,7 @@ with closing(open_log(run)) as log:
 assert run.history[-1]["step"] == 3 and list((run.out / "tensorboard").iterdir())
 
 # %% [markdown]
-# And the loop itself. Compare it with the ten lines.
+# The loop itself. Compare it with the ten lines.
 
 # %%
 #| export
@@ -1433,11 +1433,11 @@ axes[1].set_xlabel("step")
 assert history[-1]["mse"] < 0.5 * history[0]["mse"]
 
 # %% [markdown]
-# The same curves are in `run/tensorboard`: `tensorboard --logdir runs` shows all runs of a folder while they are under way.
+# Validation peaks at step 40; those weights are the ones kept. `tensorboard --logdir runs` shows such curves while runs are under way.
 #
 # ## 8 · Kill it
 #
-# Now the promise. The same run again, as a command, and twice `kill -9` at a moment that nobody chose; the third time it may finish. (The tests do it twenty times, also in the middle of writing a checkpoint.)
+# The same run again, as a command, killed twice with `kill -9` at a random moment; the third time it may finish. (The tests do it twenty times, also in the middle of writing a checkpoint.)
 
 # %%
 sets = {**short.to_dict(), "channels": "8,16,32"}
@@ -1476,9 +1476,9 @@ print(f"{len(kills)} kills; identical to the undisturbed run: {one == two}")
 assert one == two and len(kills) == 2
 
 # %% [markdown]
-# The flat pieces are Python starting up. Byte for byte the same on a CPU; on a GPU some sums are taken in changing order, and "the same" is up to rounding.
+# The flat pieces are Python starting up. The weights are the same byte for byte on a CPU; on a GPU some sums are taken in changing order, and "the same" is up to rounding.
 #
-# Ctrl-C is kinder: the loop finishes its step, saves, and says how to go on. Here it comes from inside the loss.
+# Ctrl-C is kinder: the loop finishes its step, saves, and says how to go on. Here it comes from inside the loss:
 
 # %%
 calls, original = [], training_loss
@@ -1502,7 +1502,7 @@ training_loss = original
 # %% [markdown]
 # ## 9 · From the command line, and on several devices
 #
-# `verdiff train` is the comfortable way ([12](12_segment.ipynb)). On several GPUs or machines it is `accelerate launch -m verdiff.training` with the same words (here `--start-from` takes a model's own folder or its name on the Hub): `accelerate` starts the processes, and every process takes its share of each step.
+# On one device use `verdiff train` ([12](12_segment.ipynb)). On several GPUs or machines use `accelerate launch -m verdiff.training` with the same words (here `--start-from` takes a model's own folder or its name on the Hub): `accelerate` starts the processes, and each takes its share of every step.
 
 # %%
 #| export
@@ -1554,7 +1554,7 @@ if __name__ == "__main__":
     sys.exit(main())
 
 # %% [markdown]
-# Two processes with four images each against one with eight. Is it the same run? Up to rounding, it should be. (No GPU at hand: `ACCELERATE_USE_CPU` makes the two processes talk over `gloo`.)
+# Are two processes with four images each the same run as one with eight? Up to rounding, they should be. (Without a GPU, `ACCELERATE_USE_CPU` lets the two talk over `gloo`.)
 
 # %%
 #| slow
@@ -1597,13 +1597,13 @@ notebook_launcher(main, (words,), num_processes=torch.cuda.device_count())
 #
 # | | paper | ours | why |
 # |---|---|---|---|
-# | Eq. (9) | cross entropy of the noise | cross entropy of the prior against the mask | the literal one has no bottom |
+# | Eq. (9) | cross entropy of the noise | cross entropy of the prior against the mask | the literal one has no minimum |
 # | "optimised by Equation (9)" | | Eq. (10), the sum | Eq. (9) alone has no diffusion loss |
 # | soft Dice | none | weight 1; 0 in `paper` | small foreground |
 # | what the diffusion loss teaches the prior | not said | nothing (`detach_prior`); everything in `paper` | otherwise the prior may become a code that only the other net can read |
 # | batch, rate, steps | 1, $10^{-4}$, 9,000 | by profile | what the machine can carry |
 # | schedule, clipping | constant, none | warm-up and cosine, norm 1; off in `paper` | section 4 |
-# | average of the weights | none | yes; off in `paper` | calmer, better |
+# | average of the weights | none | yes; off in `paper` | section 4 |
 #
 # ## Exercises
 #
@@ -1649,7 +1649,7 @@ for detach in (True, False):
 #
 # <details><summary>Answer</summary>
 #
-# At small t the mask is nearly visible in $x_t$, and copying suffices; at large t only the radiograph helps. With the mask as target, the loss lives at large t (with the noise as target it would be the other way round).
+# With the mask as target, the loss is largest at large t: there only the radiograph helps. At small t the mask is nearly visible in $x_t$, and copying would suffice; after sixty steps the network copies badly, so its loss is smaller there, but not small. (With the noise as target it is the other way round: noise is hard to see at small t.)
 #
 # </details>
 
