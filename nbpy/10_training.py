@@ -2,9 +2,7 @@
 # # 10 · Training
 # > From ten lines to a loop that no power cut, no bad file and no third GPU can upset
 #
-# You will read Eq. (9) literally and watch its loss fall without end, write a training loop in ten lines, and add what a real one needs: one thing at a time, each with the picture that justifies it. At the end you kill a run with `kill -9`, which no program can catch, and still get, to the last bit, the weights of an undisturbed run.
-#
-# *A minute or two on a laptop; no GPU needed.*
+# You will read Eq. (9) literally and watch its loss fall without end, write a training loop in ten lines, and add what a real one needs, each addition with the picture that justifies it. At the end you kill a run with `kill -9`, which no program can catch, and still get the weights of an undisturbed run, to the last bit. A minute or two on a laptop, no GPU.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/10_training.ipynb)
 
@@ -115,7 +113,7 @@ assert fall[-1] < -10
 # %% [markdown]
 # There is no minimum. Where $\varepsilon > 1$ or $\varepsilon < 0$ the loss falls for ever as the output runs to 1 or 0.
 #
-# But the paper has two networks, and the conditional U-Net gives a mask. Cross entropy against the *true mask* is its natural loss, and Eq. (10), the sum of both losses, trains both networks together. With $p = \sigma(\text{logits})$ of the conditional U-Net and $m$ the mask,
+# But the paper has two networks, and the conditional U-Net gives a mask. Cross entropy against the *true mask* is its natural loss, and Eq. (10), the sum of both losses, trains both networks. With $p = \sigma(\text{logits})$ of the conditional U-Net and $m$ the mask,
 #
 # $$\mathcal L = \underbrace{\lVert \text{target} - \Phi(x_t, t, f(b))\rVert^2}_{\text{Eq. (8)}} + w_1\,\underbrace{\mathrm{BCE}(p, m)}_{\text{Eq. (9), as it must be meant}} + w_2\,\underbrace{\mathrm{softDice}(p, m)}_{\text{ours}} .$$
 #
@@ -169,7 +167,7 @@ def training_loss(
 # %% [markdown]
 # ## 2 · The loop in ten lines
 #
-# Algorithm 1: *draw an image and its mask, a time, noise; take a gradient step*. First a test: two images, again and again. If the loss does not fall to almost nothing, something is wrong and no amount of data will help. (The phantoms are thumbnails, so that each picture here costs seconds.)
+# Algorithm 1: *draw an image and its mask, a time, noise; take a gradient step*. First try two images (thumbnails, for speed), again and again: if the loss does not fall to almost nothing, something is wrong and no amount of data will help.
 
 # %%
 small = ["height=72", "width=24", "channels=8,16,32", "timesteps=1000", "fit=letterbox"]
@@ -200,7 +198,7 @@ print(f"Dice of the prior {prior_dice:.4f}, of the diffusion {diffusion_dice:.4f
 assert diffusion_dice > 0.99 and prior_dice > 0.97
 
 # %% [markdown]
-# It learns. On *different* images the weaknesses of ten lines show. Here they are again as a function with a few switches, for the experiments below.
+# It learns. On *different* images the weaknesses of ten lines show. Here they are as a function with switches, for the experiments below.
 
 # %%
 def films_at(where):
@@ -229,7 +227,7 @@ def attempt(rate=lambda k: 0.02, clip=math.inf, autocast=False, spoil=None, look
 # %% [markdown]
 # ## 3 · Chance that can be repeated
 #
-# The naive way to be random is one global generator. A run that stops after 6 batches and is started again then begins its shuffle anew.
+# The naive way to be random is one global generator. A run that stops after 6 batches and is started again begins its shuffle anew.
 #
 # The fix: *everything random is a function of (seed, position)*, the position being how many images the run has seen. Then the step number is the whole random state, on one device or on many.
 
@@ -291,7 +289,7 @@ assert not torch.equal(rows["naive, undisturbed"], rows["naive, restarted"])
 assert sorted(ours[:6].flatten().tolist()) == sorted(ours[6:].flatten().tolist()) == list(range(24))
 
 # %% [markdown]
-# The naive restart (middle row) repeats on the right what it has seen on the left. Here the stop falls between two epochs; in the middle of one, some images would come twice and others not at all.
+# The naive restart (middle row) repeats on the right what it saw on the left. Here it stops between two epochs; in the middle of one, some images would come twice and others not at all.
 #
 # Times are spread evenly over the batch around one random offset. Each by itself is still uniform, but no batch has noisy masks only.
 
@@ -373,7 +371,7 @@ print(f"mean change a step, last 20: {roughness(raw, 20):.4f}, average {roughnes
 assert roughness(calm, 20) < 0.5 * roughness(raw, 20)
 
 # %% [markdown]
-# **The learning rate.** A linear warm-up, because Adam has no memory yet and its first steps are the wildest; then half a cosine down to zero, so that the run settles. (The paper's rate is constant.) A rate that is far too large shows what both are for:
+# **The learning rate.** A linear warm-up, because Adam has no memory yet and its first steps are the wildest; then half a cosine to zero, so that the run settles. (The paper's rate is constant.) A rate far too large shows what both are for:
 
 # %%
 #| export
@@ -407,7 +405,7 @@ flat, cosine = tried.values()
 assert roughness(cosine) < roughness(flat) and max(cosine) < max(flat)
 
 # %% [markdown]
-# **Gradient clipping.** One bad batch is enough. Masks with 0 and 255 instead of 0 and 1 slip in at step 6. Adam divides by the size of recent gradients, so the step itself is not large; but Adam *remembers* that size for some thousand steps, and the good gradients after it hardly count. Clipped to a norm of 1, the bad one weighs no more than any other.
+# **Gradient clipping.** Masks with 0 and 255 instead of 0 and 1 slip into one batch, at step 6. Adam divides by the size of recent gradients, so the step itself is not large; but Adam *remembers* that size for some thousand steps, and the good gradients after it hardly count. Clipped to a norm of 1, the bad one weighs no more than any other.
 
 # %%
 unclipped, clipped = (attempt(clip=c, spoil=6) for c in (math.inf, 1.0))
@@ -421,7 +419,7 @@ print(f"loss, mean of the last 10 steps: {after[0]:.2f}; clipped {after[1]:.2f}"
 assert after[1] < 0.8 * after[0]
 
 # %% [markdown]
-# **Half the bits.** A GPU multiplies bf16 matrices many times faster than float32. But bf16 has 8 significant bits. Keep the *weights* in it and a small step vanishes:
+# **Half the bits.** A GPU multiplies bf16 matrices many times faster than float32. But bf16 has 8 significant bits. In *weights* of bf16 a small step vanishes:
 
 # %%
 weight, change = torch.tensor(1.0, dtype=torch.bfloat16), 0.003
@@ -439,7 +437,7 @@ print(f"largest difference in the first 5 steps {apart[:5].max():.4f}, in all {a
 assert apart[0] < 0.02 and abs(np.mean(mixed[0][-10:]) / np.mean(constant[-10:]) - 1) < 0.25
 
 # %% [markdown]
-# **Accumulation.** A batch that does not fit in memory is cut in two; the gradients add up before the step. All our losses are means over images, so eight equal four and four (not with batch normalisation: its statistics would be of four). Halved is the memory kept for the backward pass:
+# **Accumulation.** A batch too large for the memory is cut in two; the gradients add up before the step. All our losses are means over images, so eight equal four and four (not with batch normalisation: its statistics would be of four). Halved is the memory kept for the backward pass:
 
 # %%
 def gradient(parts):
@@ -472,7 +470,7 @@ torch.testing.assert_close(gradient_1, gradient_2, atol=close, rtol=1e-3)
 assert memory_2 < 0.6 * memory_1
 
 # %% [markdown]
-# **Validation.** The training loss mixes all times and says nothing in Dice. So, now and then, sample the masks of films that were kept apart, with the averaged weights, and keep the best weights. Here is why, with the model of section 2:
+# **Validation.** The training loss mixes all times and says nothing in Dice. So, now and then, sample masks of films that were kept apart, with the averaged weights, and keep the best weights. Why films kept apart? The model of section 2:
 
 # %%
 #| export
@@ -514,7 +512,7 @@ assert known["diffusion_dice"] > new["diffusion_dice"] + 0.1
 #
 # ## 5 · Feeding it
 #
-# A set that fits lies on the device as `uint8`: all 609 radiographs at 768×256 are 240 MB with their masks. A batch is one indexing, augmented where it lies. A larger set is *streamed*: workers decode the images of the next batches while the network computes.
+# A set that fits lies on the device as `uint8`: all 609 radiographs at 768×256 are 240 MB with their masks. A batch is one indexing, augmented where it lies. A larger set is *streamed*: workers decode the next batches while the network computes.
 
 # %%
 #| export
@@ -554,7 +552,7 @@ assert torch.equal(Streamed(source).subset([3, 5]).pack().images, films.subset([
 
 
 # %% [markdown]
-# Both kinds give the same batches in the same order: the *plan*, lists of image numbers, decides.
+# Both give the same batches in the same order: the *plan*, lists of image numbers, decides.
 
 # %%
 #| export
@@ -697,7 +695,7 @@ def ahead(
 assert list(ahead(iter(range(5)))) == list(range(5))
 
 # %% [markdown]
-# Which is faster, the loader or the network? Images a second, on one core, at this page's size. (On a GPU the network is much faster; there several workers share the decoding.)
+# Which is faster, the loader or the network? Images a second, on one core. (On a GPU the network is much faster; there several workers share the decoding.)
 
 # %%
 def rate_of(items, count):
@@ -844,7 +842,7 @@ for some in (damaged, damaged[:900]):
     assert read_checkpoint(path) is None
 
 # %% [markdown]
-# A checkpoint of *another* run is refused, with the names of the settings that differ. Settings that do not touch the weights may differ; and four images on each of two devices are the same run as eight on one.
+# A checkpoint of *another* run is refused, with the settings that differ. Those that do not touch the weights may differ; and four images on each of two devices are the same run as eight on one.
 
 # %%
 #| export
@@ -933,7 +931,7 @@ def polite_interrupt() -> Iterator[threading.Event]:
 
 
 # %% [markdown]
-# Python hands signals to the main thread only, which a notebook may not be. So the test is a process of its own:
+# Python hands signals to the main thread only, which a notebook may not be. Hence a process of its own:
 
 # %%
 script = """
@@ -979,7 +977,7 @@ print({k: round(v.item(), 3) for k, v in Objective(model, tiny)(*whole).items()}
 print(type(make_optimizer(model, tiny)).__name__)
 
 # %% [markdown]
-# A trained network, ours or yours, can be *fine-tuned* on other images, or at a larger size (convolutions do not mind). What decides the meaning of its output must stay as it was.
+# A trained network, ours or yours, can be *fine-tuned* on other images, or at a larger size (convolutions do not mind). What decides the meaning of its output must stay.
 
 # %%
 #| export
@@ -1138,7 +1136,7 @@ print(dict(zip(LOSSES, by_hand[-1].tolist())))
 assert run.step == 3 and torch.stack(by_hand).isfinite().all()
 
 # %% [markdown]
-# After each step all processes agree on the losses (their mean) and on whether somebody pressed Ctrl-C. A loss that is not finite has spoilt the weights already: nothing more is saved, and the message names the step, the files, and the last good checkpoint.
+# After each step all processes agree on the losses (their mean) and on whether somebody pressed Ctrl-C. A loss that is not finite has spoilt the weights: nothing more is saved, and the message names the step, the files, and the last good checkpoint.
 
 # %%
 #| export
@@ -1433,7 +1431,7 @@ axes[1].set_xlabel("step")
 assert history[-1]["mse"] < 0.5 * history[0]["mse"]
 
 # %% [markdown]
-# Validation peaks at step 40; those weights are the ones kept. `tensorboard --logdir runs` shows such curves while runs are under way.
+# Validation peaks at step 40; those weights are kept. `tensorboard --logdir runs` shows such curves live.
 #
 # ## 8 · Kill it
 #
@@ -1476,7 +1474,7 @@ print(f"{len(kills)} kills; identical to the undisturbed run: {one == two}")
 assert one == two and len(kills) == 2
 
 # %% [markdown]
-# The flat pieces are Python starting up. The weights are the same byte for byte on a CPU; on a GPU some sums are taken in changing order, and "the same" is up to rounding.
+# The flat pieces are Python starting up. The weights are the same byte for byte on a CPU; on a GPU some sums are taken in changing order, and they agree up to rounding.
 #
 # Ctrl-C is kinder: the loop finishes its step, saves, and says how to go on. Here it comes from inside the loss:
 
@@ -1502,7 +1500,7 @@ training_loss = original
 # %% [markdown]
 # ## 9 · From the command line, and on several devices
 #
-# On one device use `verdiff train` ([12](12_segment.ipynb)). On several GPUs or machines use `accelerate launch -m verdiff.training` with the same words (here `--start-from` takes a model's own folder or its name on the Hub): `accelerate` starts the processes, and each takes its share of every step.
+# On one device use `verdiff train` ([12](12_segment.ipynb)); on several GPUs or machines `accelerate launch -m verdiff.training` with the same words (here `--start-from` takes a model's own folder or its name on the Hub). `accelerate` starts the processes, and each takes its share of every step.
 
 # %%
 #| export
@@ -1581,7 +1579,7 @@ print(f"{about['processes']} processes, {len(one)} steps; largest relative diffe
 np.testing.assert_allclose(one, two, rtol=1e-3)
 
 # %% [markdown]
-# In a notebook with several GPUs (Kaggle offers two), `notebook_launcher` starts the processes from a cell:
+# In a notebook with several GPUs (Kaggle offers two), `notebook_launcher` starts them from a cell:
 
 # %%
 #| cuda
@@ -1649,7 +1647,7 @@ for detach in (True, False):
 #
 # <details><summary>Answer</summary>
 #
-# With the mask as target, the loss is largest at large t: there only the radiograph helps. At small t the mask is nearly visible in $x_t$, and copying would suffice; after sixty steps the network copies badly, so its loss is smaller there, but not small. (With the noise as target it is the other way round: noise is hard to see at small t.)
+# With the mask as target, the loss is largest at large t: there only the radiograph helps. At small t the mask is nearly visible in $x_t$ and copying would suffice, but after sixty steps the network copies badly: the loss is smaller, not small. (With the noise as target it is the other way round.)
 #
 # </details>
 
