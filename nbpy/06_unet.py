@@ -133,12 +133,15 @@ torch.testing.assert_close(timestep_embedding(t, 64), e, atol=1e-4, rtol=0)
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.4), layout="constrained", width_ratios=(1.6, 1))
 axes[0].imshow(e.T, aspect="auto", cmap="RdBu")
 axes[0].set(xlabel="t", ylabel="entry", title="one column a time")
-axes[1].plot((e @ e[300]) / (e[300] @ e[300]))
+likeness = (e @ e[300]) / (e[300] @ e[300])
+axes[1].plot(likeness, color="lightsteelblue", lw=0.7)
+axes[1].plot(t[25:-25], np.convolve(likeness, np.ones(51) / 51, "valid"), color="tab:blue")
 axes[1].set(xlabel="t", title="likeness to t = 300")
-assert (e @ e[300]).argmax() == 300
+assert likeness.argmax() == 300
+torch.testing.assert_close(e[300] @ e[350], e[700] @ e[750], atol=0.01, rtol=0)
 
 # %% [markdown]
-# Times close together are alike, and the likeness falls off, with wiggles, as they move apart: a linear layer can read that. The same numbers come out of diffusers:
+# Times close together are alike, and the likeness falls off as they move apart: a linear layer can read that. The fast hands make the pale curve wiggle; the mean of 51 neighbours (dark) shows the fall. Around any other time the curve is the same, for $\cos\omega t\cos\omega u + \sin\omega t\sin\omega u = \cos\omega(t - u)$. The same numbers come out of diffusers:
 
 # %%
 from diffusers.models.embeddings import get_timestep_embedding
@@ -532,14 +535,16 @@ def core(gradient, share=0.9):
 
 
 fig, axes = plt.subplots(1, 4, figsize=(8, 2.4), layout="constrained")
+half = fields[4] // 2 + 6
+lit = slice(128 - half, 128 + half + 1)  # what the deepest of them sees
 for axis, (n, g) in zip(axes, gradients.items()):
-    axis.imshow((g / g.max() + 1e-6).log10(), cmap="magma", vmin=-6, vmax=0)
+    axis.imshow((g[lit, lit] / g.max() + 1e-9).log10(), cmap="magma", vmin=-9, vmax=0)
     axis.set_axis_off()
     axis.set_title(f"{n} level{'s' * (n > 1)}\nsees {fields[n]}, 90 % in {core(g)}", fontsize=9)
 assert all(fields[k + 1] > 1.5 * fields[k] for k in (1, 2, 3))
 
 # %% [markdown]
-# Brightness is the logarithm of the gradient. Each level about doubles what is seen, where a layer of the plain stack added two pixels. But *seen* is generous: nine tenths of the gradient of an untrained net come from a far smaller patch, which training can widen. What does the same reach cost?
+# Brightness is the logarithm of the gradient, black a billionth of the largest; all four pictures show the same middle part of the image. Each level about doubles what is seen, where a layer of the plain stack added two pixels. But *seen* is generous: nine tenths of the gradient of an untrained net come from a far smaller patch, which training can widen. What does the same reach cost?
 
 # %%
 deep = stack((fields[4] - 1) // 2)
@@ -660,7 +665,7 @@ def watch(norm):
 ones = {norm: watch(norm) for norm in ("group", "batch")}
 plt.figure(figsize=(5.5, 2.6))
 for (norm, (_, seen)), color in zip(ones.items(), ("tab:blue", "tab:orange")):
-    plt.plot(seen[:, 0], seen[:, 1], color=color, label=f"{norm} norm, in use")
+    plt.plot(seen[:, 0], seen[:, 1], color=color, lw=5, alpha=0.35, label=f"{norm} norm, in use")
     plt.plot(seen[:, 0], seen[:, 2], "--", color=color, label=f"{norm} norm, as trained")
 plt.xlabel("step, batch of one")
 plt.ylabel("Dice, unseen")
@@ -674,7 +679,7 @@ for norm, (_, seen) in ones.items():
 assert gap["group"].max() < 1e-6 < gap["batch"].max()
 
 # %% [markdown]
-# Batch norm does *not* fail at a batch of one. As instance norm it learns these films at least as fast as group norm. What it costs is the gap between the dashed line and the solid one: the function that was trained is better than the one that is used, most of all early on, and a score during training speaks of the wrong one. The averages also remember the films of the training set. A darker film moves its channels' means, and only one of the two functions follows:
+# Batch norm does *not* fail at a batch of one. As instance norm it learns these films at least as fast as group norm. What it costs is the gap between the dashed line and the broad one (group norm has none: its two lines lie on each other): the function that was trained is better than the one that is used, most of all early on, and a score during training speaks of the wrong one. The averages also remember the films of the training set. A darker film moves its channels' means, and only one of the two functions follows:
 
 # %%
 dark = 0.6 * images[12:]
