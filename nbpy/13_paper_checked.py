@@ -2,7 +2,7 @@
 # # 13 · The paper, checked
 # > Every equation, both algorithms, every row of both tables, and what the text says of them: one verdict each, computed on this page
 #
-# You will run each formula of Verdiff-Net as printed, beside the form that works, and get one table of verdicts. At the end four small networks compete on phantoms. What can be computed is, and stands behind an assert; where the wording itself is the matter, it is quoted. About a minute on a laptop, no GPU; the derivations are on the pages named in the table.
+# You will run each formula of Verdiff-Net as printed, beside the form that works, let four small networks compete on phantoms, and get one table of verdicts. What can be computed stands behind an assert; where the wording itself is the matter, it is quoted. The derivations are on the pages named in the table. About a minute on a laptop, no GPU.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/13_paper_checked.ipynb)
 
@@ -39,7 +39,7 @@ process = ShiftedDiffusion(linear_schedule())
 one = torch.ones(1).double()
 
 # %% [markdown]
-# There are four verdicts. **Holds.** **Holds after correction**: a slip of the pen, and the row says which. **Cannot hold**: no reading that we found makes it true, and the row says why. **Not stated**: the paper leaves it open, and we had to choose. A finding is noted where it is computed.
+# There are four verdicts. **Holds.** **Holds after correction**: a slip, and the row says which. **Cannot hold**: no reading that we found makes it true, and the row says why. **Not stated**: the paper leaves it open, and we had to choose. Each finding is noted where it is computed.
 
 # %%
 HOLDS, FIXED, CANNOT, OPEN = "holds", "holds after correction", "cannot hold", "not stated"
@@ -54,7 +54,7 @@ def note(where, verdict, paper, run, page):
 # %% [markdown]
 # ## 1 · The forward process
 #
-# Eq. (3) and (5) give the marginal. With $f = 0$ it must be DDPM, with any $f$ its mean is a weighted sum.
+# Eq. (3) and (5) give the marginal: $x_t$ straight from the mask $x_0$ and the prior $f$, with mean $\sqrt{\bar\alpha_t}\,x_0 + s_t f$, $s_t = \sqrt{1 - \bar\alpha_t}$, and variance $s_t^2$. With $f = 0$ it must be DDPM.
 
 # %%
 x_0, f, eps = (
@@ -75,7 +75,7 @@ note(
 
 
 # %% [markdown]
-# Eq. (2) is the step. Iterated, its mean gives $f$ the weight $c_t = \sqrt{\alpha_t}\,c_{t-1} + \sqrt{1-\alpha_t}$; Eq. (3) says $s_t$. The sentence below Eq. (2) repeats the mean without the roots, "$\alpha_t x_{t-1} + (1-\alpha_t) f$". Does that reading help? Then the mask's weight is $\bar\alpha_t$ in place of its root, and the variance is no longer $1 - \bar\alpha_t$.
+# Eq. (2) is one step. Iterated, it gives $f$ the weight $c_t = \sqrt{\alpha_t}\,c_{t-1} + \sqrt{1-\alpha_t}$; Eq. (3) says $s_t$. The sentence below Eq. (2) repeats the mean without the roots, "$\alpha_t x_{t-1} + (1-\alpha_t) f$". Does that reading help? No: the mask's weight becomes $\bar\alpha_t$ in place of its root, and the variance is no longer $1 - \bar\alpha_t$.
 
 # %%
 def weights(step):
@@ -156,7 +156,7 @@ note(
 # %% [markdown]
 # ## 2 · The posterior and the way back
 #
-# Eq. (4) names the form; Eq. (6) fills it in. Its weights of $x_0$ and $x_t$ and its variance are those of DDPM. The weight of $f$ is the question, and a grid answers it without algebra: Bayes' rule at one $t$, and a whole chain with a perfect network.
+# Eq. (4) names the form; Eq. (6) fills it in. Its weights of $x_0$ and $x_t$ (the latter is $B_t$ below) and its variance are those of DDPM. The weight of $f$ is the question. Two tests answer it without algebra: Bayes' rule on a grid at one $t$, and a whole chain with a perfect network.
 
 # %%
 k = posterior_coefficients(process)
@@ -230,7 +230,7 @@ note(
 )
 
 # %% [markdown]
-# Eq. (7) and Algorithm 2: a perfect noise predictor, $x_0 = 1$, $f = 0.8$, started at $\mathcal N(0, I)$ as printed.
+# Eq. (7) and Algorithm 2, with a perfect noise predictor, $x_0 = 1$ and $f = 0.8$, both started at $\mathcal N(0, I)$ as printed:
 
 # %%
 f8, noise = torch.full((1000, 1), 0.8).double(), randn(torch.Generator().manual_seed(0))
@@ -293,7 +293,7 @@ for name, paper, change in (
 # %% [markdown]
 # ## 3 · The loss
 #
-# Eq. (8) is the usual squared error of the noise. What it asks for must contain the mask: whoever knows the noise, $x_t$ and $f$ knows $x_0$.
+# Eq. (8) is the usual squared error of the noise. Its target must contain the mask: whoever knows the noise, $x_t$ and $f$ knows $x_0$.
 
 # %%
 x64, f64, e64 = x_0.double(), f.double(), eps.double()
@@ -310,7 +310,7 @@ note(
 
 
 # %% [markdown]
-# Eq. (9) is a cross entropy whose target is Gaussian noise. A cross entropy has a floor when the target lies in $[0, 1]$; this one does not.
+# Eq. (9) is a cross entropy whose target is Gaussian noise. A cross entropy has a lower bound when the target lies in $[0, 1]$; this one has none.
 
 # %%
 def descend(target, steps=200):
@@ -366,7 +366,7 @@ note(
 # %% [markdown]
 # ## 4 · The modules
 #
-# MSFM first: our module, one line an equation. The weights of the three branches must sum to one, and Eq. (14) must lie between the branches.
+# MSFM, one line an equation. The weights of the three branches must sum to one, and Eq. (14) must lie between the branches.
 
 # %%
 torch.manual_seed(0)
@@ -425,7 +425,7 @@ except ValueError:
     )
 
 # %% [markdown]
-# Now NSA. Do the shapes multiply, and does a dilated kernel reach further for nothing?
+# NSA. Do the shapes multiply, and does a dilated kernel reach further without more parameters?
 
 # %%
 C, half = 8, torch.randn(1, 4, 8, 8)
@@ -486,7 +486,7 @@ note("Eq. (17)", HOLDS, "Dice", "as usual", "03_metrics")
 note("Eq. (18)", HOLDS, "IoU", "of one image it is D / (2 − D)", "03_metrics")
 
 # %% [markdown]
-# That function is convex. So by Jensen's inequality a mean IoU is at least $\bar D/(2-\bar D)$, and it can exceed that by at most $2\sigma^2$ ([03](03_metrics.ipynb) derives both). Table 1 prints mean Dice, its standard deviation, and mean IoU, so every pair can be tested. The grey bars are what is possible (often too short to see behind the dot), the dots what is printed: green fits, red is too low, purple too high.
+# That function is convex. So by Jensen's inequality a mean IoU is at least $\bar D/(2-\bar D)$, and it can exceed that by at most $2\sigma^2$ ([03](03_metrics.ipynb) derives both). Table 1 prints mean Dice, its ±, and mean IoU, so every pair can be tested. (The upper bound takes ± as the standard deviation over images; the lower one needs no ±.) Grey bars are what is possible, often too short to see behind the dot; dots are what is printed: green fits, red is too low, purple too high.
 
 # %%
 checked = jensen_check()
@@ -522,7 +522,7 @@ for method in methods:
 assert sum(row[3] != "fits" for row in checked) > 8
 
 # %% [markdown]
-# It is not only the paper's own row: half of the table fails, baselines included, in both directions. So the two columns were averaged over different images or in different ways, and a difference of one per cent between rows means little. Table 2 prints no standard deviations, so only the lower bound applies:
+# Half of the pairs fail, baselines included, in both directions. So the two columns were averaged over different images or in different ways, and a difference of one per cent between rows means little. Table 2 prints no standard deviations, so only the lower bound applies:
 
 # %%
 names = {
@@ -565,7 +565,7 @@ note(
 )
 
 # %% [markdown]
-# And the text against the tables, sentence by sentence.
+# The text against the tables, sentence by sentence:
 
 # %%
 best = {
@@ -718,7 +718,7 @@ else:
 # %% [markdown]
 # ## 7 · What should the network predict?
 #
-# The one question that no algebra settles. Four small networks, same seed, same phantoms, same number of steps of Algorithm 1: predicting noise (the paper), the mask, the velocity, and the mask without the shift. Scored on 24 unseen phantoms with 1, 2 and 10 DDIM steps, one sample.
+# No algebra settles this. Four small networks, same seed, same phantoms, same number of steps of Algorithm 1: predicting noise (the paper), the mask, the velocity $v$ ([05](05_posterior.ipynb)), and the mask without the shift. Scored on 24 unseen phantoms with 1, 2 and 10 DDIM steps, one sample.
 
 # %%
 packed = {
@@ -811,11 +811,11 @@ note(
 )
 
 # %% [markdown]
-# Read it with care: a minute of training, one seed, phantoms. It shows that predicting noise is a poor choice for few steps and short training, for the reason derived on page 05. It does not show that a run of 9,000 steps could not make up for it, and the difference that the shift makes here is within what another seed may do. More seeds are on pages [11](11_sampling.ipynb) and [14](14_ablation.ipynb).
+# Read it with care: little training, one seed, phantoms. It shows that predicting noise is a poor choice for few steps and short training, for the reason derived on page [05](05_posterior.ipynb). It does not show that a run of 9,000 steps could not make up for it. The shift's difference is so small that another seed may reverse it, and no network beats its own prior here. More seeds are on pages [11](11_sampling.ipynb) and [14](14_ablation.ipynb).
 #
 # ## The verdicts
 #
-# Nothing forgotten? Every equation, both algorithms and every row of both tables must have its line:
+# Every equation, both algorithms and every row of both tables must have its line:
 
 # %%
 places = " ".join(where for where, *_ in findings)
@@ -857,11 +857,11 @@ Markdown(
 )
 
 # %% [markdown]
-# None of this says that Verdiff-Net does not work. A network is trained by code, not by a PDF, and the authors' code is not public; most slips above are of the kind that every long paper has, and a reader with the code would never notice them. What the table says is what has to be read differently to build the method from the paper, and how far its numbers carry. The idea itself, noise that is centred at a first guess, is sound: Eq. (3) holds, and everything else follows from it.
+# None of this says that Verdiff-Net does not work. A network is trained by code, and the authors' code is not public; who has it may never notice most of these slips. The table says what must be read differently to build the method from the paper, and how far its numbers carry. The idea itself, noise that is centred at a first guess, is sound: Eq. (3) holds, and everything else follows from it.
 #
 # ## Paper, ours, why
 #
-# The table above *is* that table. The three lines that matter most: the kernel of Eq. (2), the prior's weight in Eq. (6), and the target of Eq. (9). Who implements these three as printed builds something else than Eq. (3).
+# The table above *is* that table. Three lines matter most: the kernel of Eq. (2), the prior's weight in Eq. (6), and the target of Eq. (9). Whoever implements these as printed builds something other than Eq. (3).
 #
 # ## Exercises
 #
@@ -869,7 +869,7 @@ Markdown(
 #
 # <details><summary>Answer</summary>
 #
-# $\bar D / (2 - \bar D) + 2\sigma^2 = 0.8840 + 0.0005 = 88.4\,\%$. Printed is 91.87.
+# $\bar D / (2 - \bar D) + 2\sigma^2 = 0.8839 + 0.0005 = 88.4\,\%$. Printed is 91.87.
 #
 # </details>
 
@@ -883,7 +883,7 @@ assert high < 0.9187
 #
 # <details><summary>Answer</summary>
 #
-# No: another schedule, another wrong number.
+# No: the cosine schedule ends nearer to the right number, and still not at it.
 #
 # </details>
 
@@ -899,7 +899,7 @@ assert abs(x.item() - 1) > 0.05
 #
 # <details><summary>Answer</summary>
 #
-# The standard error must be below $1.03/1.96 = 0.53$: $n > (5/0.53)^2 \approx 91$. With the 128 test images it would do, if they were paired, and if each number were not one training run.
+# The standard error $5/\sqrt n$ must be below $1.03/1.96$: $n > (1.96 \cdot 5/1.03)^2 \approx 90.5$. The 128 test images would do, if they were paired, and if each number were not one training run.
 #
 # </details>
 
