@@ -2,7 +2,7 @@
 # # 02 · Augmentation
 # > Section 3.2's four disturbances, for a batch at once, image and mask moved by one field
 #
-# You will turn 8 radiographs into as many as the training asks for: rotated, shifted, bent and with another contrast. Everything that moves is composed into one sampling field, so that the image and its mask can never part. Seconds on a laptop.
+# Augmentation disturbs each training image anew, so that a network never sees the same one twice. You will rotate, shift and bend 8 drawn radiographs and change their contrast. Everything that moves pixels is composed into one sampling field, so that an image and its mask can never part. Seconds on a laptop.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/02_augment.ipynb)
 
@@ -37,7 +37,7 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # photographs: small
 # %% [markdown]
 # ## 1 · What the paper does
 #
-# Section 3.2 names four: rotation by up to ±30°, shifts by 1 to 5 %, elastic deformation, and contrast. The strengths of the last two are not given. Seed 35. Here is the batch that this page disturbs.
+# Section 3.2 of the paper names four: rotation by up to ±30°, shifts by 1 to 5 %, elastic deformation, and contrast, all with seed 35. The strengths of the last two are not given. This page disturbs these eight phantoms (masks in orange):
 
 # %%
 size = 192, 64
@@ -70,7 +70,7 @@ show(images, masks)
 # %% [markdown]
 # ## 2 · The naive rotation
 #
-# `affine_grid` and `grid_sample` speak in coordinates that run from −1 to 1 on *both* axes. A rotation matrix in those coordinates is only a rotation if the picture is square. Ours is three times as tall as it is wide.
+# `affine_grid` and `grid_sample` use coordinates that run from −1 to 1 on *both* axes. There a rotation matrix is a rotation only if the picture is square. Ours is three times as tall as it is wide.
 
 # %%
 def naive_rotation(x, degrees):
@@ -85,9 +85,11 @@ bent = naive_rotation(square, 20)
 
 
 # %% [markdown]
-# A square of 32 pixels becomes a slanted slice. The fix is to rotate *pixels* and convert at the end: multiply the matrix by the aspect ratio on one off-diagonal and divide on the other,
+# The picture below shows what that does to a square. The fix is to rotate *pixels* and convert at the end: multiply the matrix by the aspect ratio on one off-diagonal and divide on the other,
 #
 # $$A = \begin{pmatrix} \cos\alpha & -\tfrac{H}{W}\sin\alpha \\ \tfrac{W}{H}\sin\alpha & \cos\alpha \end{pmatrix}.$$
+#
+# `affine_grid` asks where each output pixel comes *from*. So the code has the inverse: both signs of the sine turned, and divided by the scale.
 
 # %%
 #| export
@@ -139,9 +141,9 @@ assert (
 # %% [markdown]
 # ## 3 · Bending
 #
-# An elastic deformation moves every pixel a little, and neighbours almost alike. Random displacements on a coarse grid, enlarged by bicubic interpolation, do that. `strength` is the standard deviation of the displacement as a share of the *width*, on both axes, so that the bending is as strong up as sideways.
+# An elastic deformation moves every pixel a little, and neighbours almost alike: random displacements on a coarse grid, enlarged by bicubic interpolation. `strength` is the standard deviation of the displacement as a share of the *width*, on both axes, so that the bending is as strong along the film as across.
 #
-# Where do the random numbers come from? From one generator for the whole batch, or from *one generator an image*: then what happens to an image depends on nothing else, not on its neighbours and not on how a batch was divided among machines.
+# The random numbers come from one generator for the whole batch, or from *one generator an image*. Then what happens to an image depends neither on its neighbours nor on how a batch was divided among machines.
 
 # %%
 #| export
@@ -194,7 +196,7 @@ assert np.allclose(spread, 0.03 * 64, rtol=0.15)
 
 
 # %% [markdown]
-# A mesh of straight lines, drawn where the field reads it:
+# A mesh of straight lines, sampled through the field at three strengths:
 
 # %%
 def mesh(grid):
@@ -241,9 +243,9 @@ for name in ("paper", "laptop", "demo"):
 
 
 # %% [markdown]
-# Rotation, scale, shift and bending are all *coordinates*, so they add up to one field and the picture is resampled once. Resampling four times would blur it four times.
+# Rotation, scale, shift and bending are all *coordinates*, so they are composed into one field and the picture is resampled once. Resampling four times would blur it four times.
 #
-# All random numbers are drawn on the CPU, whatever device the images are on; they are few. So a run is the same run everywhere. The field itself, one number per pixel and axis, is made where the images are.
+# All random numbers are drawn on the CPU, wherever the images are; they are few. So a run draws the same ones on every device. The field itself, one number per pixel and axis, is made where the images are.
 
 # %%
 #| export
@@ -280,7 +282,7 @@ assert grids.shape == (5, 192, 64, 2)
 
 
 # %% [markdown]
-# The grey values are disturbed for themselves. Then everything comes together: the mask goes through the same field as the image and is cut at one half. What comes from outside the film is black, as the letterbox is.
+# The grey values are disturbed separately. Then everything comes together: the mask goes through the same field as the image and is cut at one half. What comes from outside the film is black, as the letterbox is.
 
 # %%
 #| export
@@ -320,7 +322,7 @@ augment = Augment()
 show(*augment(images, masks, torch.Generator().manual_seed(35)))
 
 # %% [markdown]
-# The same seed gives the same batch, to the last bit, and another seed another. A batch of `uint8` is the same as its floats. These promises are what exact resuming of a training run rests on.
+# The same seed gives the same batch to the last bit, and another seed another. A batch of `uint8` gives the same as its floats. Exact resuming of a training run rests on this.
 
 # %%
 a, b, c = (augment(images, masks, torch.Generator().manual_seed(s)) for s in (35, 35, 36))
@@ -331,7 +333,7 @@ assert torch.equal(augment(byte, masks, torch.Generator().manual_seed(1))[0],
                    augment(byte.float() / 255, masks, torch.Generator().manual_seed(1))[0])
 
 # %% [markdown]
-# With one generator an image, a part of the batch comes out as it did in the whole. Training on several devices rests on that one.
+# With one generator an image, a part of the batch comes out as it did in the whole, up to rounding. Training on several devices rests on this.
 
 # %%
 whole = augment(images, masks, one_each(*range(8)))
@@ -340,7 +342,7 @@ torch.testing.assert_close(part[0], whole[0][5:], atol=1e-5, rtol=0)
 assert (part[1] != whole[1][5:]).float().mean() < 1e-3
 
 # %% [markdown]
-# Do image and mask move together? Let the mask be the image. Then both must come out equal, wherever the field took them.
+# Do image and mask move together? Let the mask be the image: both must come out equal.
 
 # %%
 twin, moved = Augment(contrast=0)(masks, masks, torch.Generator().manual_seed(2))
@@ -351,7 +353,7 @@ torch.testing.assert_close(still(images, masks)[0], images, atol=2e-5, rtol=0)
 # %% [markdown]
 # ## 5 · One at a time, and how much is too much
 #
-# What each of them does, at the paper's strength:
+# Each alone, at the strengths of profile `paper`; then scale and flip, which the paper does not use. (The rotation is random: up to 30°, here less.)
 
 # %%
 off = dict(rotation=0, shift=(0, 0), elastic=0, contrast=0)
@@ -394,7 +396,7 @@ assert share[0] > 0.99 > share[-1]
 
 
 # %% [markdown]
-# ±30° costs about one twentieth of the mask on average, all of it at the two ends of the spine. Over a long training that is bearable: `paper` and `gpu` keep the paper's number. The short profiles use less (see the lines printed in Section 4).
+# Up to ±30° costs about one twentieth of the mask on average, all of it at the two ends of the spine. Over a long training that is bearable: `paper` and `gpu` keep the paper's number. The short profiles use less (printed in Section 4).
 
 # %% [markdown]
 # ## Paper, ours, why
@@ -403,7 +405,7 @@ assert share[0] > 0.99 > share[-1]
 # |---|---|---|---|
 # | rotation | ±30° | ±30° in `paper`; less elsewhere, see the profile | a tall film loses the ends of the spine |
 # | shift | 1–5 % | the same, either sign, both axes | |
-# | elastic | not given | 3 % of the width | visibly bent, never folded |
+# | elastic | not given | 3 % of the width | visibly bent, not folded (exercise 1) |
 # | contrast | not given | gain and gamma within 25 % | a badly exposed film, not a black one |
 # | scale | not used | 0.8–1.25 outside `paper` | training films are cropped tighter than test films ([01](01_data.ipynb), Section 5) |
 # | sampling | not given | one `grid_sample` for everything | resampled once, blurred once (exercise 3) |
@@ -414,7 +416,7 @@ assert share[0] > 0.99 > share[-1]
 #
 # <details><summary>Answer</summary>
 #
-# Yes. A field folds where the determinant of its derivative turns negative. Control points lie half a width apart; displacements of 0.3 widths between neighbours overtake one another.
+# Yes, and 0.1 folds already. A field folds where the determinant of its derivative turns negative. Control points lie half a width apart; at 0.3 widths, displacements of neighbours overtake one another.
 #
 # </details>
 
@@ -444,11 +446,11 @@ torch.testing.assert_close(flip(images, masks)[0], images.flip(-1), atol=2e-5, r
 
 
 # %% [markdown]
-# **3 · Implement.** Rotate by $+\alpha$, then by $-\alpha$. Compare the loss of sharpness with the one of a single resampling by the composed (identity) field.
+# **3 · Implement.** Rotate by $+\alpha$, then by $-\alpha$. Compare the loss of sharpness with that of a single resampling by the composed (identity) field.
 #
 # <details><summary>Answer</summary>
 #
-# Two interpolations blur; the composed field is exact. That is the reason to compose coordinates and to sample once.
+# Two interpolations blur; the composed field is exact. Hence: compose coordinates and sample once.
 #
 # </details>
 
