@@ -2,11 +2,12 @@
 # # 00 · Settings, and how to read this course
 # > Every number of every run in one file that you can read, and a map of where we are going
 #
-# The lessons of this course build a diffusion model that segments vertebrae in spine radiographs, from the pixels to the command line. This first one
-# is short. It tells you how the pages are made, which symbol of the paper is which name in the code, and it builds the piece that
-# everything else leans on: a settings file that refuses nonsense in one clear sentence, and a way to save files that never leaves half of one.
+# This course builds a diffusion model that segments vertebrae: it marks their pixels in spine radiographs. Such a model learns to
+# remove noise step by step; ours, Verdiff-Net, starts from a first network's guess of the mask. This short
+# lesson explains the pages and the symbols, and builds what all others use: a settings file that refuses nonsense in
+# one clear sentence, and a way to save files that never leaves half of one.
 #
-# *Time: three seconds on a laptop; no GPU needed.*
+# *Three seconds on a laptop; no GPU needed.*
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/00_settings.ipynb)
 
@@ -39,17 +40,17 @@ import matplotlib.pyplot as plt
 # %% [markdown]
 # ## 1 · How a page works
 #
-# One notebook is one lesson *and* one module. Cells that begin with `#| export` are copied, by nbdev, into `verdiff/settings.py`; the cells between them
-# call what was just defined, draw it, or assert what must be true of it. Continuous integration executes every notebook from a fresh kernel, so
-# what you read is what ran.
+# One notebook is one lesson *and* one module. Cells that begin with `#| export` are copied, by nbdev, into the package (here `verdiff/settings.py`); the cells between them
+# call what was just defined, draw it, or assert what must be true of it. Continuous integration executes every notebook from a fresh kernel, except
+# cells marked `#| cuda` or `#| slow`, whose recorded outputs are kept.
 #
 # Three habits will help:
 #
-# - **Run every cell yourself** and change a number in it. The phantoms (drawn spines) need no download; where real radiographs are shown,
-#   the cell says what to do when you do not have them.
-# - **Predict before you look.** Each lesson ends with three exercises: one to predict, one to change, one to implement. The answers fold out, and an
+# - **Run every cell** and change a number in it. The phantoms (drawn spines) need no download; where real radiographs are shown,
+#   the cell says what to do without them.
+# - **Predict before you look.** Each lesson ends with three exercises: predict, change, implement. The answers fold out, and an
 #   `assert` checks them.
-# - **Keep the paper beside you.** Where an equation of the paper is used, its number stands above the line of code that computes it. Where the paper
+# - **Keep the paper beside you.** Where an equation of the paper is used, its number stands near the code that computes it. Where the paper
 #   contradicts itself or is silent, a table says what it prints, what we do, and why; [13](13_paper_checked.ipynb) collects all of them.
 #
 # The lessons, from the ground up:
@@ -58,13 +59,14 @@ import matplotlib.pyplot as plt
 # |---|---|---|
 # | ground | [01 data](01_data.ipynb), [02 augment](02_augment.ipynb), [03 metrics](03_metrics.ipynb) | load radiographs, bend them, score a mask honestly |
 # | process | [04 forward](04_forward.ipynb), [05 posterior](05_posterior.ipynb) | derive the shifted diffusion and check it against Bayes' rule |
-# | networks | [06 U-Net](06_unet.ipynb), [07 MSFM](07_msfm.ipynb), [08 NSA](08_nsa.ipynb), [09 model](09_model.ipynb) | build each module of the paper's Figure 3 |
+# | networks | [06 U-Net](06_unet.ipynb), [07 MSFM](07_msfm.ipynb) (multi-scale fusion), [08 NSA](08_nsa.ipynb) (noise semantic adapter), [09 model](09_model.ipynb) | build each module of the paper's Figure 3 |
 # | learning | [10 training](10_training.ipynb), [11 sampling](11_sampling.ipynb) | train it, interrupt it, resume it, draw masks from it |
 # | use | [12 segment](12_segment.ipynb), [13 the paper checked](13_paper_checked.ipynb) | segment your own images; know which claims hold |
+# | results | [14 ablation](14_ablation.ipynb), [15 real radiographs](15_xray.ipynb), [16 comparison](16_comparison.ipynb) | say what each part adds, and how sure that is |
 #
 # ## 2 · Symbols
 #
-# The paper counts time from 1 to $T$, the code from 0 to $T-1$. In the code the least noisy mask is `t = 0`.
+# The paper counts time from 1 to $T$, the code from 0 to $T-1$. In the code the least noisy mask is `t = 0`. Use the table for reference; page 04 explains the process.
 #
 # | paper | code | meaning | range |
 # |---|---|---|---|
@@ -84,7 +86,7 @@ import matplotlib.pyplot as plt
 #
 # ## 3 · One sentence when something is wrong
 #
-# A traceback is for people who wrote the code. Whoever uses it deserves a sentence: which file or key, what is wrong with it, what to do. All such
+# A traceback helps those who wrote the code. Users need a sentence: which file or key, what is wrong with it, what to do. All such
 # errors are a `VerdiffError`; the command line prints the sentence and ends with exit code 2.
 
 # %%
@@ -94,7 +96,7 @@ class VerdiffError(ValueError):
 
 
 # %% [markdown]
-# Here is how we will look at these sentences:
+# A helper that shows these sentences:
 
 # %%
 def complaint(f: Callable) -> str:
@@ -134,7 +136,7 @@ except OSError as error:
 
 
 # %% [markdown]
-# Three days are gone. The fix is old and simple: write to another name in the same folder, force it to the disk, then rename. A rename happens entirely or not at all.
+# Three days are gone. The fix: write to another name in the same folder, force it to the disk, then rename. A rename happens entirely or not at all.
 
 # %%
 #| export
@@ -214,7 +216,7 @@ assert list(folder.iterdir()) == [notes]  # nothing left behind
 
 
 # %% [markdown]
-# Now pull the plug at every moment. Six parts are written, and the failure comes before part 0, 1, 2 …, or not at all:
+# Now fail at every moment. Six parts are written, and the failure comes before part 0, 1, 2 …, or never:
 
 # %%
 def after_failure(save, at):
@@ -287,7 +289,7 @@ print(*ini.read_text(encoding="utf-8").splitlines()[:14], sep="\n")
 
 
 # %% [markdown]
-# Text is friendly but untyped: is `1e-4` a number, is `yes` true, may `channels` be empty? A frozen dataclass gives every key a type and a meaning. There are many keys, so here they come in four helpings, each a class that adds to the one before. First the data and the process:
+# The file is text: is `1e-4` a number, is `yes` true, may `channels` be empty? A frozen dataclass gives every key a type and a meaning. The keys come in four classes, each adding to the one before. First the data and the process:
 
 # %%
 #| export
@@ -446,7 +448,7 @@ class Settings(_RunKeys):
 
 
 # %% [markdown]
-# Types are read from the annotations, so a new key is one new line. What may a value be? Two small tables, and a few rules that join keys:
+# Types are read from the annotations, so a new key is one new line. What may a value be? Two small tables say, and a few rules that join keys:
 
 # %%
 #| export
@@ -612,7 +614,7 @@ ax.set(xscale="log", xlabel="pixels seen in training")
 ax.invert_yaxis()
 
 # %% [markdown]
-# Anything can be changed for one run, on the command line with `--set`, here with a list. `from_dict(to_dict())` gives the same object back, which is how checkpoints carry their settings.
+# Anything can be changed for one run: on the command line with `--set`, here with a list. `from_dict(to_dict())` gives the same object back, which is how checkpoints carry their settings.
 
 # %%
 short = load_settings("laptop", ["max_steps=100", "channels=8,16", "nsa=off"])
@@ -638,7 +640,7 @@ for profile, override in [
     assert sentence
 
 # %% [markdown]
-# Every key has a rule: `CHOICES` for words, `RANGES` for numbers, or it is a switch or the list of channels.
+# Every key has a rule: `CHOICES` for words, `RANGES` for numbers; the rest are switches, the list of channels, and the profile's name.
 
 # %%
 free = [f.name for f in fields(Settings) if f.name not in CHOICES and f.name not in RANGES]
@@ -648,14 +650,14 @@ assert set(free) == {"profile", "shift", "channels", "msfm", "nsa", "detach_prio
 # %% [markdown]
 # ## 6 · The paper's profile, and what it leaves open
 #
-# Section 3.3 says: 250×750, batch 1, Adam, learning rate 1e-4, 9,000 steps, seed 35. The rest is silent, so the rest is ours:
+# The paper gives, in Sections 3.1 to 3.3: 250×750, batch 1, Adam, learning rate 1e-4, 9,000 steps, seed 35. The rest is ours:
 #
 # | | paper | ours (`gpu`, `laptop`) | why |
 # |---|---|---|---|
-# | size | 250×750 | letterboxed | squashing changes angles; [06](06_unet.ipynb) and Section 2.4 of the paper |
-# | normalisation | batch norm, batch of one | group norm | a batch of one has no statistics; shown in 06 and [07](07_msfm.ipynb) |
+# | size | 250×750 | letterboxed | squashing changes angles; [06](06_unet.ipynb), section 9 |
+# | normalisation | batch norm, batch of one | group norm | with a batch of one, batch norm is one function in training and another in use ([06](06_unet.ipynb)); of MSFM's vector it has no statistics at all ([07](07_msfm.ipynb)) |
 # | $T$, schedule | not stated | 1000, linear 1e-4 … 0.02 | Ho et al. 2020; the shift was analysed for it in [04](04_forward.ipynb) |
-# | network predicts | $\epsilon$ | $x_0$ | a mask is learned faster than noise at this budget; [10](10_training.ipynb) |
+# | network predicts | $\epsilon$ | $x_0$ | a mask is learned faster than noise at this budget; [13](13_paper_checked.ipynb), section 7 |
 # | widths | not stated | see `channels` | fits the machine |
 # | sampler | $T$ steps | DDIM, 10 steps, mean of 5 | [11](11_sampling.ipynb) |
 
@@ -697,7 +699,7 @@ assert profiles(own) == ["mine"] and load_settings("mine", path=own).seed == 7
 
 
 # %% [markdown]
-# **3. Implement.** A function `changed(a, b)` that gives the keys in which two settings differ (10 uses one like it to refuse a foreign checkpoint).
+# **3. Implement.** A function `changed(a, b)` that gives the keys in which two settings differ ([10](10_training.ipynb) uses one like it to refuse a foreign checkpoint).
 #
 # <details><summary>Answer</summary>
 #
