@@ -83,8 +83,6 @@ from verdiff.sampling import SegmentationSamples
 from verdiff.training import Streamed
 
 # %% [markdown]
-# (The functions import torch inside, so that `verdiff --help` does not wait for it.)
-#
 # ## Whatever the file holds
 #
 # The public X-ray set is 8-bit JPEG. Detectors count in 12 or 14 bits, and hospitals export 16-bit TIFF or PNG.
@@ -572,9 +570,6 @@ print(f"Dice between the masks of the 8-bit and the 16-bit file: {mask_dice(*twi
 assert mask_dice(*twins) > 0.8
 
 
-# %% [markdown]
-# A mask is easiest to judge on the radiograph:
-
 # %%
 #| export
 def overlay(
@@ -844,7 +839,7 @@ for name, answer in answers.items():
 
 
 # %% [markdown]
-# Below each name stands the confidence. Count over eight pictures of each kind:
+# Below each name stands the confidence. Now eight pictures of each kind:
 
 # %%
 def flagged(judging, films):
@@ -934,8 +929,8 @@ assert load_reference(folder / "model") is None
 # %% [markdown]
 # ## Is it any good? The table
 #
-# `evaluate` scores the prior alone, and the diffusion at several numbers of steps, as a single sample and as an ensemble's mean, on the
-# same images: mean, standard deviation, 95 % bootstrap interval. Where radiographs occur in both splits of the public
+# `evaluate` scores the prior alone, and the diffusion at several numbers of steps, as a single sample and as an ensemble's mean:
+# mean, standard deviation, 95 % bootstrap interval. Where radiographs occur in both splits of the public
 # set ([01](01_data.ipynb)), every row is there with and without them.
 
 # %%
@@ -1796,7 +1791,7 @@ def compare_options(parser: argparse.ArgumentParser) -> None:
 
 
 # %% [markdown]
-# All together. Every `VerdiffError` of the package becomes a sentence on stderr and exit code 2.
+# Every `VerdiffError` of the package becomes a sentence on stderr and exit code 2.
 
 # %%
 #| export
