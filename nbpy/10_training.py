@@ -167,7 +167,7 @@ def training_loss(
 # %% [markdown]
 # ## 2 · The loop in ten lines
 #
-# Algorithm 1: *draw an image and its mask, a time, noise; take a gradient step*. First try two images (thumbnails, for speed), again and again: if the loss does not fall to almost nothing, something is wrong and no amount of data will help.
+# Algorithm 1: *draw an image and its mask, a time, noise; take a gradient step*. First with two images (thumbnails, for speed), again and again: if the loss does not fall to almost nothing, no amount of data will help.
 
 # %%
 small = ["height=72", "width=24", "channels=8,16,32", "timesteps=1000", "fit=letterbox"]
@@ -812,7 +812,7 @@ print([p.name for p in checkpoints(folder / "demo")])
 assert [p.stem[11:] for p in checkpoints(folder / "demo")] == ["999999", "1000000"]
 
 # %% [markdown]
-# A damaged file is named, and the one before it is used. The file is a zip with checksums, so one flipped bit is noticed; nothing from it is executed (`weights_only=True`).
+# A damaged file is named, and the one before it is used. The file is a zip with checksums, so one flipped bit is noticed; nothing from it is executed.
 
 # %%
 #| export
@@ -1012,9 +1012,6 @@ except VerdiffError as error:
     print(error)
 
 
-# %% [markdown]
-# Everything that changes in a run, in one place:
-
 # %%
 #| export
 @dataclass
@@ -1178,7 +1175,7 @@ except VerdiffError as error:
 assert not stop and losses["total"] == by_hand[-1][0].item()
 
 # %% [markdown]
-# What is saved, and the way back. `run.json` says what this run is; `history.json` holds its curves.
+# `run.json` says what this run is; `history.json` holds its curves.
 
 # %%
 #| export
