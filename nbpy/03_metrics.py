@@ -134,9 +134,7 @@ def drawn(quads):
     return torch.from_numpy(landmarks_to_mask(quads.reshape(-1, 2), 576, 192)).bool()[None, None]
 
 
-down = drawn(
-    quads[1:]
-)  # each vertebra replaced by the one below: the top one is gone, the rest looks perfect
+down = drawn(quads[1:])  # every box is on the vertebra below its own; the last has none, and drops
 missing = drawn(np.delete(quads, 8, 0))
 middle = quads.mean(1, keepdims=True)
 fat = drawn(middle + 1.10 * (quads - middle))
@@ -153,16 +151,29 @@ for name, x in cases.items():
 assert dice(fat, truth) < dice(missing, truth)  # a harmless border costs more than a lost vertebra
 
 # %%
-fig, axes = plt.subplots(1, 5, figsize=(6.5, 3.6), layout="constrained")
+levels = [f"T{k}" for k in range(1, 13)] + [f"L{k}" for k in range(1, 6)]
+
+
+def write_names(axis, quads, names):
+    "Each name beside its box; one of them, L1, on red."
+    for (x, y), name in zip(quads.mean(1), names):
+        tag = {"color": "crimson" if name == "L1" else "black", "pad": 0.6, "lw": 0}
+        axis.text(x + 28, y, name, color="white", fontsize=6, va="center", bbox=tag)
+
+
+fig, axes = plt.subplots(1, 5, figsize=(6.8, 4), layout="constrained")
 for axis, (name, x) in zip(axes, cases.items()):
     axis.imshow(film.image, cmap="gray")
     axis.set_axis_off()
     axis.set_title(f"{name}\n{dice(x, truth).item():.3f}", fontsize=8)
     axis.contour(x[0, 0], [0.5], colors="orange", linewidths=0.7)
+write_names(axes[0], quads, levels)
+write_names(axes[1], quads[1:], levels)
+write_names(axes[2], np.delete(quads, 8, 0), np.delete(levels, 8))
 
 
 # %% [markdown]
-# A Dice of 0.97 can hide a lost vertebra. The second picture, with the highest Dice of all wrong ones, gives all sixteen vertebrae that it shows a wrong name. So we also measure distances between borders, and leave that to MONAI: the 95th percentile of the distance from one border to the other (HD95, after Hausdorff), and the share of the border that lies within a tolerance of the other (surface Dice). If one mask is empty there is no distance; we say infinity (and a share of zero). Both empty count as perfect.
+# A Dice of 0.97 can hide a lost vertebra. The second picture, with the highest Dice of all wrong ones, gives all sixteen vertebrae that it shows a wrong name: follow L1, on red, from the first to the second. (T counts the vertebrae of the chest, L those of the lower back. The mask itself holds no names.) So we also measure distances between borders, and leave that to MONAI: the 95th percentile of the distance from one border to the other (HD95, after Hausdorff), and the share of the border that lies within a tolerance of the other (surface Dice). If one mask is empty there is no distance; we say infinity (and a share of zero). Both empty count as perfect.
 
 # %%
 #| export
