@@ -319,7 +319,7 @@ assert worst < 1e-9
 # All three densities: where the walker could have been a step ago if one only knew $x_0$ and $f$ (the marginal at $t-1$), how well each place explains $x_t$ (the step), and their product, the posterior, each scaled to height one. The dashed line is our mean, the red one Eq. (6) as printed.
 
 # %%
-grid = torch.linspace(-1.2, 2.6, 2001, dtype=torch.float64)
+grid = torch.linspace(-2.6, 2.6, 2601, dtype=torch.float64)
 
 
 def three(t, axis=None, legend=True, x_0=1.0, x_t=0.4, f=0.8):
@@ -332,45 +332,44 @@ def three(t, axis=None, legend=True, x_0=1.0, x_t=0.4, f=0.8):
         (before + step, "posterior", "k"),
     ):
         axis.plot(grid, (log - log.max()).exp(), color=colour, label=name)
-    for how, colour, style in (
-        (q_posterior, "tab:blue", "--"),
-        (q_posterior_printed, "crimson", "-"),
+    for how, name, colour, style in (
+        (q_posterior, "our mean", "tab:blue", "--"),
+        (q_posterior_printed, "mean of Eq. (6)", "crimson", "-"),
     ):
-        axis.axvline(
-            how(process, scalar(x_0), scalar(x_t), torch.tensor([t]), scalar(f))[0].item(),
-            color=colour,
-            ls=style,
-            lw=1,
-        )
-    axis.set(xlim=(-1.2, 2.6), title=f"t = {t}", xlabel="$x_{t-1}$", yticks=[])
+        mean, _ = how(process, scalar(x_0), scalar(x_t), torch.tensor([t]), scalar(f))
+        axis.axvline(mean.item(), color=colour, ls=style, lw=1, label=name)
+    axis.set(xlim=(-2.6, 2.6), title=f"t = {t}", xlabel="$x_{t-1}$", yticks=[])
     if legend:
-        axis.legend(fontsize=7, loc="upper right")
+        axis.legend(fontsize=7, loc="upper left")
 
 
 three(100)
-off = [
-    abs(
-        how(process, scalar(1.0), scalar(0.4), torch.tensor([100]), scalar(0.8))[0]
-        - bayes(100, 1.0, 0.4, 0.8)[0]
-    )
-    / bayes(100, 1.0, 0.4, 0.8)[1].sqrt()
-    for how in (q_posterior, q_posterior_printed)
-]
+
+
+# %%
+def off(how, t=100):
+    "How far a mean is from Bayes', in standard deviations of the step."
+    mean, _ = how(process, scalar(1.0), scalar(0.4), torch.tensor([t]), scalar(0.8))
+    true_mean, variance = bayes(t, 1.0, 0.4, 0.8)
+    return (abs(mean - true_mean) / variance.sqrt()).item()
+
+
 print(
-    f"at t = 100 Eq. (6) misses Bayes' mean by {off[1].item():.1f} standard deviations of the "
-    f"step, ours by {off[0].item():.0e}"
+    f"at t = 100 Eq. (6) misses Bayes' mean by {off(q_posterior_printed):.1f} standard deviations "
+    f"of the step, ours by {off(q_posterior):.0e}"
 )
 
 # %% [markdown]
-# Drag $t$, or play the film: early in the chain the start $x_0$ has a say; later the marginal is so wide that only $x_t$ counts.
+# Drag $t$, or play the film: early in the chain the start $x_0$ has a say, and pulls the posterior from the green curve towards the orange one; later the marginal is so wide that only $x_t$ counts. The red line moves away from the posterior all the while. (The four pictures show less of the axis.)
 
 # %%
 interact(lambda t: three(t), t=IntSlider(20, 1, 999, 1, continuous_update=False));
 
 # %%
 fig, axes = plt.subplots(1, 4, figsize=(9, 2), layout="constrained")
-for axis, t in zip(axes, (2, 5, 20, 300)):
+for axis, t in zip(axes, (5, 20, 100, 300)):
     three(t, axis, legend=False)
+    axis.set_xlim(0.2, 1.3)
 
 # %%
 fig, axis = plt.subplots(figsize=(4.4, 2.3), dpi=58, layout="constrained")
@@ -621,13 +620,12 @@ torch.testing.assert_close(v_target(process, x_0, t, noise), public.get_velocity
 
 # %%
 times = torch.arange(1000)
-big = torch.zeros(1000, 1).double()
+zeros = torch.zeros(1000, 1).double()  # x_t, the prior, and a faultless output, at every time
 fig, axis = plt.subplots(figsize=(5, 2.6), layout="constrained")
-for kind in PREDICTION_TYPES:
-    wrong = predict_x_0(process, big, times, big + 0.05, big, kind) - predict_x_0(
-        process, big, times, big, big, kind
-    )
-    axis.semilogy(times, wrong.abs()[:, 0], label=kind)
+for kind, style in zip(PREDICTION_TYPES, ("-", "-", "--")):
+    right = predict_x_0(process, zeros, times, zeros, zeros, kind)
+    wrong = predict_x_0(process, zeros, times, zeros + 0.05, zeros, kind)
+    axis.semilogy(times, (wrong - right).abs()[:, 0], style, label=kind)
 axis.set(xlabel="t", ylabel="error of the mask")
 axis.legend()
 amplify = (process.sigmas / process.alphas_cumprod.sqrt())[-1]
