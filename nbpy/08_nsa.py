@@ -618,7 +618,7 @@ for ax, name, (a, b) in zip(axes[:, 0], names, ranges):
 # %% [markdown]
 # The first row shows a spine even at $t = 999$: that is $f(b)$, by which Eq. (3) shifts the noise. The
 # colours are stretched to the ranges at the left, so numbers are safer. Over **real spines** when the X-ray set is at hand (else
-# over phantoms), take the mean gate in three places: on the vertebrae, close by (the gaps between them and a rim around), and far away.
+# over phantoms), take the mean gate in three places: on the vertebrae, in the gaps between them with a rim around, and far away. Each gate has an axis of its own; a band is the standard deviation over the films.
 
 # %%
 XRAY = find_xray()
@@ -631,7 +631,7 @@ def places(sample):
     body = F.avg_pool2d(sample.mask[None], 2)[0, 0] > 0.5
     near = F.max_pool2d(body[None, None].float(), 9, 1, 4)[0, 0] > 0
     far = ~(F.max_pool2d(near[None, None].float(), 9, 1, 4)[0, 0] > 0)
-    return {"vertebrae": body, "close by": near & ~body, "far away": far}
+    return {"vertebrae": body, "gaps and rim": near & ~body, "far away": far}
 
 
 # %%
@@ -645,7 +645,7 @@ curves = np.stack([gates(films[i]) for i in range(4)])  # film t gate place
 mean, spread = curves.mean(0), curves.std(0)
 
 # %%
-fig, axes = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained", sharey=True)
+fig, axes = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained")
 for k, ax in enumerate(axes):
     for p, place in enumerate(places(films[0])):
         ax.plot(ts, mean[:, k, p], label=place)
@@ -673,7 +673,7 @@ print(
 
 # %% [markdown]
 # So the trained gate does follow the anatomy. The fine branch is open nearly everywhere in the noise and closes a little far from the spine when the
-# picture clears. The spatial one is more open close by than on the bodies, at every $t$, and in the end most of all far away. But compare both last
+# picture clears. The spatial one is more open in gaps and rim than on the bodies, at every $t$, and in the end most of all far away. But compare both last
 # numbers with 1, the whole range of a sigmoid: the selection is a fine adjustment, which stretched colours alone would have hidden.
 #
 # The slider runs with a kernel; on the rendered page, the animation under it does the same.
@@ -698,7 +698,7 @@ html
 # ## 6 · What it costs, and where it sits
 #
 # Depth-wise convolutions do little arithmetic and can be slow all the same.
-# Forward and backward of one adapter, batch 8, at the three finest levels of a 192×64 network:
+# Forward and backward of one adapter, batch 8, at the four levels of a 192×64 network:
 
 # %%
 def seconds(f, x, prior, repeat=2):
@@ -710,7 +710,7 @@ def seconds(f, x, prior, repeat=2):
     return best
 
 costs = []
-for c, h, w in [(16, 192, 64), (32, 96, 32), (64, 48, 16)]:
+for c, h, w in [(16, 192, 64), (32, 96, 32), (64, 48, 16), (128, 24, 8)]:
     p = torch.zeros(8, 1, h, w)
     plain = torch.randn(8, c, h, w, requires_grad=True)
     last = plain.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -720,8 +720,8 @@ for c, h, w in [(16, 192, 64), (32, 96, 32), (64, 48, 16)]:
 
 # %%
 labels, plain_s, last_s = zip(*costs)
-where = np.arange(3)
-plt.figure(figsize=(5, 2.4))
+where = np.arange(len(labels))
+plt.figure(figsize=(6, 2.4))
 plt.bar(where - 0.2, np.array(plain_s) * 1000, 0.4, label="channels first")
 plt.bar(where + 0.2, np.array(last_s) * 1000, 0.4, label="channels last")
 plt.xticks(where, labels)
@@ -776,7 +776,7 @@ print(f"adapters: {sum(spent.values()) / total:.0%} of a sampling step of five m
 
 # %% [markdown]
 # Two choices follow. **Channels last** (a pixel's channels lie together in memory) for the whole model; [09_model](09_model.ipynb) sets it once.
-# And **an adapter at every level below full resolution**: in the chart the finest level costs more than the two others together, and there a reach of
+# And **an adapter at every level below full resolution**: in the chart the finest level costs more than the three others together, and there a reach of
 # 29 pixels is the shortest in millimetres. One level down the same kernels span 58 pixels of the image.
 #
 # The plain dilated line stays: it reads like the paper and takes sides of every length, and the interleaved form can only gain a part of one convolution
