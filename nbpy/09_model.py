@@ -63,60 +63,8 @@ torch.set_num_threads(1)
 # ## 1 · Everything that decides what the model computes
 #
 # Weights without their configuration are useless. One frozen dataclass holds every choice that changes the *function*
-# (widths, switches, the process, the meaning of the output); learning rates and the like are not in it. It is strict: a
-# misspelt key that is silently ignored costs a night of training. The check first:
-
-# %%
-#| export
-def _check_type(key: str, value: Any, default: Any, where: str) -> None:
-    "One sentence when `value` cannot stand where `default` stands."
-    if isinstance(default, tuple):
-        fits = (
-            isinstance(value, (list, tuple))
-            and len(value) > 0
-            and all(type(v) is int and v > 0 for v in value)
-        )
-        wanted = "a list of positive integers"
-    elif isinstance(default, float):
-        fits, wanted = type(value) in (int, float), "a number"
-    else:
-        fits, wanted = type(value) is type(default), f"a value of type {type(default).__name__}"
-    if not fits:
-        raise VerdiffError(f"{where}: {key!r} must be {wanted}, not {value!r}")
-
-
-def _check_values(
-    values: dict[str, Any], known: dict[str, Any], where: str, complete: bool
-) -> None:
-    "Every key known and of its default's type; with `complete`, none missing."
-    for key, value in values.items():
-        if key not in known:
-            near = get_close_matches(key, known, 1)
-            hint = f"; did you mean {near[0]!r}" if near else ""
-            raise VerdiffError(
-                f"{where}: unknown key {key!r}{hint}; allowed are {', '.join(known)}"
-            )
-        _check_type(key, value, known[key], where)
-    if complete and (missing := [k for k in known if k not in values]):
-        raise VerdiffError(
-            f"{where}: the key {missing[0]!r} is missing; "
-            "save the model again with this version of verdiff"
-        )
-
-
-# %%
-def complaint(f):
-    "The sentence with which f refuses."
-    try:
-        f()
-    except VerdiffError as error:
-        return str(error)
-
-print(complaint(lambda: _check_values({"blocks": 2.5}, {"blocks": 1}, "config.json", False)))
-
-
-# %% [markdown]
-# And the fields:
+# (widths, switches, the process, the meaning of the output); learning rates and the like are not in it. Saving
+# a model writes these fields into a text file, `config.json`, beside the weights (section 9).
 
 # %%
 #| export
@@ -168,6 +116,58 @@ class VerdiffConfig:
 # %%
 config = VerdiffConfig.from_settings(load_settings("demo"))
 print(config)
+
+# %% [markdown]
+# `from_dict` is strict: a misspelt key that is silently ignored costs a night of training. Each key must be a field, and each value of the type
+# of that field's default:
+
+# %%
+#| export
+def _check_type(key: str, value: Any, default: Any, where: str) -> None:
+    "One sentence when `value` cannot stand where `default` stands."
+    if isinstance(default, tuple):
+        fits = (
+            isinstance(value, (list, tuple))
+            and len(value) > 0
+            and all(type(v) is int and v > 0 for v in value)
+        )
+        wanted = "a list of positive integers"
+    elif isinstance(default, float):
+        fits, wanted = type(value) in (int, float), "a number"
+    else:
+        fits, wanted = type(value) is type(default), f"a value of type {type(default).__name__}"
+    if not fits:
+        raise VerdiffError(f"{where}: {key!r} must be {wanted}, not {value!r}")
+
+
+def _check_values(
+    values: dict[str, Any], known: dict[str, Any], where: str, complete: bool
+) -> None:
+    "Every key known and of its default's type; with `complete`, none missing."
+    for key, value in values.items():
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            hint = f"; did you mean {near[0]!r}" if near else ""
+            raise VerdiffError(
+                f"{where}: unknown key {key!r}{hint}; allowed are {', '.join(known)}"
+            )
+        _check_type(key, value, known[key], where)
+    if complete and (missing := [k for k in known if k not in values]):
+        raise VerdiffError(
+            f"{where}: the key {missing[0]!r} is missing; "
+            "save the model again with this version of verdiff"
+        )
+
+
+# %%
+def complaint(f):
+    "The sentence with which f refuses."
+    try:
+        f()
+    except VerdiffError as error:
+        return str(error)
+
+print(complaint(lambda: VerdiffConfig.from_dict({"blocks": 2.5}, "config.json")))
 assert VerdiffConfig.from_dict(config.to_dict()) == config
 
 # %%
@@ -250,7 +250,9 @@ def make_diffusion(cfg: VerdiffConfig) -> UNet:
 
 
 # %%
-print(type(make_features(config)).__name__, "|", make_diffusion(config).encoder.stem)
+print("X is made by:", type(make_features(config)).__name__)
+print(f"the diffusion U-Net's first layer, 1 + 1 + {config.channels[0]} channels in:")
+print(make_diffusion(config).encoder.stem)
 
 
 # %% [markdown]

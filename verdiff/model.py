@@ -29,43 +29,7 @@ from .nsa import NoiseSemanticAdapter
 from .settings import VerdiffError, atomic_write
 from .unet import ConditionalUNet, UNet
 
-# %% ../nbs/09_model.ipynb #562242d1
-def _check_type(key: str, value: Any, default: Any, where: str) -> None:
-    "One sentence when `value` cannot stand where `default` stands."
-    if isinstance(default, tuple):
-        fits = (
-            isinstance(value, (list, tuple))
-            and len(value) > 0
-            and all(type(v) is int and v > 0 for v in value)
-        )
-        wanted = "a list of positive integers"
-    elif isinstance(default, float):
-        fits, wanted = type(value) in (int, float), "a number"
-    else:
-        fits, wanted = type(value) is type(default), f"a value of type {type(default).__name__}"
-    if not fits:
-        raise VerdiffError(f"{where}: {key!r} must be {wanted}, not {value!r}")
-
-
-def _check_values(
-    values: dict[str, Any], known: dict[str, Any], where: str, complete: bool
-) -> None:
-    "Every key known and of its default's type; with `complete`, none missing."
-    for key, value in values.items():
-        if key not in known:
-            near = get_close_matches(key, known, 1)
-            hint = f"; did you mean {near[0]!r}" if near else ""
-            raise VerdiffError(
-                f"{where}: unknown key {key!r}{hint}; allowed are {', '.join(known)}"
-            )
-        _check_type(key, value, known[key], where)
-    if complete and (missing := [k for k in known if k not in values]):
-        raise VerdiffError(
-            f"{where}: the key {missing[0]!r} is missing; "
-            "save the model again with this version of verdiff"
-        )
-
-# %% ../nbs/09_model.ipynb #64906018
+# %% ../nbs/09_model.ipynb #50015f07
 @dataclass(frozen=True)
 class VerdiffConfig:
     "Everything that decides what a `VerdiffNet` computes; it is saved beside the weights."
@@ -109,6 +73,42 @@ class VerdiffConfig:
     def to_dict(self) -> dict[str, Any]:
         "Plain values, ready for JSON."
         return {**asdict(self), "channels": list(self.channels)}
+
+# %% ../nbs/09_model.ipynb #562242d1
+def _check_type(key: str, value: Any, default: Any, where: str) -> None:
+    "One sentence when `value` cannot stand where `default` stands."
+    if isinstance(default, tuple):
+        fits = (
+            isinstance(value, (list, tuple))
+            and len(value) > 0
+            and all(type(v) is int and v > 0 for v in value)
+        )
+        wanted = "a list of positive integers"
+    elif isinstance(default, float):
+        fits, wanted = type(value) in (int, float), "a number"
+    else:
+        fits, wanted = type(value) is type(default), f"a value of type {type(default).__name__}"
+    if not fits:
+        raise VerdiffError(f"{where}: {key!r} must be {wanted}, not {value!r}")
+
+
+def _check_values(
+    values: dict[str, Any], known: dict[str, Any], where: str, complete: bool
+) -> None:
+    "Every key known and of its default's type; with `complete`, none missing."
+    for key, value in values.items():
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            hint = f"; did you mean {near[0]!r}" if near else ""
+            raise VerdiffError(
+                f"{where}: unknown key {key!r}{hint}; allowed are {', '.join(known)}"
+            )
+        _check_type(key, value, known[key], where)
+    if complete and (missing := [k for k in known if k not in values]):
+        raise VerdiffError(
+            f"{where}: the key {missing[0]!r} is missing; "
+            "save the model again with this version of verdiff"
+        )
 
 # %% ../nbs/09_model.ipynb #49d40dea
 class Conditioning(NamedTuple):
