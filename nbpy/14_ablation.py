@@ -2,7 +2,7 @@
 # # 14 · Ablation
 # > Take one part out, train again, and again with other random numbers: what Table 2 can say, and what nobody can say from one run
 #
-# You will write the sweep that reproduces the paper's Table 2 and six choices the paper is silent about, interrupt it, resume it, see the ranking of four networks depend on the seed, build an interval that knows about films *and* seeds, and read the forest plot that comes out. **A cell without output has not been run yet; those marked `#| cuda` wait for a GPU.** What is recorded comes from one CPU core, at 96×32 pixels: thirty runs, less than half an hour of one core. Without the recorded cells the page takes half a minute.
+# You will write the sweep that reproduces the paper's Table 2 and six choices the paper is silent about, interrupt it, resume it, see the ranking of four networks depend on the seed, build an interval that knows about films *and* seeds, and read the forest plot that comes out. **A cell without output has not been run yet; those marked `#| cuda` wait for a GPU.** What is recorded comes from one CPU core, at 96×32 pixels: thirty runs on phantoms and eighteen on radiographs, less than an hour of one core. Without the recorded cells the page takes half a minute.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/14_ablation.ipynb)
 
