@@ -1,6 +1,6 @@
 # %% [markdown]
 # # 10 · Training
-# > From ten lines to a loop that no power cut, no bad file and no third GPU can upset
+# > From ten lines to a loop that no power cut, no bad file and no second process can upset
 #
 # You will read Eq. (9) literally and watch its loss fall without end, write a training loop in ten lines, and add what a real one needs, each addition with the picture that justifies it. At the end you kill a run with `kill -9`, which no program can catch, and still get the weights of an undisturbed run, to the last bit. A minute or two on a laptop, no GPU.
 #
@@ -227,7 +227,7 @@ def attempt(rate=lambda k: 0.02, clip=math.inf, autocast=False, spoil=None, look
 # %% [markdown]
 # ## 3 · Chance that can be repeated
 #
-# The naive way to be random is one global generator. A run that stops after 6 batches and is started again begins its shuffle anew.
+# The naive way to be random is one global generator. A run that stops after 4 batches of 4 images and is started again begins its shuffle anew.
 #
 # The fix: *everything random is a function of (seed, position)*, the position being how many images the run has seen. Then the step number is the whole random state, on one device or on many.
 
@@ -272,24 +272,25 @@ def naive(first, last):
 
 
 ours = torch.stack([batch_indices(24, 4, b, seed=35) for b in range(12)])
-again = torch.stack([batch_indices(24, 4, b, seed=35) for b in range(6, 12)])
+again = torch.stack([batch_indices(24, 4, b, seed=35) for b in range(4, 12)])
 rows = {"naive, undisturbed": naive(0, 12),
-        "naive, restarted": torch.cat([naive(0, 6), naive(6, 12)]),
-        "ours, restarted": torch.cat([ours[:6], again])}
+        "naive, restarted": torch.cat([naive(0, 4), naive(4, 12)]),
+        "ours, restarted": torch.cat([ours[:4], again])}
 
 # %%
 fig, axes = plt.subplots(3, 1, figsize=(6, 2.4))
 for axis, (name, seen) in zip(axes, rows.items()):
     axis.imshow(seen.T, cmap="nipy_spectral", aspect="auto")
-    axis.axvline(5.5, color="k", lw=3)
-    axis.set(title=name, xticks=[], yticks=[])
+    axis.axvline(3.5, color="k", lw=4)
+    axis.set(title=f"{name}: {len(seen[:6].unique())} of 24 images in the first epoch",
+             xticks=[], yticks=[])
 axes[-1].set(xticks=range(12), xlabel="batch; a column is four images, a colour is an image")
 assert torch.equal(ours, rows["ours, restarted"])
 assert not torch.equal(rows["naive, undisturbed"], rows["naive, restarted"])
 assert sorted(ours[:6].flatten().tolist()) == sorted(ours[6:].flatten().tolist()) == list(range(24))
 
 # %% [markdown]
-# The naive restart (middle row) repeats on the right what it saw on the left. Here it stops between two epochs; in the middle of one, some images would come twice and others not at all.
+# The black line is the restart, the first epoch is the first six batches. The naive restart (middle row) repeats right of the line what it saw left of it: in the first epoch some images come twice, and as many not at all.
 #
 # Times are spread evenly over the batch around one random offset. Each by itself is still uniform, but no batch has noisy masks only.
 

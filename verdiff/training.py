@@ -1,4 +1,4 @@
-"""From ten lines to a loop that no power cut, no bad file and no third GPU can upset
+"""From ten lines to a loop that no power cut, no bad file and no second process can upset
 
 Docs: https://verdiff.github.io/verdiff/training.html.md"""
 
