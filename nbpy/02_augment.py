@@ -75,7 +75,7 @@ show(images, masks)
 # %%
 def naive_rotation(x, degrees):
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    theta = torch.tensor([[[c, -s, 0.0], [s, c, 0.0]]]).expand(len(x), -1, -1)
+    theta = torch.tensor([[[c, s, 0.0], [-s, c, 0.0]]]).expand(len(x), -1, -1)  # the way back
     return F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
 
 
@@ -84,12 +84,23 @@ square[..., 80:112, 16:48] = 1
 bent = naive_rotation(square, 20)
 
 
+def show_squares(*pictures, titles):
+    wide = 1.35 * len(pictures)
+    fig, axes = plt.subplots(1, len(pictures), figsize=(wide, 3.4), layout="constrained")
+    for axis, x, title in zip(axes, pictures, titles, strict=True):
+        axis.imshow(x[0, 0], cmap="magma", vmin=0, vmax=1)
+        axis.set_axis_off()
+        axis.set_title(title, fontsize=9)
+
+
+show_squares(square, bent, titles=("a square", "naive 20°"))
+
 # %% [markdown]
-# The picture below shows what that does to a square. The fix is to rotate *pixels* and convert at the end: multiply the matrix by the aspect ratio on one off-diagonal and divide on the other,
+# The square is sheared. The fix is to rotate *pixels* and convert at the end: multiply the matrix by the aspect ratio on one off-diagonal and divide on the other,
 #
 # $$A = \begin{pmatrix} \cos\alpha & -\tfrac{H}{W}\sin\alpha \\ \tfrac{W}{H}\sin\alpha & \cos\alpha \end{pmatrix}.$$
 #
-# `affine_grid` asks where each output pixel comes *from*. So the code has the inverse: both signs of the sine turned, and divided by the scale.
+# `affine_grid` asks where each output pixel comes *from*. So the code, like the naive one above, has the inverse: both signs of the sine turned. It also divides by the scale.
 
 # %%
 #| export
@@ -114,11 +125,7 @@ grid = F.affine_grid(
     affine_matrix(one * math.radians(20), one, none, (192, 64)), square.shape, align_corners=False
 )
 right = F.grid_sample(square, grid, align_corners=False)
-fig, axes = plt.subplots(1, 3, figsize=(4, 3.4), layout="constrained")
-for axis, x, title in zip(axes, (square, bent, right), ("a square", "naive 20°", "in pixels 20°")):
-    axis.imshow(x[0, 0], cmap="magma", vmin=0, vmax=1)
-    axis.set_axis_off()
-    axis.set_title(title, fontsize=9)
+show_squares(square, bent, right, titles=("a square", "naive 20°", "in pixels 20°"))
 
 
 def side_ratio(x):
@@ -353,7 +360,7 @@ torch.testing.assert_close(still(images, masks)[0], images, atol=2e-5, rtol=0)
 # %% [markdown]
 # ## 5 · One at a time, and how much is too much
 #
-# Each alone, at the strengths of profile `paper`; then scale and flip, which the paper does not use. (The rotation is random: up to 30°, here less.)
+# Each alone, at the strengths of profile `paper`; then scale and flip, which the paper does not use. (The rotation is random, up to 30° either way.)
 
 # %%
 off = dict(rotation=0, shift=(0, 0), elastic=0, contrast=0)
@@ -366,7 +373,8 @@ alone = (
     dict(flip=1),
 )
 made = [
-    Augment(**(off | one))(images[:1], masks[:1], torch.Generator().manual_seed(4)) for one in alone
+    Augment(**(off | one))(images[:1], masks[:1], torch.Generator().manual_seed(34))
+    for one in alone
 ]
 show(
     *map(torch.cat, zip((images[:1], masks[:1]), *made)),
