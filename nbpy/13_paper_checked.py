@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from torch import nn
 
@@ -48,7 +48,7 @@ findings = []
 
 def note(where, verdict, paper, run, page):
     findings.append((where, verdict, paper, run, page))
-    print(f"{where}: {verdict}. {run}")
+    display(Markdown(f"**{where}**: {verdict}. {run}"))
 
 
 # %% [markdown]
@@ -486,7 +486,7 @@ note("Eq. (17)", HOLDS, "Dice", "as usual", "03_metrics")
 note("Eq. (18)", HOLDS, "IoU", "of one image it is D / (2 − D)", "03_metrics")
 
 # %% [markdown]
-# That function is convex. So by Jensen's inequality a mean IoU is at least $\bar D/(2-\bar D)$, and it can exceed that by at most $2\sigma^2$ ([03](03_metrics.ipynb) derives both). Table 1 prints mean Dice, its ±, and mean IoU, so every pair can be tested. (The upper bound takes ± as the standard deviation over images; the lower one needs no ±.) Grey bars are what is possible, often too short to see behind the dot; dots are what is printed: green fits, red is too low, purple too high.
+# That function is convex. So by Jensen's inequality a mean IoU is at least $\bar D/(2-\bar D)$, and it can exceed that by at most $2\sigma^2$ ([03](03_metrics.ipynb) derives both). Table 1 prints mean Dice, its ±, and mean IoU, so every pair can be tested. (The upper bound takes ± as the standard deviation over images; the lower one needs no ±.) The picture shows by how many points the printed mean IoU misses the nearer bound: green is 0, it fits; red is too low, purple too high.
 
 # %%
 checked = jensen_check()
@@ -494,12 +494,16 @@ colours = {"fits": "tab:green", "too low": "crimson", "too high": "tab:purple"}
 fig, axes = plt.subplots(1, 4, figsize=(8.4, 2.9), sharey=True, layout="constrained")
 methods = list(dict.fromkeys(c.method for c, *_ in checked))
 for axis, data in zip(axes, dict.fromkeys(c.data for c, *_ in checked)):
+    axis.axvline(0, color="0.6", lw=0.8)
     for cell, low, high, verdict in (row for row in checked if row[0].data == data):
         y = -methods.index(cell.method)
-        axis.plot([low, high], [y, y], color="0.6", lw=5, solid_capstyle="butt")
-        axis.plot(cell.iou, y, "o", ms=5, color=colours[verdict])
-    axis.set(title=data, xlabel="mean IoU, %")
+        gap = {"fits": 0, "too low": cell.iou - low, "too high": cell.iou - high}[verdict]
+        axis.plot([0, gap], [y, y], "o-", ms=5, markevery=[1], color=colours[verdict])
+        if gap:
+            axis.text(max(gap, 0) + 0.8, y, f"{gap:+.2f}", fontsize=7, va="center")
+    axis.set(title=data, xlim=(-5, 15))
     axis.title.set_fontsize(9)
+fig.supxlabel("printed mean IoU minus the nearer bound, points", fontsize=9)
 axes[0].set_yticks([-i for i in range(len(methods))], methods, fontsize=8)
 print({v: sum(row[3] == v for row in checked) for v in colours})
 
@@ -729,6 +733,7 @@ films, unseen = packed["training"], packed["test"]
 augment = Augment(rotation=5, elastic=0.01, contrast=0.1)
 
 
+# small: few steps, hence a high rate that falls to zero; the same for every network
 def learn(steps=120, **config):
     torch.manual_seed(35)
     model = VerdiffNet(channels=(8, 16, 32), height=96, width=32, nsa=False, **config)
@@ -763,7 +768,7 @@ for name, config in kinds.items():
     scores[name, "prior"] = dice(got.prior_prob > 0.5, unseen.masks)
     print(
         f"{name:15s} prior {scores[name, 'prior'].mean():.3f} | "
-        + " | ".join(f"{k} steps {summary(scores[name, k])}" for k in (1, 2, 10))
+        + " | ".join(f"{k} step{'s' * (k > 1)} {summary(scores[name, k])}" for k in (1, 2, 10))
     )
 
 # %%
