@@ -21,7 +21,7 @@ from typing import Any, get_type_hints
 class VerdiffError(ValueError):
     "Something that a user can put right; the message is one sentence that says how."
 
-# %% ../nbs/00_settings.ipynb #f7cf3afd
+# %% ../nbs/00_settings.ipynb #c5db9144
 def _sync_folder(folder: Path) -> None:
     "Let the rename, too, survive a power cut, where the system can."
     if os.name == "posix":
@@ -29,21 +29,6 @@ def _sync_folder(folder: Path) -> None:
         with suppress(OSError):  # some network drives refuse
             os.fsync(number)
         os.close(number)
-
-
-def _disk_trouble(error: Exception) -> bool:
-    "Whether a library wrapped an error of the disk: torch's writer and safetensors do."
-    words = str(error).lower()
-    return any(
-        w in words
-        for w in (
-            "no space left",
-            "file write failed",
-            "unexpected pos",
-            "i/o error",
-            "iostream error",
-        )
-    )
 
 # %% ../nbs/00_settings.ipynb #bbeb3abb
 @contextmanager
@@ -76,6 +61,21 @@ def atomic_write(
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+# %% ../nbs/00_settings.ipynb #9cdfb568
+def _disk_trouble(error: Exception) -> bool:
+    "Whether a library wrapped an error of the disk: torch's writer and safetensors do."
+    words = str(error).lower()
+    return any(
+        w in words
+        for w in (
+            "no space left",
+            "file write failed",
+            "unexpected pos",
+            "i/o error",
+            "iostream error",
+        )
+    )
 
 # %% ../nbs/00_settings.ipynb #4534765c
 def settings_path() -> Path:
