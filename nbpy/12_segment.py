@@ -646,7 +646,8 @@ nothing = segmenter.predict(blank)
 usual = np.mean([r.uncertainty.mean() for r in results])
 spread = [f"spread {r.uncertainty.mean():.3f}" for r in (nothing, results[0])]
 axes = show([blank, nothing.probability * 255, results[0].probability * 255],
-            ["nothing", f"its mask, mean of 5\n{spread[0]}", f"a phantom's, mean of 5\n{spread[1]}"])
+            ["nothing", f"its mask, mean of 5\n{spread[0]}",
+             f"a phantom's, mean of 5\n{spread[1]}"])
 print(f"mean spread of all eight phantoms: {usual:.3f}")
 
 # %% [markdown]
