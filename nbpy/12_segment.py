@@ -378,9 +378,7 @@ def bundled_model() -> Path | None:
 # %%
 #| export
 def find_model(
-    model: str
-    | Path
-    | None,  # folder of a model or a run, Hub id; None or "bundled": the bundled one
+    model: str | Path | None,  # model or run folder, Hub id; None or "bundled": the bundled one
 ) -> str:  # what `VerdiffNet.from_pretrained` takes
     "The model that a user means; VerdiffError where there is none."
     if model in (None, "bundled") and (model := bundled_model()) is None:

@@ -1203,7 +1203,7 @@ print(said.getvalue())
 # %% [markdown]
 # ### The recorded run
 #
-# On the public X-ray set, profile `comparison`: 192×64 pixels, 1,000 steps of 4 films, one learning rate for all, fixed before any of these results was seen. (A shorter rehearsal came before, 300 steps of 8 films at 96×32; FCN and DeepLabv3 marked nothing at all in it, which is why there are more steps now. The rate is still that one.) The cell reads what is finished and runs what is not:
+# On the public X-ray set, profile `comparison`: 192×64 pixels, 1,000 steps of 4 films, one learning rate for all, fixed before any of these results was seen. (Two shorter budgets came before: 300 steps of 8 films at 96×32, in which FCN and DeepLabv3 marked nothing at all; and the same steps at 192×64, broken off after its first two methods, which were still far from done. That is why there are more steps now, for all alike; the rate is still the same.) The cell reads what is finished and runs what is not:
 #
 # ```sh
 # verdiff compare --data scoliosis-xray-single-view.zip      # --methods NAME,NAME for others than these

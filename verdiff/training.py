@@ -612,7 +612,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         run.optimizer.load_state_dict(state["optimizer"])
         run.step, run.best = state["step"], state["best"]
         run.history, run.seconds = state["history"], state["seconds"]
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, ValueError) as error:  # the last: of the optimiser
         raise VerdiffError(f"{run.out}: verdiff {state.get('verdiff', '(unknown)')} wrote the "
                            f"checkpoint, this is {verdiff.__version__}, and it does not fit; go "
                            "on with that version, or start over with --fresh") from error

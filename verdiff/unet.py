@@ -184,8 +184,7 @@ class UNet(nn.Module):
         out_channels: int = 1,
         channels: Sequence[int] = (16, 32, 64),  # width of each level
         blocks: int = 1,  # residual blocks a level
-        time_dim: int
-        | None = None,  # length of the time's vector, even; None: the net knows no time
+        time_dim: int | None = None,  # length of the time's vector, even; None: knows no time
         norm: str = "group",  # or "batch"
         adapter: Adapter | None = None,  # makes the module that is plugged into each encoder level
         zero_output: bool = False,  # start with an output of exactly zero
