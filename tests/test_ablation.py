@@ -155,6 +155,45 @@ def test_films_with_a_twin_in_training_are_left_out(phantoms, tmp_path, monkeypa
     assert known.images.shape[-2:] == (32, 16) and unseen.images.shape[-2:] == (64, 32)
 
 
+def test_choosing_leaves_the_test_split_alone(phantoms, tmp_path, monkeypatch):
+    import verdiff.ablation
+    opened, original = [], verdiff.ablation.open_films
+
+    def noted(data, split, *rest):
+        opened.append(split)
+        return original(data, split, *rest)
+
+    monkeypatch.setattr(verdiff.ablation, "open_films", noted)
+    parts = [films_for(row_settings((), seed, overrides=TINY), phantoms, tmp_path, on="validation")
+             for seed in (35, 36)]
+    assert set(opened) == {"training"}
+    (known, held), (again, same) = parts
+    assert held.names == same.names and known.names == again.names  # whatever the seed of the run
+    assert len(known) + len(held) == 6 and len(held) and not set(known.names) & set(held.names)
+    assert known.images.shape[-2:] == (32, 16) and held.images.shape[-2:] == (64, 32)
+
+
+def test_the_validation_films_are_those_of_training(phantoms, tmp_path):
+    s = row_settings((), 35, overrides=TINY)
+    known, held = films_for(s, phantoms, tmp_path, on="validation")
+    theirs = training.training_data(phantoms, s)
+    assert [part.names for part in theirs] == [known.names, held.names]
+
+
+def test_nothing_to_choose_by_is_said(phantoms, tmp_path):
+    s = row_settings((), 35, overrides=[*TINY, "val_fraction=0"])
+    with pytest.raises(VerdiffError, match="nothing to validate on"):
+        films_for(s, phantoms, tmp_path, on="validation")
+
+
+def test_a_sweep_on_validation_films(phantoms, tmp_path):
+    one = small(phantoms, rows=choose(["both"]), seeds=(35,))
+    run, = sweep(out=tmp_path, **one, on="validation")
+    assert run.names and not set(run.names) & set(XRaySet(phantoms, "test", (64, 32)).names)
+    with pytest.raises(VerdiffError, match="other images"):
+        sweep(out=tmp_path, **one)
+
+
 def test_a_part_more_is_another_fingerprint(phantoms):
     a, b = (XRaySet(phantoms, part, (64, 32)) for part in ("training", "test"))
     assert Films({"a": a}).fingerprint() != Films({"a": a, "b": b}).fingerprint()

@@ -133,15 +133,28 @@ def films_for(
     cache: Path,  # folder for the decoded films
     n_training: int = 96,  # phantoms
     n_test: int = 24,
-) -> tuple[Packed, Packed]:  # to train on, at the network's size; to test on, at that of the scores
-    "The films of one run: the whole training split, nothing is selected, and clean test films."
-    from verdiff.data import clean_test_indices, pack
+    on: str = "test",  # where to score: "test" or "validation"
+) -> tuple[Packed, Packed]:  # to train on, at the network's size; to score on, at that of the scores
+    """The films of one run: the whole training split, and the test films without a twin there.
+
+    With `on="validation"` the test split is not touched: the training split is divided by study,
+    as `train` divides it with the profile's seed, whatever the seed of the run.
+    """
+    from verdiff.data import clean_test_indices, grouped_split, pack
 
     def packed(split: str, size: tuple[int, int]) -> Packed:
         films = open_films(data, split, size, settings.fit, n_training, n_test)
         cache.mkdir(parents=True, exist_ok=True)
         return pack(films, cache / f"{split}-{settings.fit}-{size[0]}x{size[1]}.npz")
 
+    if on == "validation":
+        known, large = packed("training", settings.size), packed("training", settings.eval_size)
+        seed = load_settings(settings.profile).seed
+        kept, held = grouped_split(known.names, settings.val_fraction, seed)
+        if not held:
+            raise VerdiffError(f"{data}: nothing to validate on; it takes training films of two "
+                               "studies or more, and a val_fraction above 0")
+        return known.subset(kept), large.subset(held)
     test = packed("test", settings.eval_size)
     clean = clean_test_indices(test.names, strict=True)
     return packed("training", settings.size), test.subset(clean)
@@ -244,6 +257,7 @@ def sweep(
     n_test: int = 24,
     fresh: bool = False,  # start over
     progress: bool = True,  # show bars
+    on: str = "test",  # where to score: "test", or "validation" to choose by
 ) -> list[Run]:
     """Every row with every seed, each in OUT/ROW-SEED; runs that are finished are read.
 
@@ -256,7 +270,7 @@ def sweep(
     for row, seed, settings in plan:
         canvas = settings.fit, settings.size, settings.eval_size
         if canvas not in films:
-            films[canvas] = films_for(settings, data, out / "films", n_training, n_test)
+            films[canvas] = films_for(settings, data, out / "films", n_training, n_test, on)
         own = out / f"{row}-{seed}"
         done = " (was there)" if (own / "result.json").exists() and not fresh else ""
         runs.append(run_one(row, seed, settings, films[canvas], own, fresh, progress))
@@ -469,6 +483,8 @@ def ablate_options(parser: argparse.ArgumentParser) -> None:
     add("--reference", metavar="ROW", help="row to compare with (default: both, or the first row)")
     add("--seeds", type=seed_list, default=[35, 36, 37], metavar="LIST", help="default: 35,36,37")
     add("--out", default="runs/ablation", metavar="DIR", help="default: runs/ablation")
+    add("--on", choices=("test", "validation"), default="test",
+        help="films to score: test, or a part of the training films to choose by (default: test)")
     phantom_options(parser, 96, 24)
     add("--fresh", action="store_true", help="start over instead of resuming")
 
@@ -481,7 +497,7 @@ def run_ablate(args: argparse.Namespace) -> int:
     reference = args.reference or ("both" if "both" in rows else next(iter(rows)))
     choose([reference], rows)
     runs = sweep(args.data, rows, args.seeds, args.out, args.profile, args.set,
-                 args.training, args.test, args.fresh)
+                 args.training, args.test, args.fresh, on=args.on)
     print(format_table(runs, reference))
     print("written:", *save_tables(runs, Path(args.out), reference))
     return 0

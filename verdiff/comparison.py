@@ -49,9 +49,9 @@ __all__ = ['METHODS', 'MEASURES', 'LAPTOP', 'Missing', 'Method', 'method', 'pad_
            'measure', 'predict', 'score', 'need', 'need_torchvision', 'imagenet', 'Colour', 'torchvision_network',
            'build_fcn', 'build_deeplabv3', 'build_fcn_resnet50', 'build_deeplabv3_resnet50', 'nnunet_home',
            'nnunet_plan', 'build_nnunet', 'build_swin', 'PromptedSAM', 'build_sam', 'build_medsegdiff',
-           'LibraryMedSegDiff', 'build_medsegdiff_lib', 'Result', 'describe', 'run_method', 'compare', 'film_sets',
-           'records', 'score_lines', 'cost_lines', 'table', 'write_nnunet_raw', 'masks_result', 'chosen', 'run_data',
-           'run']
+           'LibraryMedSegDiff', 'build_medsegdiff_lib', 'MonaiDiffusion', 'build_monai_diffusion', 'Result', 'describe',
+           'run_method', 'compare', 'film_sets', 'records', 'score_lines', 'cost_lines', 'table', 'write_nnunet_raw',
+           'masks_result', 'chosen', 'run_data', 'run']
 
 # %% ../nbs/16_comparison.ipynb #21d2d12a
 class Missing(VerdiffError):
@@ -549,6 +549,49 @@ class LibraryMedSegDiff(nn.Module):
 def build_medsegdiff_lib(settings: Settings) -> nn.Module:
     "The public re-implementation."
     return LibraryMedSegDiff(settings)
+
+# %% ../nbs/16_comparison.ipynb #6a84dc1f
+class MonaiDiffusion(nn.Module):
+    "MONAI's `DiffusionModelUNet` and its DDIM scheduler as a method."
+
+    def __init__(self, settings: Settings):
+        super().__init__()
+        from monai.networks.nets import DiffusionModelUNet
+        from monai.networks.schedulers import DDIMScheduler
+
+        self.settings, self.multiple = settings, 4
+        self.net = DiffusionModelUNet(2, 2, 1, num_res_blocks=(1, 1, 1), channels=(64, 64, 64),
+                                      attention_levels=(False, False, True), num_head_channels=64)
+        self.scheduler = DDIMScheduler(settings.timesteps, beta_start=settings.beta_start,
+                                       beta_end=settings.beta_end,
+                                       prediction_type="sample")
+
+    def loss(self, image: Tensor, mask: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        "Squared error of x_0; MONAI counts its times from 0."
+        image, noise = pad_to(image, self.multiple), pad_to(noise, self.multiple)
+        x_0 = 2 * pad_to(mask, self.multiple) - 1
+        x_t = self.scheduler.add_noise(x_0, noise, t - 1)
+        return F.mse_loss(self.net(torch.cat([x_t, image], 1), t - 1).float(), x_0)
+
+    def probability(self, image: Tensor, first_index: int = 0) -> Tensor:
+        "The mean of the samples, (B, 1, H, W) in [0, 1]."
+        from monai.inferers import DiffusionInferer
+
+        s, (height, width) = self.settings, image.shape[-2:]
+        image, draw = pad_to(image, self.multiple), torch.Generator().manual_seed(first_index)
+        self.scheduler.set_timesteps(s.sample_steps, device=image.device)
+        inferer, found = DiffusionInferer(self.scheduler), []
+        for _ in range(s.ensemble):
+            noise = torch.randn(image.shape, generator=draw).to(image.device)
+            found.append(inferer.sample(noise, self.net, conditioning=image, mode="concat",
+                                        verbose=False))
+        return ((torch.stack(found).mean(0) + 1) / 2).clamp(0, 1)[..., :height, :width]
+
+# %% ../nbs/16_comparison.ipynb #df2daff9
+@method("monai_diffusion", "DDPM (MONAI's tutorial)", "x_0 predicted")
+def build_monai_diffusion(settings: Settings) -> nn.Module:
+    "One network without a prior, as MONAI's tutorial for segmentation by diffusion builds it."
+    return MonaiDiffusion(settings)
 
 # %% ../nbs/16_comparison.ipynb #0db8a0b8
 @dataclass
