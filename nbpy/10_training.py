@@ -1577,7 +1577,7 @@ print(f"{about['processes']} processes, {len(one)} steps; largest relative diffe
 np.testing.assert_allclose(one, two, rtol=1e-3)
 
 # %% [markdown]
-# In a notebook with several GPUs (Kaggle offers two), `notebook_launcher` starts them from a cell:
+# In a notebook with several GPUs (Kaggle offers two), `notebook_launcher` starts them from a cell. (No machine with a GPU was at hand yet; these two cells are ready and have no output.)
 
 # %%
 #| cuda

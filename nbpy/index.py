@@ -7,6 +7,13 @@
 # step by step, starting at that guess. verdiff is this method twice over. It is a course of notebooks that builds the method
 # from its equations, with a picture for every idea and a check for every claim; and it is the library and
 # the command that are exported from those notebooks. There is no other source: what you read is what runs.
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/index.ipynb)
+
+# %%
+#| hide
+#| eval: false
+# !pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"  # only on Colab
 
 # %%
 #| hide
