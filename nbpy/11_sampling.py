@@ -2,7 +2,7 @@
 # # 11 · Sampling
 # > From noise around a guess to a mask: in a thousand steps, in ten, in one
 #
-# You will run Algorithm 2 with a perfect network, so that every error is the algorithm's; test the printed version; take a hundred times fewer steps; turn many samples into a probability and an uncertainty; and read an experiment that asks whether this is worth it. Half a minute on a laptop, no GPU; the recorded experiment takes some ten minutes more.
+# You will run Algorithm 2 with a perfect network, so that every error is the algorithm's; test the printed version; take a hundred times fewer steps; turn many samples into a probability and a doubt; and ask whether this is worth it. Half a minute on a laptop, no GPU.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/11_sampling.ipynb)
 
@@ -55,11 +55,11 @@ g = torch.Generator().manual_seed(35)
 # %% [markdown]
 # ## 1 · A perfect network
 #
-# To study *samplers* we want a network without faults. For a finite set of masks there is one. By Bayes' rule (all masks equally likely, each seen through the Gaussian of page [04](04_forward.ipynb)) mask $m_k$ has probability $w_k$ given $x_t$, and the guess of least squared error is
+# To study *samplers* we want a faultless network. For a finite set of masks there is one: by Bayes' rule (all masks equally likely, each seen through the Gaussian of page [04](04_forward.ipynb)) the mask $m_k$, scaled to $[-1, 1]$, has probability $w_k$ given $x_t$, and the guess of least squared error is
 #
 # $$\hat x_0(x_t) = \sum_k w_k\, m_k, \qquad w_k \propto \exp\Bigl(-\frac{\lVert y_t - \sqrt{\bar\alpha_t}\, m_k\rVert^2}{2 s_t^2}\Bigr), \qquad y_t = x_t - s_t f .$$
 #
-# Our set: eight readings of one spine, each shifted a little, as eight doctors ("readers") might have drawn it. The prior $f$ is their average, blurred.
+# Our set: one spine as eight doctors ("readers") might have drawn it; the prior $f$ is their average, blurred.
 
 # %%
 size = 96, 32
@@ -77,9 +77,6 @@ modes = 2 * masks - 1
 average = modes.mean(0, keepdim=True)  # 1 1 96 32
 prior = F.avg_pool2d(average, 5, 1, 2, count_include_pad=False)  # a blurred guess
 
-
-# %% [markdown]
-# Now the formula: the weights of the eight masks, and the guess, their weighted mean.
 
 # %%
 def weights(x_t, t, f):
@@ -115,11 +112,11 @@ print(
 assert gap[0] < 1e-6 < 0.1 < gap[1]
 
 # %% [markdown]
-# With little noise it knows whose mask it is; at the noisy end it gives a blurred average of all eight.
+# With little noise the network knows whose mask it is; with much it gives a blurred average.
 #
 # ## 2 · Algorithm 2
 #
-# Start at $\mathcal N(f, I)$, ask the network for the mask $\hat x_0$, draw $x_{t-1}$ from the posterior of page [05](05_posterior.ipynb), repeat: *ancestral sampling*. The sampler takes any function of $(x_t, t)$; it knows nothing of networks.
+# Start at $\mathcal N(f, I)$, ask the network for the mask $\hat x_0$, draw $x_{t-1}$ from the posterior of page [05](05_posterior.ipynb), repeat: *ancestral sampling*.
 
 # %%
 #| export
@@ -225,7 +222,7 @@ panel([[strip[t][k][0] for t in times] for k in (0, 1)], [f"t = {t}" for t in ti
 
 
 # %% [markdown]
-# Above $x_t$, below the network's $\hat x_0$: at first a blur of all eight readings, then one of them. That is what a diffusion model does and a plain network cannot: it *chooses*. The slider shows when:
+# The guess $\hat x_0$ (below) turns from a blur of all readers into one of them: the walk *chooses*. The slider shows when:
 
 # %%
 def frame(t, axes=None):
@@ -264,7 +261,7 @@ HTML(html)
 # %% [markdown]
 # ## 3 · The printed algorithm
 #
-# Algorithm 2 as printed starts at $\mathcal N(0, I)$, never takes the shift off, and has $\sqrt{1-\alpha_t}$ where Eq. (7) has $\sqrt{1-\bar\alpha_t}$ (`bar=True`).
+# Does Algorithm 2 as printed do as well? It starts at $\mathcal N(0, I)$, never takes the shift off, and has $\sqrt{1-\alpha_t}$ where Eq. (7) has $\sqrt{1-\bar\alpha_t}$ (`bar=True`).
 
 # %%
 #| export
@@ -293,7 +290,7 @@ def ddpm_sample_printed(
 
 
 # %% [markdown]
-# The simplest world: the mask is always $x_0 = 1$, the prior $f = 0.8$, and the network (an oracle) says exactly the noise in its input, $\hat\varepsilon = (x_t - \sqrt{\bar\alpha_t} - s_t f)/s_t$. Three thousand walkers, one pixel each, with the same noise for each algorithm:
+# The simplest world: the mask is always $x_0 = 1$, the prior $f = 0.8$, and an oracle says exactly the noise in its input, $\hat\varepsilon = (x_t - \sqrt{\bar\alpha_t} - s_t f)/s_t$. Three thousand walkers of one pixel, with the same noise for each algorithm:
 
 # %%
 f1 = torch.full((3000, 1), 0.8).double()
@@ -347,7 +344,7 @@ for axis, (name, (path, end)), colour in zip(
     axis.title.set_fontsize(9)
 
 # %% [markdown]
-# Grey is where Eq. (3) has 95 % of its walkers, dashed its mean. The exact walkers fill it. Eq. (7) without the shift starts too low and drifts too high. Algorithm 2 divides by the smaller $\sqrt{1-\alpha_t}$ and corrects far too hard: a network would see much less noise than belongs to its $t$. In numbers:
+# Grey is where Eq. (3) has 95 % of its walkers; only the exact ones fill it. Algorithm 2 divides by the smaller $\sqrt{1-\alpha_t}$ and corrects far too hard: a network would see much less noise than belongs to its $t$.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained")
@@ -372,19 +369,19 @@ assert (
 
 
 # %% [markdown]
-# All three end near 1: a perfect network, asked anywhere, pulls the walkers to the goal. A real one was never asked there. So we take the exact form; a good end is no proof of an equation.
+# All three end near 1, because a perfect network pulls the walkers home from anywhere: a good end is no proof of an equation. A real network was trained only where Eq. (3) leads, so we take the exact form.
 #
 # ## 4 · A hundred times fewer steps
 #
-# In $y$ the process is plain DDPM, so the samplers of the field apply as they stand: **shift off, jump, shift on**. We derive two.
+# A thousand evaluations are slow. In $y$, with the shift taken off, the process is plain DDPM, and the field's samplers apply as they stand: **shift off, jump, shift on**.
 #
-# Split $y_t$ into what the network believes: $y_t = \sqrt{\bar\alpha_t}\,\hat x_0 + s_t\,\hat\varepsilon$. At any $t' < t$ the marginal wants $\sqrt{\bar\alpha_{t'}}\,\hat x_0$ plus noise of variance $s_{t'}^2$, but does not say *which* noise. Any mixture of the old $\hat\varepsilon$ and fresh $z$ will do. That is DDIM (Song et al. 2021):
+# Split $y_t$ into what the network believes, $y_t = \sqrt{\bar\alpha_t}\,\hat x_0 + s_t\,\hat\varepsilon$. At $t' < t$ the marginal wants $\sqrt{\bar\alpha_{t'}}\,\hat x_0$ plus noise of variance $s_{t'}^2$, in any mixture of the old $\hat\varepsilon$ and fresh $z$. That is DDIM (Song et al. 2021):
 #
 # $$y_{t'} = \sqrt{\bar\alpha_{t'}}\,\hat x_0 + \sqrt{s_{t'}^2 - \sigma^2}\;\hat\varepsilon + \sigma z, \qquad \sigma = \eta\,\frac{s_{t'}}{s_t}\sqrt{1 - \frac{\bar\alpha_t}{\bar\alpha_{t'}}} .$$
 #
-# $\eta = 0$ is deterministic. $\eta = 1$ takes as much fresh noise as the posterior; with all steps it is DDPM again.
+# $\eta = 0$ is deterministic; $\eta = 1$ takes as much fresh noise as the posterior, and with all steps is DDPM again.
 #
-# The times begin with the last, where sampling starts ("trailing", Lin et al. 2024). Evenly from zero, the naive choice, tells the network $t = 900$ while showing it the noise of $t = 999$.
+# The times begin with the last, where sampling starts ("trailing", Lin et al. 2024). Counted from zero they would tell the network $t = 900$ and show it the noise of $t = 999$.
 
 # %%
 #| export
@@ -455,7 +452,7 @@ for sampler, options in (
     torch.testing.assert_close(out, truth, atol=1e-9, rtol=0)
 
 # %% [markdown]
-# A network that always knows $x_0$ is home in any number of steps. With $\eta = 1$, all steps and the same noise, DDIM must be DDPM; with $f = 0$, the DDIM of a public library:
+# With $\eta = 1$, all steps and the same noise, DDIM must be DDPM; with $f = 0$, a public library's DDIM:
 
 # %%
 short = ShiftedDiffusion(linear_schedule(40, 0.002, 0.4))
@@ -489,7 +486,7 @@ torch.testing.assert_close(
 # %% [markdown]
 # ### What few steps cost
 #
-# The eight readers again. One step gives the *mean* of all of them: the answer of a plain network. More steps give a choice.
+# One step gives the *mean* of the readers, the answer of a plain network; more steps give a choice.
 
 # %%
 ends = {}
@@ -516,11 +513,9 @@ assert nearest(ends[10]).values.mean() < 0.1 * nearest(ends[1]).values.mean()
 #
 # $$\frac{y_{t'}}{s_{t'}} = \frac{y_t}{s_t} + \bigl(e^{\lambda_{t'}} - e^{\lambda_t}\bigr)\,\hat x_0, \qquad\text{in small steps}\qquad d\Bigl(\frac{y}{s}\Bigr) = e^{\lambda}\,\hat x_0(\lambda)\,d\lambda .$$
 #
-# DDIM solves this differential equation as if $\hat x_0$ were constant during the step: first order. DPM-Solver++ 2M (Lu et al. 2022) remembers the previous estimate and continues it in a straight line; to second order the value in the middle of the step, $D$, is enough. With $h = \lambda_{t'} - \lambda_t$:
+# DDIM solves this as if $\hat x_0$ were constant during the step: first order. DPM-Solver++ 2M (Lu et al. 2022) continues the previous estimate in a straight line; for second order its value $D$ in the middle of the step is enough. With $h = \lambda_{t'} - \lambda_t$:
 #
 # $$y_{t'} = \frac{s_{t'}}{s_t}\, y_t - \sqrt{\bar\alpha_{t'}}\,(e^{-h} - 1)\,D, \qquad D = \hat x_0 + \frac{h}{2\,h_{\text{last}}}\bigl(\hat x_0 - \hat x_0^{\text{last}}\bigr) .$$
-#
-# The same number of evaluations, one remembered image more.
 
 # %%
 #| export
@@ -573,7 +568,7 @@ for steps in (1, 2, 10):
 # %% [markdown]
 # ### Does each solver keep its promise?
 #
-# With twice the steps, a solver of order $p$ divides its error by $2^p$. To measure that we need an exact solution. If $x_0$ is Gaussian, $\mathcal N(m, c^2)$, then $y_t$ has mean $\sqrt{\bar\alpha_t}\,m$ and variance $v_t = \bar\alpha_t c^2 + s_t^2$, the best predictor is linear, and the deterministic path keeps every walker at its quantile:
+# With twice the steps, a solver of order $p$ divides its error by $2^p$. To measure that we need an exact solution. If $x_0$ is Gaussian, $\mathcal N(m, c^2)$, then $y_t$ has mean $\sqrt{\bar\alpha_t}\,m$ and variance $v_t = \bar\alpha_t c^2 + s_t^2$, the best predictor is linear, and every walker keeps its quantile on the deterministic path:
 #
 # $$\hat x_0 = m + \frac{c^2 \sqrt{\bar\alpha_t}}{v_t}\,\bigl(y_t - \sqrt{\bar\alpha_t}\,m\bigr), \qquad y_t = \sqrt{\bar\alpha_t}\,m + \sqrt{\frac{v_t}{v_{T}}}\,\bigl(y_T - \sqrt{\bar\alpha_T}\,m\bigr).$$
 
@@ -627,13 +622,11 @@ axis.legend(fontsize=7)
 
 
 # %% [markdown]
-# First and second order, as promised. At the very end (dashed) second order frays: as $s_t \to 0$, $\lambda$ runs to infinity, and the last steps stay long in $\lambda$ however many there are. DPM-Solver++ stays the better of the two.
+# Both do, but at the very end (dashed) second order frays, though it stays ahead: as $s_t \to 0$, $\lambda$ runs to infinity, and the last steps stay long however many there are.
 #
 # ## 5 · Ensembles
 #
-# Draw several samples (*members*) from one image: their mean, or the share that calls a pixel vertebra (the *vote*), is a probability; their standard deviation (the *spread*) is our *doubt*.
-#
-# The noise of member $e$ of image $i$ comes from its own generator, seeded by (seed, $i$, $e$). So a result does not depend on which images share a batch, and sample 3 of image 7 is the same picture tomorrow.
+# Several samples (*members*) of one image show what else was possible. Their mean, or the share that calls a pixel vertebra (the *vote*), is a probability; their standard deviation (the *spread*) is our *doubt*. Each member has its own noise, seeded by (seed, image, member), whatever else is in the batch.
 
 # %%
 #| export
@@ -695,7 +688,7 @@ assert abs(three.vote.item() - 2 / 3) < 1e-6 and abs(three.mean.item() - 0.6) < 
 
 
 # %% [markdown]
-# All members of all images go in one batch. Where the GPU's memory runs short we halve it and go on; if not even one row fits, we say so in one sentence.
+# All members of all images go in one batch, halved where the GPU's memory runs short.
 
 # %%
 #| export
@@ -742,7 +735,7 @@ assert tried == [11, 6, 3, 3, 3, 2]
 
 
 # %% [markdown]
-# In `sample` the image is looked at *once* (`condition`), and its features are copied only for the rows at hand. Only the diffusion U-Net runs for every member and step.
+# `sample` looks at the image *once* (`condition`). Only the diffusion U-Net runs for every member and step.
 
 # %%
 #| export
@@ -796,9 +789,6 @@ def sample(
     return SegmentationSamples((conditioning.prior + 1) / 2, samples)
 
 
-# %% [markdown]
-# An untrained network is enough to check the promises:
-
 # %%
 torch.manual_seed(0)
 model = VerdiffNet(channels=(8, 16), height=48, width=16, timesteps=50).eval()
@@ -818,7 +808,7 @@ assert (together.samples[0] - together.samples[1]).abs().max() > 1e-3
 
 
 # %% [markdown]
-# Too little memory? We pretend, with a network that refuses more than four rows.
+# With a network that refuses more than four rows:
 
 # %%
 class Cramped(VerdiffNet):
@@ -843,7 +833,7 @@ for kind, steps in (("dpm", 5), ("ddpm", 5), ("ddpm", 50)):
     assert s.samples.shape == (2, 4, 1, 48, 16) and 0 <= s.mean.min() and s.std.max() <= 0.5
 
 # %% [markdown]
-# The eight readers as an ensemble of 40: the samples should have the readers' mean, and their spread should be large where readers differ.
+# An ensemble of 40 should have the mean and spread of the eight readers.
 
 # %%
 f40 = prior.expand(40, -1, -1, -1)
@@ -862,7 +852,7 @@ assert agree > 0.8 and (many.mean[0] - masks.mean(0)).abs().mean() < 0.05
 # %% [markdown]
 # ### What a radiograph costs
 #
-# `bench/segment.py` times a radiograph of 768×256 with its uncertainty, all in one run: ours as `verdiff segment` does it, on a canvas of 384×128; ours at the full size, with as many parameters as MONAI's tutorial network; that network with the tutorial's 1,000 steps and with as few as ours; and med-seg-diff-pytorch. Rows marked ~ are the time of one evaluation, multiplied.
+# `bench/segment.py` times a radiograph of 768×256 with its uncertainty: ours as `verdiff segment` does it; ours at full size, with as many parameters as MONAI's tutorial network; that network; and med-seg-diff-pytorch. Rows marked ~ multiply the time of one evaluation.
 
 # %%
 record = Path("../bench/results/segment.json")
@@ -874,7 +864,7 @@ for r in bench["rows"]:
 print(bench.get("machine", "no record here: run `make bench` in a clone"))
 
 # %% [markdown]
-# The factor has three parts: fewer steps, a network that is cheaper per evaluation, and a smaller canvas (with a smaller network on it). The first is open to everybody, as MONAI's DDIM row shows. These are seconds alone: Dice against steps follows in section 7, and what the tutorial's network would reach was not measured. And how the cost grows, MONAI's faster than its pixels because of the attention on its lowest level:
+# The factor comes from fewer steps (open to everybody: MONAI's DDIM row), a cheaper network, and a smaller canvas with a smaller network. The tutorial network's Dice was not measured. Its cost grows faster than its pixels because of the attention on its lowest level:
 
 # %%
 titles = dict(pixels="pixels, 1 evaluation", steps="steps", samples="samples", images="films")
@@ -895,14 +885,9 @@ axes[0].set_ylabel("seconds");
 # %% [markdown]
 # ## 6 · Printed or exact, with networks that had to learn
 #
-# A trained network was only ever asked where Eq. (3) leads. Does the difference reach the mask? We train five small networks, one a seed, to predict *noise* as Eq. (8) asks (without the adapters of page [08](08_nsa.ipynb), which double the time of an evaluation; $T = 50$, with $\beta$ enlarged to match: the paper names none). Each samples the same twelve unseen phantoms from the same noise in four ways:
+# Does the difference of section 3 reach the mask of a trained network? Five small networks, one a seed, learn to predict *noise* as Eq. (8) asks (without the adapters of page [08](08_nsa.ipynb), which double the time of an evaluation; $T = 50$ with $\beta$ enlarged to match: the paper names neither). Each samples the same twelve unseen phantoms from the same noise in the three ways of section 3, and once more with $\hat x_0$ clipped to $[-1, 1]$.
 #
-# - *exact*, from $\mathcal N(f, I)$;
-# - *exact, clipped*: the same with $\hat x_0$ clipped to $[-1, 1]$;
-# - *Eq. (7)* without the shift, from $\mathcal N(0, I)$;
-# - *Algorithm 2* to the letter.
-#
-# *From here to the end of section 7 you see a recorded run of some ten minutes on one core. The cells are complete: run them, change the number of seeds.*
+# *To the end of section 7 you see a recorded run of some ten minutes on one core.*
 
 # %%
 #| slow
@@ -976,7 +961,7 @@ def interval(values):
 
 
 # %% [markdown]
-# Beside Dice we keep, at every step, the root mean square of $(x_t - \sqrt{\bar\alpha_t}\,x_0 - s_t f)/s_t$: the size of the noise, which by Eq. (3) must be 1.
+# At every step we also keep the size of the noise, the root mean square of $(x_t - \sqrt{\bar\alpha_t}\,x_0 - s_t f)/s_t$; by Eq. (3) it is 1.
 
 # %%
 #| slow
@@ -1041,17 +1026,17 @@ axes[1].legend(fontsize=7)
 
 
 # %% [markdown]
-# **Algorithm 2 to the letter finds next to nothing**, with any seed. The oracle of section 3 hid the misprint; a trained network errs, and its errors are multiplied at every step.
+# **Algorithm 2 to the letter finds next to nothing.** The oracle hid the misprint; a trained network errs, and its errors are multiplied at every step.
 #
-# **The missing shift, by itself, does not decide.** On the right, the exact form stays nearer to Eq. (3) than Eq. (7) does. But without clipping both end far away, and on the left the exact form is worse for most seeds. Where the noise is loud, the $\hat x_0$ that a predicted noise stands for is wrong by many times its size (page 05), and both forms carry that along. Dice alone would have misled us about the equation, and the equation alone about Dice.
+# **The missing shift alone does not decide.** The exact form stays nearer to Eq. (3) (right), yet has the lower Dice for most seeds. Both end far away: under loud noise, the $\hat x_0$ behind a predicted noise is wrong by many times its size (page [05](05_posterior.ipynb)).
 #
-# **Clipping decides.** With it the exact form is best for every seed, and by far the steadiest of those that find something. (It too leaves 1 at the end: where $s_t$ is tiny, a wrong pixel counts many times.) But to clip $\hat x_0$ one must have it, and that needs the shift known and taken off; Eq. (7) has no place for that.
+# **Clipping decides.** With it the exact form is best for every seed, and the steadiest that finds anything. (It too leaves 1, where $s_t$ is tiny and a wrong pixel counts many times.) But clipping needs $\hat x_0$, hence the shift taken off, for which Eq. (7) has no place.
 #
-# Five seeds, small networks, a short chain: the intervals are wide, and we claim no more.
+# The networks are small, the chain is short and the intervals are wide; we claim no more.
 #
 # ## 7 · Is the diffusion worth it?
 #
-# What do the diffusion U-Net, the steps and the samples add to the prior? And what would the same parameters and training time have bought in a plain U-Net? Three seeds; per seed one Verdiff-Net (with the fusion module of page [07](07_msfm.ipynb), without the adapters, predicting the mask, $T = 1000$) and one plain U-Net, with the prior's own loss. Both are trained on the same 96 phantoms in the same order for as many CPU seconds, and measured on 16 unseen ones ("films"); nothing was chosen on those.
+# What do the diffusion U-Net, the steps and the samples add to the prior, and what would a plain U-Net of as many parameters and as much training reach? Three seeds, each with a Verdiff-Net (predicting the mask, $T = 1000$, with the fusion module of page [07](07_msfm.ipynb) but no adapters) and a plain U-Net with the prior's loss. Both train on the same 96 phantoms in the same order for as many CPU seconds. Nothing was chosen on the 16 unseen phantoms ("films") that measure them.
 
 # %%
 #| slow
@@ -1089,7 +1074,7 @@ for seed in range(3):
 # %% [markdown]
 # ### Steps
 #
-# One sample, any number of steps. (250 and 1000 are costly: open circles, the first three phantoms only.)
+# One sample a film. Open circles: three films only.
 
 # %%
 #| slow
@@ -1163,7 +1148,7 @@ print(
 # %% [markdown]
 # ### Samples
 #
-# Left, the mean of more and more samples. Right, twenty evaluations of the diffusion U-Net per image, spent in five ways. Of the three dotted lines, two coincide.
+# On the right, twenty evaluations of the diffusion U-Net are spent in five ways. Two of the dotted lines coincide.
 
 # %%
 #| slow
@@ -1204,7 +1189,7 @@ print(
 # %% [markdown]
 # ### The verdict, with borders and calibration
 #
-# Three more scores of page [03](03_metrics.ipynb), lower is better: the border distance (HD95) sees far errors; the calibration error (ECE) asks whether a probability of 0.8 is right eight times in ten; the area under the risk–coverage curve (AURC), whether doubt points at errors. "5 × 20": five steps, twenty samples.
+# Three more scores of page [03](03_metrics.ipynb), lower is better: HD95 (borders), ECE (calibration), AURC (does doubt point at errors?). "5 × 20": five steps, twenty samples.
 
 # %%
 #| slow
@@ -1267,8 +1252,6 @@ axes[1].set(
 
 # %% [markdown]
 # ### Where the doubt lies
-#
-# First one phantom. Then, over all films and seeds, three ways to doubt a pixel, and whether a film with much doubt has many errors.
 
 # %%
 #| slow
@@ -1323,15 +1306,15 @@ print(f"{'a perfect order':22s} AURC × 1000 {best:.2f}; no order at all {none:.
 # %% [markdown]
 # ### What comes out
 #
-# **Steps** do not help. The mean Dice falls from one step to fifty; the intervals, over seeds and over films, overlap. One step gives the *mean* of all masks that fit the image, which, cut at one half, suits Dice. A single sharp sample pays for every border on which it chose differently from the truth. DPM-Solver++ buys nothing over DDIM: what is left is the network's error, not the solver's.
+# **Steps** do not help: the mean Dice falls from one to fifty, with overlapping intervals. One step gives the *mean* of all masks that fit the image, which, cut at one half, suits Dice; a single sharp sample pays for every wrong choice. DPM-Solver++ buys nothing: what is left is the network's error.
 #
-# **Samples** help. Averaging undoes the choosing; most of the gain comes with the first few. At equal cost, many samples of one or two steps beat one sample of many.
+# **Samples** help, the first few most, because averaging undoes the choosing. At equal cost, many samples of few steps beat one of many.
 #
-# **Is it worth it?** On these phantoms, at this size of training: no. The ensemble is better than its own prior, by an amount that the interval over films tells from zero, but small. The plain U-Net has the best means in Dice, ECE and AURC, and is level with the best in HD95 (at this size all borders are about a pixel off). Its steps cost less, so it gets more of them, and all of its parameters work on one task. The ensemble is the worst calibrated but one: too shy, its curve steeper than the diagonal.
+# **Is it worth it?** On these phantoms, at this size of training: no. The ensemble beats its own prior by little (the interval over films excludes zero) and is the worst calibrated but one: too shy, its curve steeper than the diagonal. The plain U-Net has the best means (in HD95, where all borders are about a pixel off, it is level with others). Its steps are cheaper, so it gets more of them, and all its parameters work on one task.
 #
-# **Does the doubt know the error?** Both lie at the borders, as they should. Sorting pixels by the spread of twenty samples is far nearer to the best order than to none, but no nearer than sorting them by how close the prior is to one half, which costs no sample. Whether a *film* with much doubt has many errors, three seeds and sixteen films cannot tell: the intervals are too wide.
+# **Does the doubt know the error?** Both lie at the borders. The spread of twenty samples sorts pixels far better than no order at all, but no better than the prior's nearness to one half, which costs no sample. Whether a *film* with much doubt has many errors stays open.
 #
-# **What this does not show**: a task in which readers truly disagree, as in section 1, where their mean is nobody's mask and choosing is the point; phantoms have one true mask. Nor long training, large networks or radiographs; see pages [15](15_xray.ipynb) and [16](16_comparison.ipynb).
+# **Not shown**: readers who truly disagree, as in section 1, where their mean is nobody's mask and choosing is the point; long training, large networks, radiographs (pages [15](15_xray.ipynb), [16](16_comparison.ipynb)).
 
 # %% [markdown]
 # ## Paper, ours, why
@@ -1341,7 +1324,7 @@ print(f"{'a perfect order':22s} AURC × 1000 {best:.2f}; no order at all {none:.
 # | start | $\mathcal N(0, I)$ in Algorithm 2 | $\mathcal N(f, I)$ | the end of Eq. (5) |
 # | step | Eq. (7) without the shift | exact posterior | stays on the marginal that the network knows |
 # | $\sqrt{1-\alpha_t}$ | in Algorithm 2 | $\sqrt{1-\bar\alpha_t}$ | Eq. (7) |
-# | steps | $T$ | 10 of DDIM | enough to choose (section 4); more do not help (section 7) |
+# | steps | $T$ | 10 of DDIM | enough to choose; more do not help |
 # | ensemble | "uncertainty" is mentioned, no size given | 5 | mean, vote and spread |
 #
 # ## Exercises
@@ -1350,7 +1333,7 @@ print(f"{'a perfect order':22s} AURC × 1000 {best:.2f}; no order at all {none:.
 #
 # <details><summary>Answer</summary>
 #
-# Only through what the network makes of it: the result *is* $\hat x_0(x_T)$. For the perfect network at $t = 999$ all readings are nearly equally likely whatever the noise, so all samples are nearly the mean.
+# Only through the network: the result *is* $\hat x_0(x_T)$. At $t = 999$ all readings are nearly equally likely, and all samples nearly the mean.
 #
 # </details>
 
@@ -1364,7 +1347,7 @@ assert spread[1] < 0.3 * spread[10]
 #
 # <details><summary>Answer</summary>
 #
-# Yes. The shift is put on and taken off again; a network that knows $f$ loses nothing by a bad one, and wins nothing by a good one. A *learned* network is another matter.
+# Yes. The shift is put on and taken off again. A *learned* network is another matter.
 #
 # </details>
 
@@ -1380,7 +1363,7 @@ assert nearest(out).values.max() < 1e-6
 #
 # <details><summary>Answer</summary>
 #
-# No. The first member that leans to a reader drags the others along, and all end at the same mask. The spread, our doubt, is gone, and with it the reason for an ensemble.
+# No. The first member that leans to a reader drags the others along to the same mask, and the spread is gone.
 #
 # </details>
 
