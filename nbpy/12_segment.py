@@ -2,11 +2,9 @@
 # # 12 · One radiograph in, a mask out
 # > Any file, at its own size, with a probability and a doubt for every pixel, and the command line
 #
-# So far everything worked on tensors of one size. People own files, of all sizes and depths, some of them broken. You will
-# read 8- and 16-bit files, take them to the network's canvas and back, test whether the samples' spread marks
-# the errors, give each mask a confidence, and end with the command `verdiff`, which does all this for a folder.
-#
-# *Half a minute on a laptop, the training of a very small network included; no GPU needed.*
+# So far everything worked on tensors of one size; people own files of all sizes and depths, some of them broken. You will
+# read them, take them to the network's canvas and back, test whether the samples' spread marks
+# the errors, give each mask a confidence, and end with the command `verdiff`. Half a minute on a laptop, training included; no GPU.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/12_segment.ipynb)
 
@@ -85,9 +83,8 @@ from verdiff.training import Streamed
 # %% [markdown]
 # ## Whatever the file holds
 #
-# The public X-ray set is 8-bit JPEG. Detectors count in 12 or 14 bits, and hospitals export 16-bit TIFF or PNG.
-# Make such a file from a phantom: grey values that fit in 12 bits, and far brighter, one lead
-# marker (an "R" on most radiographs, here a square).
+# The public X-ray set is 8-bit JPEG, but detectors count in 12 or 14 bits, and hospitals export 16-bit files.
+# We make one from a phantom: grey values of 12 bits, and one far brighter lead marker (a square for the usual "R").
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -121,9 +118,8 @@ _ = show([phantom.image, naive, stretched], ["8 bits", "16 bits / 256", "min to 
 
 
 # %% [markdown]
-# Both are black but for the marker: the film uses a small part of the 16 bits, and the marker is brighter
-# than all bone. The cure is what radiologists call a *window*: the 0.5th percentile becomes black, the 99.5th white,
-# and what lies outside saturates.
+# Both are black but for the marker, which is brighter than all bone. The cure is a *window*: the 0.5th percentile becomes
+# black, the 99.5th white.
 
 # %%
 #| export
@@ -278,12 +274,12 @@ except VerdiffError as error:
 # ## Into the canvas and back
 #
 # The network knows one size, $h \times w$; the radiograph has $H \times W$. `fit_image` ([01](01_data.ipynb)) scales
-# both sides by the same factor, centres the result and fills the rest with black: a *letterbox*. A pixel at column $X$ of
+# both sides alike, centres the result and fills the rest with black: a *letterbox*. Column $X$ of
 # the radiograph lands at
 #
 # $$x = s\,X + \ell, \qquad s = \min\left(\tfrac{h}{H}, \tfrac{w}{W}\right), \qquad \ell = \tfrac{w - sW}{2},$$
 #
-# and the rows likewise. A wide radiograph on a narrow canvas makes the bars visible.
+# and the rows likewise. On a wide radiograph:
 
 # %%
 wide = draw_phantom(seed=5, image_size=(480, 260))
@@ -292,8 +288,7 @@ canvas, placement = fit_image(Image.fromarray(wide.image), (192, 64), "letterbox
 placement
 
 # %% [markdown]
-# For the way back, `mask.resize(original size)` is tempting. Try it on the true mask, so that no network can
-# be blamed.
+# For the way back, `mask.resize(original size)` is tempting. Try it on the true mask, to blame no network.
 
 # %%
 truth_canvas = fit_image(Image.fromarray(truth * 255), (192, 64), "letterbox")[0]
@@ -323,8 +318,7 @@ print(
 )
 
 # %% [markdown]
-# Resized straight back, the spine is squashed, because the bars are stretched with it. `unfit` cuts them off first. What is still
-# lost is the canvas's resolution: no network of this canvas can win it back.
+# The stretched bars squash the spine; `unfit` cuts them off first. What is still lost is the canvas's resolution, which no network can win back.
 
 # %%
 assert mask_dice(exact_back, truth) > 0.9 > mask_dice(naive_back, truth)
@@ -333,12 +327,12 @@ assert mask_dice(exact_back, truth) > 0.9 > mask_dice(naive_back, truth)
 # %% [markdown]
 # ## The segmenter
 #
-# A result is four arrays at the radiograph's own size: mask, probability, uncertainty and prior (the conditional U-Net's guess, for
-# comparison). From an ensemble of $E$ samples $x_0^{(1)}, \dots, x_0^{(E)}$, brought to $[0, 1]$, come
+# A result is four arrays at the radiograph's own size: mask, probability, uncertainty and prior (the conditional U-Net's guess).
+# From an ensemble of $E$ samples $x_0^{(1)}, \dots, x_0^{(E)}$, brought to $[0, 1]$, come
 #
 # $$\bar p = \frac{1}{E} \sum_e x_0^{(e)}, \qquad u = \sqrt{\frac{1}{E} \sum_e \left(x_0^{(e)} - \bar p\right)^2}, \qquad \text{mask} = [\bar p > \tfrac12].$$
 #
-# The spread $u$ cannot exceed one half; it reaches it where half of the samples say bone and half say background.
+# The spread $u$ is at most one half, where half of the samples say bone and half background.
 
 # %%
 #| export
@@ -363,8 +357,8 @@ class Segmentation:
 
 
 # %% [markdown]
-# Which model? A folder that `verdiff train` wrote, a whole run's folder, or a name on the Hugging Face Hub; by default the
-# one inside the package, where there is one.
+# A model is a folder that `verdiff train` wrote, a whole run's folder, or a name on the Hugging Face Hub; by default the
+# one inside the package, if any.
 
 # %%
 #| export
@@ -476,7 +470,7 @@ assert fresh.mask.shape == wide.image.shape
 
 
 # %% [markdown]
-# `Segmenter` adds the weights' place, the device, and a self-check (`reference`, explained below).
+# `Segmenter` adds the device and a self-check, explained below.
 
 # %%
 #| export
@@ -518,7 +512,7 @@ class Segmenter:
 
 
 # %% [markdown]
-# Some seconds of training on phantoms give a very small network ([10](10_training.ipynb) explains training, `make demo` trains a better one):
+# Some seconds of training give a very small network (`make demo` trains a better one):
 
 # %%
 from verdiff.data import PhantomSet, grouped_split, pack
@@ -558,7 +552,7 @@ for axis, (name, top) in zip(
     axis.images[0].set(cmap=name, clim=(0, top))
 
 # %% [markdown]
-# The same seed gives the same mask, and the 16-bit file gives nearly the mask of its 8-bit twin.
+# The same seed gives the same mask; the 16-bit file gives nearly its 8-bit twin's.
 
 # %%
 again = segmenter.predict(wide.image, seed=0)
@@ -595,8 +589,7 @@ overlay(wide.image, result)
 # %% [markdown]
 # ## Reading the uncertainty
 #
-# If the spread is honest, the pixels it marks are wrong more often. Sort the pixels of eight held-out phantoms by uncertainty
-# and count the errors in each bin.
+# If the spread is honest, the pixels it marks are wrong more often. We sort the pixels of eight held-out phantoms:
 
 # %%
 held_out = [draw_phantom(seed=900 + i, image_size=(576, 192)) for i in range(8)]
@@ -618,9 +611,8 @@ axis.set(xlabel="uncertainty of the pixel", ylabel="share of wrong pixels")
 assert rate[-1] > 5 * rate[0]
 
 # %% [markdown]
-# The more the samples disagree, the more often their mean is wrong: the map shows where to look twice. It is blind
-# where all samples make the same mistake. How many of all errors lie in each bin, from the more certain half of the pixels
-# to the most uncertain 2 %?
+# They are: the map shows where to look twice. But it is blind
+# where all samples make the same mistake. How many of all errors lie in each bin?
 
 # %%
 quiet = np.bincount(bins[wrong], minlength=len(rate)) / wrong.sum()
@@ -632,11 +624,11 @@ for part, found in zip(
     print(f"{part:12s} {found:6.1%} of all errors")
 
 # %% [markdown]
-# In the lowest half hardly any, on phantoms. But most errors lie outside the most uncertain 2 %.
+# On phantoms hardly any lie in the lowest half, but most lie outside the most uncertain 2 %.
 #
 # ## Does the question make sense?
 #
-# A naive hope: where the network has no idea, the samples will differ. Give it a film with nothing on it.
+# One may hope that the samples differ where the network has no idea. Give it a film with nothing on it:
 
 # %%
 blank = np.full((576, 192), 128, np.uint8)
@@ -649,15 +641,15 @@ axes = show([blank, nothing.probability * 255, results[0].probability * 255],
 print(f"mean spread of all eight phantoms: {usual:.3f}")
 
 # %% [markdown]
-# The spread is larger than the phantoms' mean, but the mask is drawn all the same: a network that has seen nothing but spines finds them everywhere.
-# So we ask the *result* six questions, whose answers do not depend on the size of the image:
+# The spread is larger than usual, but the mask is drawn all the same: a network that has seen nothing but spines finds them everywhere.
+# So we ask the *result* six questions, whatever the image's size:
 #
 # | trait | asks | strange when |
 # |---|---|---|
 # | agreement | Dice between the prior's mask and the ensemble's | low |
 # | margin | mean of $2\,\lvert \bar p - \tfrac12 \rvert$ inside the mask: how far from undecided? | low |
 # | area | share of the image that is mask | low, high |
-# | extent | share of the height between first and last row of the mask | low, high |
+# | extent | share of the height that the mask spans | low, high |
 # | widening | $(b - a) / (b + a)$ for the area $a$ of the upper and $b$ of the lower third of the mask's rows; vertebrae grow downwards | low, high |
 # | contrast | standard deviation of the grey values, from 0 to 1 | low |
 
@@ -701,13 +693,13 @@ for name, picture, result_ in (
     print(name, {k: round(v, 2) for k, v in traits(picture, result_).items()})
 
 # %% [markdown]
-# What is *usual* depends on the network and on its films. So the network segments validation films, on which it was not trained (never the
-# test part). Of each trait $x$ we keep the median $m$ and a limit $l$ on either side, a quarter farther from $m$ than the most extreme film,
-# since the next hundred films will hold more extreme ones. Then
+# What is *usual* depends on the network and its films, so it segments validation films (not trained on, and never the
+# test part). Of each trait $x$ we keep the median $m$ and a limit $l$ on either side, a quarter farther
+# from $m$ than the most extreme film, since the next films will hold more extreme ones. Then
 #
 # $$z_j = \frac{\lvert x_j - m_j \rvert}{\lvert l_j - m_j \rvert}, \qquad \text{confidence} = \frac{1}{1 + \left(\max_j z_j\right)^4}.$$
 #
-# It is one half where the worst trait reaches its limit; below that we warn. The power 4 sets how fast it nears one or zero, and changes no warning.
+# Below one half, where the worst trait passes its limit, we warn. The power 4 changes no warning.
 
 # %%
 #| export
@@ -759,7 +751,7 @@ def judge(
 
 
 # %% [markdown]
-# Our small network is calibrated on two dozen new phantoms:
+# We calibrate our small network on two dozen new phantoms:
 
 # %%
 #| export
@@ -797,8 +789,8 @@ for name, limits in segmenter.reference.limits.items():
     print(f"{name:10s}", *(f"{x:6.2f}" for x in limits))
 
 # %% [markdown]
-# The first line is the price: the share of good films warned about for nothing, each judged by the limits of the others. Now pictures that are no upright
-# radiograph. (Grace Hopper's photograph comes with matplotlib.)
+# The first line is the price: good films warned about for nothing, each judged by the others' limits. Now pictures that are no upright
+# radiograph (the photograph comes with matplotlib), with their confidence:
 
 # %%
 from matplotlib.cbook import get_sample_data
@@ -843,7 +835,7 @@ for name, answer in answers.items():
 
 
 # %% [markdown]
-# Below each name stands the confidence. Now eight pictures of each kind:
+# And eight of each kind:
 
 # %%
 def flagged(judging, films):
@@ -862,11 +854,10 @@ assert counts["films"] <= 2 and counts["noise"] == len(held_out)
 
 
 # %% [markdown]
-# What is foreign is caught. A flagged phantom is a false alarm, as the line above announced. A
+# What is foreign is caught; a flagged phantom is a false alarm. A
 # phantom on its head mostly passes, because its vertebrae grow little downwards; real ones [grow more](#a-real-radiograph).
 #
-# The check has two limits. A mask that is off by one vertebra looks usual: the check asks only whether the picture is of the kind that the
-# model knows. And another clinic's films need their own calibration. `verdiff calibrate` writes the reference beside the weights, with
+# The check has two limits. A mask off by one vertebra looks usual: the check asks only whether the model knows this kind of picture. And another clinic's films need their own calibration: `verdiff calibrate` writes the reference beside the weights, with
 # their SHA-256; for other weights it does not count.
 
 # %%
@@ -933,9 +924,8 @@ assert load_reference(folder / "model") is None
 # %% [markdown]
 # ## Is it any good? The table
 #
-# `evaluate` scores the prior alone, and the diffusion at several numbers of steps, as a single sample and as an ensemble's mean:
-# mean, standard deviation, 95 % bootstrap interval. Where radiographs occur in both splits of the public
-# set ([01](01_data.ipynb)), every row is there with and without them.
+# `evaluate` scores the prior alone, and the diffusion at several numbers of steps, as a single sample and as an ensemble's mean.
+# Radiographs in both splits of the public set ([01](01_data.ipynb)) are once counted, once left out.
 
 # %%
 #| export
@@ -1050,8 +1040,7 @@ def save_evaluation(
 
 
 # %% [markdown]
-# The image is averaged down to the canvas, the probability enlarged bilinearly, and Dice counted
-# at the size of the data: networks of different canvas can share a table.
+# Dice is counted at the size of the data, the probability enlarged bilinearly, so that networks of different canvas can share a table.
 
 # %%
 #| export
@@ -1132,8 +1121,8 @@ evaluation = evaluate(model, test, steps=(1, 5), ensemble=3, progress=False)
 print(evaluation)
 
 # %% [markdown]
-# Does the diffusion add to the prior, or only to the cost? Here no row beats the prior's mean. The
-# intervals overlap; since the images are the same, the paired difference ([03](03_metrics.ipynb)) is the sharper test.
+# Here no row beats the prior's mean. The
+# intervals overlap; on the same images the paired difference ([03](03_metrics.ipynb)) is the sharper test.
 
 # %%
 files = evaluation.save(folder / "report", data="phantom")
@@ -1142,7 +1131,7 @@ print(*files[1].read_text().splitlines()[:3], sep="\n")
 
 
 # %% [markdown]
-# The picture that `verdiff demo` leaves in `runs/demo/`, one row an image:
+# This is the picture that `verdiff demo` leaves in `runs/demo/`:
 
 # %%
 #| export
@@ -1199,9 +1188,9 @@ Image.open(folder / "result.png")
 # %% [markdown]
 # ## Files
 #
-# Each radiograph gives four PNGs, and a small JSON with the confidence and how the mask was made. Probability and uncertainty have 16 bits.
+# Each radiograph gives four PNGs (16 bits for probability and uncertainty) and a small JSON: the confidence, and how the mask was made.
 # `atomic_write` ([00](00_settings.ipynb)) leaves no half-written file when the disk is full or the power fails. Each PNG
-# says inside that `verdiff` wrote it, so a hand-drawn `scan_mask.png` is never overwritten.
+# says inside that `verdiff` wrote it, so a hand-drawn mask is never overwritten.
 
 # %%
 #| export
@@ -1276,7 +1265,7 @@ assert np.abs(probability - result.probability).max() < 1e-5
 [p.name for p in written]
 
 # %% [markdown]
-# Subfolders are read too, and the results keep their shape. Earlier results are not read again, and no two images share a name for theirs.
+# Subfolders are read too, earlier results are not, and no two images share a name for their results.
 
 # %%
 #| export
@@ -1337,7 +1326,7 @@ def list_images(
 
 
 # %% [markdown]
-# Files that are no image by their ending are named, not dropped in silence:
+# Files that do not end like an image are named, not dropped in silence:
 
 # %%
 #| export
@@ -1370,8 +1359,7 @@ assert [p.name for p, _ in list_images([mixed], "out")] == ["a.png"]
 # %% [markdown]
 # ## The command line
 #
-# Each command is two functions: one runs and returns an exit code, one declares its words. Its help has an
-# example, the long ones continue an interrupted run, and an error is one sentence that says what to do.
+# Each command is two functions: one runs and returns an exit code, one declares its words.
 
 # %%
 #| export
@@ -1405,7 +1393,7 @@ assert steps_list("1,5,10") == [1, 5, 10] and size_pair("768x256") == (768, 256)
 
 # %% [markdown]
 # **segment** holds one radiograph in memory at a time. A bad file is named and
-# the rest goes on; the exit code tells at the end. (A full disk stops it: every later file would fail too.)
+# the rest goes on (unless the disk is full); the exit code tells.
 
 # %%
 #| export
@@ -1502,8 +1490,7 @@ def segment_options(parser: argparse.ArgumentParser) -> None:
 
 
 # %% [markdown]
-# **train** and **evaluate** take the same `--data`: a zip or folder of the published layout, a folder of
-# your own pairs, or the word `phantom`.
+# **train** and **evaluate** take the same `--data`: a zip or folder of the published layout, your own pairs, or the word `phantom`. A repeated `train` resumes.
 
 # %%
 #| export
@@ -1626,7 +1613,7 @@ def evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 
 # %% [markdown]
-# **calibrate** finds the validation part by the seed and share in the training run's `run.json`; of phantoms it draws new ones.
+# **calibrate** finds the validation part through the training run's `run.json`; of phantoms it draws new ones.
 
 # %%
 #| export
@@ -1795,7 +1782,7 @@ def compare_options(parser: argparse.ArgumentParser) -> None:
 
 
 # %% [markdown]
-# Every `VerdiffError` of the package becomes a sentence on stderr and exit code 2.
+# Every `VerdiffError` becomes a sentence on stderr and exit code 2.
 
 # %%
 #| export
@@ -1886,8 +1873,7 @@ if __name__ == "__main__":
     sys.exit(main())
 
 # %% [markdown]
-# In a terminal you type `verdiff segment …`; here we call the same `main` with the same words, on three radiographs,
-# one of them 16-bit, and the letter from above.
+# In a terminal this is `verdiff segment …`; the films are three, one of them 16-bit, and the letter:
 
 # %%
 model.save_pretrained(folder / "model")
@@ -1913,9 +1899,9 @@ shown = [Image.open(folder / f"results/{name}_overlay.png") for name in ("plain"
 _ = show([np.asarray(x) for x in shown], ["plain.png", "deep.tif", "wide.jpg"])
 
 # %% [markdown]
-# The command samples as the calibration did, 10 steps and 5 samples; so the warning is the film's own: no calibration film had the shape of `wide.jpg`.
+# The command samples as the calibration did, so the warning is the film's own: no calibration film had the shape of `wide.jpg`.
 #
-# A typing error gets one sentence, with the nearest right word, and exit code 2:
+# A typing error gets one sentence with the nearest right word:
 
 # %%
 with redirect_stderr(sys.stdout):
@@ -1930,8 +1916,8 @@ print(make_parser().format_help())
 # %% [markdown]
 # ## A real radiograph
 #
-# The model that travels with the package was trained on the public set. That set's images are for
-# research, so this cell prints only a number; to look, add `overlay(real.read_image(0), patient)`, or see page [15](15_xray.ipynb).
+# The package's model was trained on the public set. Its images are for
+# research, so we print only a number; pictures are on page [15](15_xray.ipynb).
 
 # %%
 XRAY = find_xray()
@@ -1943,8 +1929,8 @@ else:
     print("this cell needs the X-ray set (see 01_data) and a bundled model")
 
 # %% [markdown]
-# Its self-check, on every fifth film of the test part, which had no say in its limits, and on strange pictures made from some of them.
-# The count of real films is fair. The counts of strange ones are *optimistic*: traits and limits were chosen after looking at pictures of these very kinds (one trait was added because a blank picture had slipped through). What another kind of strangeness gets, they do not tell.
+# We check its confidence on every fifth test film, and on strange pictures made from some.
+# The count of real films is fair: they had no say in the limits. Those of strange ones are *optimistic*: traits and limits were chosen after looking at pictures of these very kinds (a blank one had slipped through). Of other kinds they say nothing.
 
 # %%
 #| slow
@@ -1965,14 +1951,14 @@ if XRAY and bundled_model():
 #
 # | | paper | ours | why |
 # |---|---|---|---|
-# | size of the images | resized to one size for each set (250×750 for X-ray) | letterboxed on the way in, undone on the way out | Section 2.4 itself warns that resizing harms the shape; a mask must fit its file |
-# | number of samples | not given | 5, `--ensemble` | the spread needs some; the cost grows with each |
-# | steps | Algorithm 2 runs all T | 10 by DDIM, `--steps` | [11](11_sampling.ipynb) measures what fewer steps cost |
-# | mask from samples | not stated | mean above one half | the vote ([11](11_sampling.ipynb)) differs in few pixels, the mean is also a probability |
-# | what is scored | mean Dice, mean IoU | mean ± sd, 95 % interval, with and without duplicated radiographs, at one size for all methods | Table 1's rows cannot all come from the same averaging ([03](03_metrics.ipynb)) |
+# | size of the images | resized (250×750 for X-ray) | letterboxed on the way in, undone on the way out | Section 2.4 itself warns that resizing harms the shape; a mask must fit its file |
+# | number of samples | not given | 5, `--ensemble` | the spread needs some; each costs |
+# | steps | all T (Algorithm 2) | 10 by DDIM, `--steps` | measured on page [11](11_sampling.ipynb) |
+# | mask from samples | not stated | mean above one half | the mean is also a probability; the vote ([11](11_sampling.ipynb)) differs in few pixels |
+# | what is scored | mean Dice, mean IoU | mean ± sd, 95 % interval, with and without duplicates, at one size for all | Table 1's rows cannot all come from the same averaging ([03](03_metrics.ipynb)) |
 # | uncertainty | not reported | standard deviation of the samples | sampling gives it for free |
 # | pictures that are no spine | not asked | a confidence, calibrated on validation films | a network that knows only spines draws them on anything |
-# | depth of files | not stated | 8 bits unchanged, deeper ones windowed | detectors use part of the 16 bits, and markers are brighter than bone |
+# | depth of files | not stated | deeper ones windowed | detectors use part of the 16 bits, markers outshine bone |
 #
 # ## Exercises
 #
@@ -1986,7 +1972,7 @@ assert answer == 0
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Zero everywhere: one number does not differ from its own mean. A map that looks certain may only mean that nobody asked twice.
+# Zero everywhere: one number does not differ from its own mean.
 #
 # </details>
 #
@@ -2001,8 +1987,7 @@ assert (high <= middle).all() and (middle <= low).all() and low.sum() > high.sum
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# A higher threshold keeps a subset. Dice changes little where the probability is steep at the border, much where the network hesitates. The
-# threshold belongs to the user: who must not miss bone takes a lower one.
+# A higher threshold keeps a subset. Dice changes little where the probability is steep, much where the network hesitates.
 #
 # </details>
 #
@@ -2023,9 +2008,9 @@ assert mask_dice(drawn, np.asarray(truth_canvas) > 127) > 0.85
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# The cell above. The masks differ at the border only: one was drawn large and averaged down, the other drawn small.
+# The cell above. The masks differ only at the border: one was drawn large and averaged down.
 #
 # </details>
 #
-# **Where to go on.** [13_paper_checked](13_paper_checked.ipynb) runs through the paper, equation by equation. For your own
+# Next: [13 · The paper, checked](13_paper_checked.ipynb), equation by equation. For your own
 # radiographs, `verdiff train --data my_folder` needs only `images/` and `masks/` in it.
