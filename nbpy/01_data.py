@@ -2,8 +2,8 @@
 # # 01 · Data
 # > Radiographs, 68 clicks a spine, masks that can be trusted, and phantoms drawn in the same layout
 #
-# You will read the public X-ray set of the paper, turn its landmarks into masks, repair the crooked ones, find radiographs that stand on
-# both sides of the official split, and draw as many phantom spines as you like. Under a minute on a laptop, no GPU. Without the X-ray set everything still runs on phantoms; cells that need it are skipped.
+# You will read the paper's public X-ray set, turn its landmarks into masks, repair the crooked ones, find radiographs on
+# both sides of the official split, and draw as many phantom spines as you like. Under a minute on a laptop, no GPU. Without the X-ray set the cells that need it are skipped.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/01_data.ipynb)
 
@@ -90,16 +90,13 @@ assert (
 
 
 # %% [markdown]
-# Two small helpers. Whatever is wrong with a file is said in one sentence that names it, by an error of its own class:
+# Whatever is wrong with a file is said in one sentence that names it:
 
 # %%
 #| export
 class DataError(VerdiffError):
     "Something is wrong with a file or folder of data; the message names it."
 
-
-# %% [markdown]
-# The X-ray set may lie in a few usual places:
 
 # %%
 #| export
@@ -122,7 +119,7 @@ print("X-ray set:", XRAY.name if XRAY else "not here; the cells that need it are
 # %% [markdown]
 # ## 2 · Any image on one canvas
 #
-# A batch has one size; the radiographs have many (Section 5 prints the range). The paper squashes all of them to 250×750. Try this naive way on a film of 300×200 with a wheel and a box on it:
+# A batch has one size; the radiographs have many. The paper squashes all of them to 250×750. Try this on a film with a wheel and a box:
 
 # %%
 wheel = Image.new("L", (200, 300), 60)
@@ -132,9 +129,7 @@ squashed = wheel.resize((250, 750))
 
 
 # %% [markdown]
-# Squashing changes the shape of every vertebra, and Section 2.4 of the same paper argues that this shape matters. So our default is to *letterbox*: one scale for both axes, black on the rest. Squashing stays one word away.
-#
-# Later the mask must go back onto the original image, so a `Placement` remembers what was done.
+# Squashing changes the shape of every vertebra, and Section 2.4 of the same paper argues that this shape matters. So our default is to *letterbox*: one scale for both axes, black on the rest. A `Placement` remembers what was done, so that the mask can go back onto the original.
 
 # %%
 #| export
@@ -223,9 +218,6 @@ def unfit(
     return np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
 
 
-# %% [markdown]
-# A smooth picture must survive the way there and back, and a narrow one must not touch the edge columns:
-
 # %%
 y, x = np.mgrid[0:900, 0:250] / 250
 wave = Image.fromarray((127 + 100 * np.sin(2 * x) * np.cos(y)).astype(np.uint8))
@@ -238,7 +230,7 @@ assert not np.asarray(canvas)[:, :where.left].any() and where.left > 0
 # %% [markdown]
 # ## 3 · From clicks to a mask
 #
-# Four corners make a quadrilateral: fill it, seventeen times. The naive way takes the corners as they are stored.
+# Fill seventeen quadrilaterals. The naive way takes the corners as they are stored:
 
 # %%
 quad = np.array(
@@ -265,8 +257,8 @@ assert naive.sum() < 0.6 * better.sum()
 
 
 # %% [markdown]
-# The stored order is left, right, left, right, so going round means swapping the last two. That repairs almost all. A few quadrilaterals of the X-ray set still cross themselves or have a dent, because two clicks were swapped or slipped.
-# In a convex polygon every turn goes the same way, so all four cross products have one sign.
+# The stored order is left, right, left, right, so going round means swapping the last two. A few quadrilaterals still cross themselves or have a dent, because clicks were swapped or slipped.
+# In a convex polygon every turn goes the same way: all four cross products have one sign.
 
 # %%
 #| export
@@ -287,7 +279,7 @@ assert is_crooked(np.array([[20, 20], [80, 25], [18, 60], [30, 30]]))  # a dent
 
 
 # %% [markdown]
-# A crooked vertebra is never dropped. It gets the convex hull of its four points: the quadrilateral that was meant, when clicks are merely out of order.
+# A crooked vertebra gets the convex hull of its points: the quadrilateral that was meant, when clicks are merely out of order.
 
 # %%
 #| export
@@ -333,7 +325,7 @@ assert is_crooked(crossed) and abs(board.sum() - 50 * 45.5) < 60  # nearly the w
 
 
 # %% [markdown]
-# The mask is drawn directly on the network's canvas, on a grid five times finer, and then averaged: a pixel belongs to it when at least half of it is covered.
+# The mask is drawn on the network's canvas, on a grid five times finer, and then averaged: a pixel belongs to it when at least half of it is covered.
 
 # %%
 #| export
@@ -351,9 +343,6 @@ def landmarks_to_mask(
     covered = fine.reshape(height, n, width, n).mean((1, 3))  # (h n) (w n) -> h w
     return (covered >= 0.5).astype(np.uint8)
 
-
-# %% [markdown]
-# The area must be that of the polygon, also with the first two clicks swapped, and a shift of the points must shift the mask:
 
 # %%
 square = np.array([[10.0, 10], [50, 10], [10, 40], [50, 40]])
@@ -431,7 +420,7 @@ print(cobb_angles(tilted, 900).round(2), "S-shaped" if is_s_shaped(tilted) else 
 assert np.isclose(cobb_angles(tilted, 900)[0], 30) and np.isclose(tilt_angles(tilted)[0, 16], 30)
 
 # %% [markdown]
-# The same as a picture: the angle between the two lines is the largest entry of the matrix $\theta_{ij}$.
+# The angle between the two lines is the largest entry of $\theta_{ij}$:
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(5, 3.2), layout="constrained")
@@ -449,7 +438,7 @@ fig.colorbar(shown, label="degrees", shrink=0.8);
 # %% [markdown]
 # ## 5 · One reader for folder and zip
 #
-# The set comes as one zip, and every file in it can be read without unpacking. Where the layout begins differs from copy to copy, so we look for the file that must be there.
+# The set's zip can be read without unpacking. Where the layout begins differs from copy to copy, so we look for a file that must be there.
 
 # %%
 #| export
@@ -514,7 +503,7 @@ print(complaint(lambda: locate(folder / "xray")))
 
 
 # %% [markdown]
-# A small class hides the difference between folder and zip. It opens the zip anew in every process: a file handle must not travel to the workers of a `DataLoader`.
+# A small class hides the difference. It opens the zip anew in every process, since a file handle must not travel to the workers of a `DataLoader`.
 
 # %%
 #| export
@@ -581,7 +570,7 @@ print(complaint(lambda: read_bytes(tiny, "data/test/a.jpg")))
 
 
 # %% [markdown]
-# Tables are checked before anything is computed from them. A missing row would silently shift every label by one image.
+# Tables are checked first: a missing row would silently shift every label by one image.
 
 # %%
 #| export
@@ -646,9 +635,6 @@ tiny = Store(folder)
 print(read_table(tiny, "labels/test/angles.csv", 1, 3, 0, 180))
 print(complaint(lambda: read_table(tiny, "labels/test/angles.csv", 2, 3, 0, 180)))
 
-
-# %% [markdown]
-# One split is three tables, and every image that they name must exist.
 
 # %%
 #| export
@@ -729,7 +715,7 @@ assert np.asarray(window(deep)).max() == 255
 
 
 # %% [markdown]
-# What comes out is a `Sample`. All datasets share the indexing; a new format only has to say how it makes the two arrays.
+# What comes out is a `Sample`. A new format only has to say how it makes the two arrays.
 
 # %%
 #| export
@@ -875,9 +861,6 @@ class XRaySet(Published):
         return self.shares[i] * (where.width, where.height), self.angles[i]
 
 
-# %% [markdown]
-# Six of them, with the outline of the mask in orange.
-
 # %%
 def show(samples, titles):
     fig, axes = plt.subplots(
@@ -901,7 +884,7 @@ if XRAY:
 
 
 # %% [markdown]
-# The average of the masks on either side of the split. Training films are cropped tighter, so a network meets larger vertebrae in training than in the test; augmentation ([02](02_augment.ipynb)) must make up for it.
+# Compare the average masks: training films are cropped tighter, so their vertebrae are larger; augmentation ([02](02_augment.ipynb)) must make up for it.
 
 # %%
 def film_share(quads):
@@ -923,7 +906,7 @@ if XRAY:
         axis.set_title(f"{part}\nmask {share:.1%} of a film", fontsize=8)
 
 # %% [markdown]
-# The crooked quadrilaterals, as stored (black) and as repaired (orange): six are crossed, one has a dent. The hull tells which: it has four corners when the lines cross, and three when one point lies inside. In image 265 two clicks fell on nearly the same spot; the last panel enlarges it.
+# The crooked ones, as stored (black) and as repaired (orange). The hull has four corners when the lines cross, and three when one point lies inside (a dent). In image 265 two clicks fell on nearly one spot, enlarged at the end.
 
 # %%
 if XRAY:
@@ -966,7 +949,7 @@ if XRAY:
     assert list(faults.values()).count("crossed") == 6 and faults[480] == "dent"
 
 # %% [markdown]
-# And the angles. The notes that travel with the challenge call the columns *proximal thoracic, main thoracic, thoracolumbar*; our rule gives the main curve first.
+# And the angles. The challenge's notes call the columns *proximal thoracic, main thoracic, thoracolumbar*; our rule gives the main curve first.
 
 # %%
 if XRAY:
@@ -983,11 +966,11 @@ if XRAY:
     assert close[:, 0].all() and close.mean() > 0.99
 
 # %% [markdown]
-# So the first published column is the *main* curve, whatever its name says, and it agrees with the landmarks on every film. The few misses of the third column come from a rule for S-shaped spines that we could only guess.
+# So the first published column is the *main* curve, whatever its name says, and agrees with the landmarks on every film. The third misses a few, by a rule for S-shaped spines that we could only guess.
 #
 # ## 6 · Splits, studies and twins
 #
-# Names like `…-163 A AP` and `…-163 B AP` are films of one study: the same back, photographed again. Train on one, validate on the other, and the score flatters. So the validation part is drawn by *study*, not by image.
+# `…-163 A AP` and `…-163 B AP` are films of one study, the same back photographed again. Train on one, validate on the other, and the score flatters. So we draw the validation part by *study*.
 
 # %%
 #| export
@@ -1037,8 +1020,8 @@ assert not {study(names[i]) for i in train} & {study(names[i]) for i in val}
 print(len(train), "to train on,", len(val), "to validate on")
 
 # %% [markdown]
-# The *official* split was not made that way. Are there radiographs on both sides? Names do not tell; pixels do. Two prints of one film share many local features, wherever they were cropped. We take SIFT features (points with a description of their surroundings) of thumbnails and let each vote for the
-# image that holds its nearest neighbour: one big matrix product instead of 185,000 comparisons.
+# The *official* split was not made that way. Are there radiographs on both sides? Names do not tell; pixels do. Two prints of one film share many local features, wherever they were cropped. Each SIFT feature (a point with a description of its surroundings) votes for the
+# image that holds its nearest neighbour: one matrix product.
 
 # %%
 #| export
@@ -1060,7 +1043,7 @@ def local_features(
 
 
 # %% [markdown]
-# First on random textures: one, a stranger, and a brightened crop of the first.
+# First on random textures: one, a stranger, and a brightened crop.
 
 # %%
 def texture(seed):
@@ -1101,8 +1084,7 @@ print(votes(features, progress=False))
 
 
 # %% [markdown]
-# Picture and crop, (0, 2), collect most votes, but a vote is only a suspicion. For a proof the matched points must agree on *one* map (rotation, scale, shift; found by RANSAC). And the first image, laid over the second by that map, must show the same *details*: after a high-pass filter, so that exposure does not matter, the grey values must correlate. This second part
-# tells one film, printed twice, from two films of one patient with the same metal rods.
+# Picture and crop, (0, 2), collect most votes, but a vote is only a suspicion. For a proof the matched points must agree on *one* map (rotation, scale, shift; by RANSAC), and the images, laid over each other, must show the same *details*: after a high-pass filter, against the exposure, their grey values must correlate. This tells one film, printed twice, from two films of one patient with the same metal rods.
 
 # %%
 #| export
@@ -1165,9 +1147,6 @@ def find_duplicates(
     return [f for f in found if f[2] >= inliers and f[3] >= correlation]
 
 
-# %% [markdown]
-# It must find the crop and not the stranger.
-
 # %%
 found = find_duplicates([one, other, crop], progress=False)
 print(found)
@@ -1185,7 +1164,7 @@ assert (
 )  # one map moves them all
 
 # %% [markdown]
-# The search over the whole set takes two minutes on one core, so the output below is kept from a recorded run; later runs repeat only the proof.
+# The search over the whole set takes two minutes; this is a recorded run.
 
 # %%
 if XRAY:
@@ -1215,9 +1194,9 @@ for i, j, n, c in across:
 
 
 # %% [markdown]
-# Most of these pairs carry one number: a film twice, or two exposures a moment apart. `SAME_STUDY`, above, joins the numbers that hide one patient.
+# Most pairs carry one number: a film twice, or two exposures a moment apart. `SAME_STUDY` joins the numbers that hide one patient.
 #
-# Pairs across the official split are bad news. Film `239 D` of the test adds two more, with `238 D` and `239 D` of the training: too dark for the search to be sure of, but in the same run of film numbers and alike to the eye. With it **16 of the 128 test images have a twin in the training split**. Only eight of them had been known before. So results in this course are given three times: on all 128 test images, on the 120 without those eight, and on the 112 without any twin. Judge a model by the last.
+# Test film `239 D` adds two more pairs, with `238 D` and `239 D` of the training: too dark for the search to be sure of, but in the same run of numbers and alike to the eye. With it **16 of the 128 test images have a twin in the training split**, of which only eight had been known. So our results are given three times: on all 128 test images, on the 120 without those eight, and on the 112 without any twin. Judge a model by the last.
 
 # %%
 #| export
@@ -1264,7 +1243,7 @@ if XRAY:
     assert [len(clean_test_indices(test_names, strict)) for strict in (False, True)] == [120, 112]
 
 # %% [markdown]
-# The proof of each pair, beside thirty pairs of strangers, and a pair of films for each entry of `SAME_STUDY`:
+# The proof of each pair and of each entry of `SAME_STUDY`, beside thirty pairs of strangers:
 
 # %%
 if XRAY:
@@ -1319,7 +1298,7 @@ if XRAY:
     assert sure[0] >= 18 and sure[1] == 0
 
 # %% [markdown]
-# For the eye: four of the newly found pairs, training above, test below.
+# Four of the newly found pairs, training above, test below:
 
 # %%
 if XRAY:
@@ -1334,7 +1313,7 @@ if XRAY:
 # %% [markdown]
 # ## 7 · Phantoms
 #
-# A course must run where no patient data is. So we draw spines, with what makes a radiograph hard: vertebrae that grow downwards, curves with two bends, ribs that cross them, a heart over one side, uneven exposure, noise, and metal now and then. Their truth is exact.
+# A course must run without patient data. So we draw spines, with what makes a radiograph hard: vertebrae that grow downwards, curves with two bends, ribs, a heart, uneven exposure, noise, and sometimes metal. Their truth is exact.
 #
 # Vertebra $i$ is tilted by $\theta_i = c\, \sin(2\pi k u_i + \varphi)$, with $u_i$ from 0 at the top to 1 at the bottom, shifted and scaled so that the largest difference of tilts *is* the wanted Cobb angle.
 
@@ -1361,7 +1340,7 @@ assert np.isclose(np.degrees(np.ptp(spine_tilts(np.random.default_rng(1), 40))),
 
 
 # %% [markdown]
-# Each centre lies one step along the tilt below the last one; the whole is fitted into the film.
+# Each centre lies one step along the tilt below the last.
 
 # %%
 #| export
@@ -1397,7 +1376,7 @@ print(cobb_angles(bent, 576).round(3))
 assert np.isclose(cobb_angles(bent, 576)[0], 40) and (bent >= 0).all() and (bent < (192, 576)).all()
 
 # %% [markdown]
-# On the film shapes are light, added layer on layer and blurred each by its own amount.
+# Shapes on the film are light, added in layers, each with its own blur.
 
 # %%
 #| export
@@ -1436,7 +1415,7 @@ assert 95 < try_out.light[40, 30] <= 100 and try_out.light[0, 0] < 1
 
 
 # %% [markdown]
-# Everything is placed relative to the vertebrae. Soft tissue, lungs and the heart first:
+# Everything is placed relative to the vertebrae, soft tissue first:
 
 # %%
 #| export
@@ -1591,7 +1570,7 @@ for axis, p in zip(axes, phantoms):
 assert np.allclose([p.cobb[0] for p in phantoms], (5, 15, 25, 35, 45, 55))
 
 # %% [markdown]
-# The mask should fill about as much of the film as it does on radiographs (Section 5), and no point may leave the film:
+# The mask should fill about as much of the film as on radiographs (Section 5):
 
 # %%
 many = [draw_phantom(100 + i) for i in range(40)]
@@ -1698,9 +1677,6 @@ print(*sorted(p.relative_to(two).as_posix() for p in two.rglob("*") if p.is_file
 print(complaint(lambda: write_phantoms(two)))
 
 
-# %% [markdown]
-# If you only want *some* phantoms, without folders:
-
 # %%
 #| export
 class PhantomSet(XRaySet):
@@ -1746,7 +1722,7 @@ assert (sample.mask[0].numpy() == again).mean() > 0.9999 and np.allclose(
 # %% [markdown]
 # ## 8 · Your own images
 #
-# Two folders, `images/` and `masks/`, with the same file names: that is all. Whatever has no partner is named, not skipped.
+# Two folders, `images/` and `masks/`, with the same file names, will do. What has no partner is named.
 
 # %%
 #| export
@@ -1803,7 +1779,7 @@ print(complaint(lambda: pair_files(folder / "own/images", folder / "own")))
 
 
 # %% [markdown]
-# In a mask, zero is background: 255 for a vertebra will do, and so will the numbers 1 to 17. A JPEG is lossy and has no clean zeros, so there the threshold is 128.
+# In a mask, zero is background and all else vertebra. A lossy JPEG has no clean zeros, so there the threshold is 128.
 
 # %%
 #| export
@@ -1826,7 +1802,7 @@ assert np.asarray(read_mask(folder / "levels.png")).tolist() == [[0, 255, 255]]
 
 
 # %% [markdown]
-# A split that depends on nothing but the name stays the same when files are added.
+# A split by name alone stays the same when files are added.
 
 # %%
 #| export
@@ -1941,7 +1917,7 @@ assert list(kinds.values()) == ["MaskFolder", "XRaySet"]
 # %% [markdown]
 # ## 9 · Packed
 #
-# All 609 radiographs at 192×64 are 7 MB of bytes. So everything is decoded once and cached in one file, whose key is a fingerprint of what went in. No `DataLoader`, no workers: a batch is an index into a tensor.
+# All 609 radiographs at 192×64 are 7 MB, so they are decoded once and cached in one file, whose key is a fingerprint of what went in. A batch is an index into a tensor; no `DataLoader` is needed.
 
 # %%
 #| export
@@ -2032,7 +2008,7 @@ assert torch.equal(packed.images[2, 0], (255 * phantom_set[2].image[0]).round().
 # %% [markdown]
 # ## 10 · Fetching the X-ray set
 #
-# Two public places hold it: the address in the paper's data statement (with one letter mended) and a repository on GitHub, pinned to a commit. They are tried in turn, and a broken download goes on where it stopped. What arrives is checked by what is *in* it, whichever archive it came in: names, sizes and checksums of all images, tables and .mat files.
+# Two public places hold it: the address in the paper's data statement (with one letter mended) and a repository on GitHub, pinned to a commit. A broken download goes on where it stopped. What arrives is checked by names, sizes and checksums of what is *in* the archive.
 
 # %%
 #| export
@@ -2072,7 +2048,7 @@ if XRAY:
     assert manifest(XRAY) == XRAY_MANIFEST
 
 # %% [markdown]
-# To try it we need a server that misbehaves as real ones do: it breaks off half-way the first time, and offers a second, wrong archive.
+# We try it on a server that breaks off half-way the first time, and offers a second, wrong archive.
 
 # %%
 import threading
@@ -2157,9 +2133,6 @@ def receive(
         if total is not None and file.tell() < total:
             raise OSError(f"the connection ended after {file.tell():,} of {total:,} bytes")
 
-
-# %% [markdown]
-# Go on from what is there:
 
 # %%
 #| export
@@ -2275,7 +2248,7 @@ assert got.read_bytes() == archive.read_bytes() and [p.name for p in got.parent.
 assert len(open_dataset(folder / "fetched", "test")) == 3
 
 # %% [markdown]
-# Every request, and the byte from which it asked: the wrong archive is asked for again from its start, the broken one only for its rest.
+# The wrong archive is asked for again from its start, the broken one only for its rest:
 
 # %%
 print(*Flaky.asked[3:], sep="\n")
@@ -2292,17 +2265,17 @@ assert Flaky.asked[3:] == [
 # | | paper | ours | why |
 # |---|---|---|---|
 # | size | 250×750, squashed | letterbox (`fit = squash` in the profile `paper`) | squashing bends the very shapes that Section 2.4 relies on |
-# | masks | landmarks by "two professional doctors" | quadrilaterals of the published landmarks, crooked ones by their hull | the public set has no other truth |
+# | masks | landmarks by "two professional doctors" | quadrilaterals of the landmarks, hulls of crooked ones | the public set has no other truth |
 # | split | not given | the official 481 / 128; validation by study, twins kept together | films of one back are not independent |
 # | twins across the split | not mentioned | results on 128, on 120 and on 112 test images | 16 test images have a twin that was trained on |
 #
 # ## Exercises
 #
-# **1 · Predict.** A phantom of 35° is letterboxed and squashed to 250×750. In which of the two does `cobb_angles` of the canvas landmarks still say 35°?
+# **1 · Predict.** A phantom of 35° is letterboxed and squashed to 250×750. Where does `cobb_angles` of the canvas landmarks still say 35°?
 #
 # <details><summary>Answer</summary>
 #
-# Only in the letterboxed one: one scale for both axes keeps angles. Squashing 576×192 to 750×250 keeps them too (both axes by 1.30!), so try it on a film of another shape.
+# Only in the letterboxed one: one scale for both axes keeps angles. (Squashing 576×192 to 750×250 keeps them too.)
 #
 # </details>
 
@@ -2321,7 +2294,7 @@ assert abs(seen["letterbox"] - 35) < 0.2 and abs(seen["squash"] - 35) > 2
 #
 # <details><summary>Answer</summary>
 #
-# `ImageDraw.polygon` also takes every pixel that the border touches, so each vertebra grows by half a (fine) pixel on every side: a systematic error as large as the differences between methods. That is why `fill_convex` tests pixel centres.
+# `ImageDraw.polygon` also takes every pixel that the border touches: each vertebra grows by half a (fine) pixel on every side, an error as large as the differences between methods. So `fill_convex` tests pixel centres.
 #
 # </details>
 
