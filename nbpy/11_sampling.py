@@ -112,7 +112,7 @@ print(
 assert gap[0] < 1e-6 < 0.1 < gap[1]
 
 # %% [markdown]
-# With little noise the network knows whose mask it is; with much it gives a blurred average.
+# With little noise the network knows whose mask it is; with much, it gives a blurred average.
 #
 # ## 2 · Algorithm 2
 #
@@ -222,7 +222,7 @@ panel([[strip[t][k][0] for t in times] for k in (0, 1)], [f"t = {t}" for t in ti
 
 
 # %% [markdown]
-# The guess $\hat x_0$ (below) turns from a blur of all readers into one of them: the walk *chooses*. The slider shows when:
+# The guess $\hat x_0$ (lower row) turns from a blur of all readers into one of them: the walk *chooses*. The slider shows when:
 
 # %%
 def frame(t, axes=None):
