@@ -118,8 +118,8 @@ _ = show([phantom.image, naive, stretched], ["8 bits", "16 bits / 256", "min to 
 
 
 # %% [markdown]
-# Both are black but for the marker, which is brighter than all bone. The cure is a *window*: the 0.5th percentile becomes
-# black, the 99.5th white.
+# Both are black but for the marker: the film uses a small part of the 16 bits, and the marker outshines all bone. The cure is a *window*: the 0.5th percentile becomes
+# black, the 99.5th white, and what lies outside saturates.
 
 # %%
 #| export
@@ -288,7 +288,7 @@ canvas, placement = fit_image(Image.fromarray(wide.image), (192, 64), "letterbox
 placement
 
 # %% [markdown]
-# For the way back, `mask.resize(original size)` is tempting. Try it on the true mask, to blame no network.
+# For the way back, `mask.resize(original size)` is tempting. Try it on the true mask, so that no network can be blamed.
 
 # %%
 truth_canvas = fit_image(Image.fromarray(truth * 255), (192, 64), "letterbox")[0]
@@ -552,7 +552,7 @@ for axis, (name, top) in zip(
     axis.images[0].set(cmap=name, clim=(0, top))
 
 # %% [markdown]
-# The same seed gives the same mask; the 16-bit file gives nearly its 8-bit twin's.
+# The same seed gives the same mask, and the 16-bit file nearly that of its 8-bit twin.
 
 # %%
 again = segmenter.predict(wide.image, seed=0)
@@ -924,7 +924,7 @@ assert load_reference(folder / "model") is None
 # %% [markdown]
 # ## Is it any good? The table
 #
-# `evaluate` scores the prior alone, and the diffusion at several numbers of steps, as a single sample and as an ensemble's mean.
+# `evaluate` scores the prior alone, and the diffusion at several numbers of steps, as a single sample and as an ensemble's mean: mean ± standard deviation, 95 % bootstrap interval.
 # Radiographs in both splits of the public set ([01](01_data.ipynb)) are once counted, once left out.
 
 # %%
@@ -1873,7 +1873,8 @@ if __name__ == "__main__":
     sys.exit(main())
 
 # %% [markdown]
-# In a terminal this is `verdiff segment …`; the films are three, one of them 16-bit, and the letter:
+# In a terminal you type `verdiff segment …`; here we call it on three films,
+# one of them 16-bit, and the letter:
 
 # %%
 model.save_pretrained(folder / "model")
@@ -1930,7 +1931,7 @@ else:
 
 # %% [markdown]
 # We check its confidence on every fifth test film, and on strange pictures made from some.
-# The count of real films is fair: they had no say in the limits. Those of strange ones are *optimistic*: traits and limits were chosen after looking at pictures of these very kinds (a blank one had slipped through). Of other kinds they say nothing.
+# The count of real films is fair: they had no say in the limits. The counts of strange ones are *optimistic*: traits and limits were chosen after looking at pictures of these very kinds (a blank one had slipped through). Of other kinds they say nothing.
 
 # %%
 #| slow
@@ -1958,7 +1959,7 @@ if XRAY and bundled_model():
 # | what is scored | mean Dice, mean IoU | mean ± sd, 95 % interval, with and without duplicates, at one size for all | Table 1's rows cannot all come from the same averaging ([03](03_metrics.ipynb)) |
 # | uncertainty | not reported | standard deviation of the samples | sampling gives it for free |
 # | pictures that are no spine | not asked | a confidence, calibrated on validation films | a network that knows only spines draws them on anything |
-# | depth of files | not stated | deeper ones windowed | detectors use part of the 16 bits, markers outshine bone |
+# | depth of files | not stated | 8 bits unchanged, deeper ones windowed | detectors use part of the 16 bits, markers outshine bone |
 #
 # ## Exercises
 #
