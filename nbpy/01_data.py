@@ -230,7 +230,7 @@ assert not np.asarray(canvas)[:, :where.left].any() and where.left > 0
 # %% [markdown]
 # ## 3 · From clicks to a mask
 #
-# Fill seventeen quadrilaterals. The naive way takes the corners as they are stored:
+# Four corners make a quadrilateral: fill it, seventeen times. The naive way takes the corners as stored:
 
 # %%
 quad = np.array(
@@ -279,7 +279,7 @@ assert is_crooked(np.array([[20, 20], [80, 25], [18, 60], [30, 30]]))  # a dent
 
 
 # %% [markdown]
-# A crooked vertebra gets the convex hull of its points: the quadrilateral that was meant, when clicks are merely out of order.
+# A crooked vertebra is not dropped; it gets the convex hull of its points: the quadrilateral that was meant, when clicks are merely out of order.
 
 # %%
 #| export
@@ -966,7 +966,7 @@ if XRAY:
     assert close[:, 0].all() and close.mean() > 0.99
 
 # %% [markdown]
-# So the first published column is the *main* curve, whatever its name says, and agrees with the landmarks on every film. The third misses a few, by a rule for S-shaped spines that we could only guess.
+# So the first published column is the *main* curve, whatever its name says, and agrees with the landmarks on every film. Our third angle misses a few, by a rule for S-shaped spines that we could only guess.
 #
 # ## 6 · Splits, studies and twins
 #
@@ -1084,7 +1084,7 @@ print(votes(features, progress=False))
 
 
 # %% [markdown]
-# Picture and crop, (0, 2), collect most votes, but a vote is only a suspicion. For a proof the matched points must agree on *one* map (rotation, scale, shift; by RANSAC), and the images, laid over each other, must show the same *details*: after a high-pass filter, against the exposure, their grey values must correlate. This tells one film, printed twice, from two films of one patient with the same metal rods.
+# Picture and crop, (0, 2), collect most votes, but a vote is only a suspicion. For a proof the matched points must agree on *one* map (rotation, scale, shift; by RANSAC), and the images, laid over each other, must show the same *details*: after a high-pass filter, which removes the exposure, their grey values must correlate. This tells one film, printed twice, from two films of one patient with the same metal rods.
 
 # %%
 #| export
