@@ -2,9 +2,9 @@
 # # 16 · The comparison
 # > Eight ways to find a spine, one loop to train them all, and error bars on every difference
 #
-# **No GPU was at hand for the recorded run.** Every network in the recorded table was trained on one CPU core at 192×64 pixels, for 1,000 steps of four films, and scored at 768×256. All are undertrained, equally. So this page compares what methods do *on a laptop's budget*; it says little about any of them at its best, and nothing about Table 1. The full-size run is one command, in section 6.
+# **No GPU was at hand for the recorded run.** Its networks were trained on one CPU core at 192×64 pixels, for 1,000 steps of four films, and scored at 768×256. All are undertrained, equally. So the page compares methods *on a laptop's budget*. It says little about any at its best, nothing about the paper's Table 1.
 #
-# You will put the paper's eight methods into one registry, see how large a difference has to be before it means anything, train three of them on phantoms in seconds, read the recorded table on real radiographs, and add a method of your own in ten lines.
+# You will put the paper's eight methods into one registry, train three on phantoms, learn which differences mean anything, read the table on radiographs, and add a method.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/16_comparison.ipynb)
 
@@ -75,13 +75,13 @@ folder = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## 1 · What "the same" means
 #
-# Whose network is better, or who tuned longer? A table like the paper's Table 1 cannot tell. Here everything that is not the method is held equal:
+# Is a network better, or was it tuned for longer? The paper's Table 1 cannot tell. Here all else is held equal:
 #
-# * the same batches in the same order, with the same augmentation from the same random numbers (`verdiff.training.batches`);
-# * the same optimiser, learning rate and number of steps; the *last* averaged weights for everybody: nothing is chosen by a score;
+# * the same batches in the same order, with the same random augmentation;
+# * the same optimiser, learning rate and steps, and the *last* averaged weights: nothing is chosen by a score;
 # * the same masks at the same size, and the same four measures.
 #
-# One thing cannot be equal: time. A step of one costs ten times a step of another, so the table prints the seconds too. A method is then a function, settings in, network out, written down once under a name.
+# Only time cannot be equal: a step of one method costs many times a step of another. So the table prints seconds too. A method is a function from settings to an untrained network, under a name:
 
 # %%
 #| export
@@ -120,7 +120,7 @@ def method(
 
 
 # %% [markdown]
-# The contract of a network is small: image $(B, 1, H, W)$ in $[0, 1]$ goes in, logits of the same shape come out. `Plain` adds what all of these share: a border where a network wants sides that divide by 32, the loss (cross entropy plus soft Dice, the loss of our own prior), and the probability. nnU-Net gives several logits, each half as large as the one before and, as in nnU-Net, counting half as much.
+# `Plain` wraps a network that maps an image $(B, 1, H, W)$ in $[0, 1]$ to logits of the same shape. It adds a border where sides must divide by 32, the loss of our own prior (cross entropy plus soft Dice), and the probability. nnU-Net gives several logits, each half as large as the one before and counting half as much ("deep supervision").
 
 # %%
 #| export
@@ -183,7 +183,7 @@ class Plain(nn.Module):
 
 
 # %% [markdown]
-# Three methods, to begin with: our conditional U-Net alone (the prior, Figure 3 without its lower half), MONAI's U-Net, and Verdiff-Net itself. The last is no map from image to logits, so it brings its own `loss` and `probability`, in the words of pages [10](10_training.ipynb) and [11](11_sampling.ipynb); whoever has the two is taken as it is.
+# Three methods to begin with: MONAI's U-Net, Verdiff-Net, and its conditional U-Net alone (the *prior*). Verdiff-Net brings its own `loss` and `probability`, from pages [10](10_training.ipynb) and [11](11_sampling.ipynb).
 
 # %%
 #| export
@@ -273,7 +273,7 @@ for name in METHODS:
 # %% [markdown]
 # ## 2 · One loop
 #
-# The loop of page [10](10_training.ipynb) once more, for anything that has a `loss`. It keeps a checkpoint: what was killed continues, what is finished is not run again.
+# Equal conditions need one loop: that of page [10](10_training.ipynb), for anything with a `loss`. A killed run continues, a finished one is not repeated.
 
 # %%
 #| export
@@ -390,7 +390,7 @@ for name in METHODS:
     assert np.mean(done.losses[-10:]) < 0.9 * done.losses[0]
 
 # %% [markdown]
-# Is it the same loop? Page 10's trainer with the same settings must give Verdiff-Net the same weights, number for number. And a finished run comes back from its checkpoint at once.
+# Page 10's trainer, with the same settings, must give Verdiff-Net the same weights, number for number. And a finished run must come back unchanged.
 
 # %%
 from verdiff.training import train
@@ -408,7 +408,7 @@ assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(),
 # %% [markdown]
 # ## 3 · Four measures, film by film
 #
-# Scored at the size of the data, whatever the network's: the image is averaged down, the probability enlarged bilinearly, exactly as page [12](12_segment.ipynb) does it. HD95 has no value where a network marks nothing at all; such a film gets the diagonal of the canvas, so that silence is not rewarded.
+# All are scored at the size of the data, as on page [12](12_segment.ipynb): the image is averaged down, the probability enlarged bilinearly. The measures come from page [03](03_metrics.ipynb). Where nothing is marked HD95 has no value; it becomes the canvas's diagonal, so that silence is not rewarded.
 
 # %%
 #| export
@@ -480,7 +480,7 @@ assert nothing["hd95"] == 50 and nothing["surface_dice"] == 0
 # %% [markdown]
 # ## 4 · A difference that is none
 #
-# Now the trap. Take *one* method, MONAI's U-Net, and train it four times; only the seed differs. Compare the runs as tables do, by their means; then the better way, by the paired difference over the films with its 95 % interval.
+# Before ranking these numbers, train *one* method, MONAI's U-Net, four times with only the seed changed. Compare them as tables do, by their means; then by the paired difference over the films with its 95 % interval.
 
 # %%
 runs = []
@@ -511,11 +511,11 @@ assert min(paired_difference(runs[k], best)[2] for k in order[1:]) < 0
 
 
 # %% [markdown]
-# At least one interval excludes zero: a "significant" advantage of a method over itself. The arithmetic is right. An interval over *films* says whether these weights would win on other films; it does not know that another seed gives other weights. **Read every interval on this page with the spread over seeds beside it.** A bold number in a table says even less: it has neither.
+# Where an interval excludes zero, a method is "significantly" better than itself. The arithmetic is right: an interval over *films* says whether these weights would win on other films. It does not know that another seed gives other weights. **Read every interval on this page with the spread over seeds beside it.** A bold number in a table has neither.
 #
 # ## 5 · The others, from their libraries
 #
-# Nothing is rewritten. The libraries are an extra of this package (`pip install "verdiff[compare]"`); without them a method is not run, and its row says so.
+# Now the others join, from libraries that are an extra (`pip install "verdiff[compare]"`). Where a library or a weight file is missing, the row says so.
 
 # %%
 #| export
@@ -547,7 +547,7 @@ def need_torchvision() -> ModuleType:
 
 
 # %% [markdown]
-# **FCN and DeepLabv3** are torchvision's. Their backbones are usually trained on ImageNet first; here they start from nothing like everybody else. The small one is for laptops, the large one for the GPU run.
+# **FCN and DeepLabv3** are torchvision's. Their backbones are usually trained on ImageNet first; here they start from nothing, like everybody else. The small backbone is for laptops, the large one for a GPU.
 
 # %%
 #| export
@@ -626,7 +626,7 @@ def build_deeplabv3_resnet50(settings: Settings) -> nn.Module:
 
 
 # %% [markdown]
-# **nnU-Net v2** is less a network than a planner: from the shape and spacing of the images it derives depth, widths and kernels. We ask *its* planner, with a fingerprint of our canvas, build the network by *its* function, and train it with deep supervision in our loop. That is nnU-Net's architecture at our budget, not nnU-Net. Its own trainer is a command that section 6 shows, with the way of its masks into this table.
+# **nnU-Net v2** is less a network than a planner: from the shape and spacing of the images (a "fingerprint") it derives depth, widths and kernels. *Its* planner and *its* function build the network; our loop trains it. That is nnU-Net's architecture at our budget, not nnU-Net; section 6 shows how its trainer joins.
 
 # %%
 #| export
@@ -678,9 +678,9 @@ def build_nnunet(settings: Settings) -> nn.Module:
 
 
 # %% [markdown]
-# **Swin-U-Net**: MONAI's SwinUNETR in two dimensions, a Swin transformer as encoder. (In the paper's reference the decoder is a transformer, too; no library keeps that one.)
+# **Swin-U-Net** is MONAI's SwinUNETR in two dimensions, with a Swin transformer as encoder. (In the paper's reference the decoder is one too; no library keeps it.)
 #
-# **SAM**: the real model and its real weights by `transformers`, its encoder frozen, the box of the whole image as prompt, its mask decoder trained in our loop. The weights (375 MB) come from the Hugging Face Hub; where it cannot be reached the row says so.
+# **SAM** is the real model with its weights (375 MB from the Hugging Face Hub). Its encoder is frozen, its prompt is the box of the whole image, and our loop trains the mask decoder.
 
 # %%
 #| export
@@ -735,7 +735,7 @@ def build_sam(settings: Settings) -> nn.Module:
 
 
 # %% [markdown]
-# **MedSegDiff** twice. As a configuration of our own code, a plain DDPM on masks with shift, MSFM and NSA off. And the public re-implementation `med-seg-diff-pytorch` with its Fourier filter; it takes squares only, so it gets the canvas resampled to a square of as many pixels. A step of it costs several times one of any other method, so `laptop` leaves it out; the recorded run has it.
+# **MedSegDiff** comes twice: as our own code with shift, MSFM and NSA off (pages [04](04_forward.ipynb), [07](07_msfm.ipynb), [08](08_nsa.ipynb)), and as the public re-implementation `med-seg-diff-pytorch` with its Fourier filter. That one takes squares only, so the canvas becomes a square of as many pixels. It trains slowly: `laptop` omits it, the recorded run has it.
 
 # %%
 #| export
@@ -787,7 +787,7 @@ def build_medsegdiff_lib(settings: Settings) -> nn.Module:
 
 
 # %% [markdown]
-# **MONAI's diffusion tutorial.** [MONAI](https://monai.io) has a tutorial that segments by diffusion with its `DiffusionModelUNet`: one network, the image beside the noisy mask, no prior. The network here is the tutorial's, layer for layer. Like all diffusions in this table it predicts $x_0$, not the noise: at one step that is the only one that gives a mask (page [14](14_ablation.ipynb)). It is slow to train, too, and not in `laptop`.
+# **DDPM** is the network of [MONAI](https://monai.io)'s tutorial on segmentation by diffusion, layer for layer: it sees the image beside the noisy mask, and no prior. Like all diffusions here it predicts $x_0$, not the noise: at one step only that gives a mask (page [14](14_ablation.ipynb)). `laptop` omits it too.
 
 # %%
 #| export
@@ -837,7 +837,7 @@ def build_monai_diffusion(settings: Settings) -> nn.Module:
 
 
 # %% [markdown]
-# Which of them can run here? And what does nnU-Net's planner plan?
+# Which of them can run here, and what does nnU-Net plan?
 
 # %%
 import warnings
@@ -863,7 +863,7 @@ if "nnunet" in here:
     assert outputs[0].shape == b.shape and len(outputs) > 1
 
 # %% [markdown]
-# Whatever is here (but the two large ones) must learn: a few steps on four films, and the loss of that batch must fall. (SAM, whose weights cannot travel with a course, is tried with a very small `SamModel` of random weights: the same classes, the same path.)
+# In a few steps on four films, the loss of each but the two large ones must fall. SAM's weights cannot travel with a course; a tiny `SamModel` of random weights stands in, whose loss falls beyond the printed digits.
 
 # %%
 try:
@@ -904,7 +904,7 @@ del here
 # %% [markdown]
 # ## 6 · The run
 #
-# A result is one method's scores on all films, in a file of its own, written whole or not at all; the same command again reads it and runs the rest. A result made with other settings is refused, or one would compare a night's training with an hour's.
+# A long comparison gets interrupted. So each method's scores go into one file, written whole or not at all; the same command again reads what is there and runs the rest. Results of other settings are refused.
 
 # %%
 #| export
@@ -1015,7 +1015,7 @@ def compare(
 
 
 # %% [markdown]
-# The table: *mean ± sd over films [95 % bootstrap interval of the mean]* for each measure, and the paired difference in Dice to ours. On three sets of films, as on page [15](15_xray.ipynb): all, without the twins that were known, without any twin.
+# The table gives *mean ± sd over films [95 % bootstrap interval of the mean]* for each measure, and the paired difference in Dice to ours, on the sets of page [15](15_xray.ipynb): all, without those known to have a twin in the training part, without any twin.
 
 # %%
 #| export
@@ -1102,7 +1102,7 @@ def table(
 
 
 # %% [markdown]
-# On phantoms, with the three methods that need no extra. Then the same call again: nothing is trained, the files are read.
+# First on phantoms, with the three methods that need no extra. A second call only reads files.
 
 # %%
 results = compare(["verdiff", "prior", "unet", "sam"], tiny, films, test, folder, progress=False)
@@ -1121,7 +1121,7 @@ except VerdiffError as error:
 
 
 # %% [markdown]
-# A program that insists on its own training can still join: it leaves a folder of masks, one PNG a film. nnU-Net's own trainer is of that kind: `write_nnunet_raw` lays out its data, `masks_result` reads its masks.
+# A program with a trainer of its own joins by a folder of masks, one PNG a film. For nnU-Net, `write_nnunet_raw` lays out the data and `masks_result` reads the masks.
 
 # %%
 #| export
@@ -1179,7 +1179,7 @@ print({p.name: len(list(p.iterdir())) for p in sorted(home.iterdir()) if p.is_di
 assert set(masks_result("the truth itself", perfect, test).scores["dice"]) == {1.0}
 
 # %% [markdown]
-# The command `verdiff compare` is these calls and a few words.
+# The command `verdiff compare` puts these calls together.
 
 # %%
 #| export
@@ -1253,10 +1253,10 @@ print(said.getvalue())
 # %% [markdown]
 # ### The recorded run
 #
-# On the public X-ray set, profile `comparison`: 192×64 pixels, 1,000 steps of 4 films, one learning rate for all, fixed before any of these results was seen. (Two shorter budgets came before: 300 steps of 8 films at 96×32, in which FCN and DeepLabv3 marked nothing at all; and the same steps at 192×64, broken off after its first two methods, which were still far from done. That is why there are more steps now, for all alike; the rate is still the same.) The cell reads what is finished and runs what is not:
+# On the public X-ray set, with the profile `comparison`; its one learning rate was fixed before any of these results was seen. Two shorter budgets came before, at the same rate: 300 steps of 8 films at 96×32, in which FCN and DeepLabv3 marked nothing at all; and the same steps at 192×64, broken off after two methods, which were far from done. So all get more steps now. The cell runs what is missing:
 #
 # ```sh
-# verdiff compare --data scoliosis-xray-single-view.zip      # --methods NAME,NAME for others than these
+# verdiff compare --data scoliosis-xray-single-view.zip      # --methods NAME,NAME for others
 # ```
 
 # %%
@@ -1309,7 +1309,7 @@ print("the true masks, shrunk to the network's size and enlarged again:",
       *(f"{MEASURES[k]} {v.mean():.3f} " for k, v in measure(back, big.masks > 0).items()))
 
 # %% [markdown]
-# That line is what a perfect network of this size could reach: HD95 and surface Dice at two pixels look at borders, and one pixel of these networks is four by four of the scored canvas. Page [15](15_xray.ipynb) has Verdiff-Net after more training at a larger size; compare its row there with the one here to see what the budget costs. At a budget like this the order is one of *how fast a method learns from nothing*, and a night on a GPU may well turn it round.
+# A perfect network of this size could reach that line: pixels of four by four blur borders, but cost little beside the gaps in the table. The budget costs more: page [15](15_xray.ipynb) has our row after more training at a larger size. Here the order is one of *how fast a method learns from nothing*; a night on a GPU may well turn it round.
 
 # %%
 #| slow
@@ -1330,7 +1330,7 @@ axes[1].margins(y=0.12)
 axes[0].tick_params(labelsize=8)
 
 # %% [markdown]
-# The right half is the fairer picture: the same steps are not the same minutes (by the clock, on a machine that had other work too). And the losses of the runs (each its own kind of loss, so compare slopes, not heights) say whether anybody was done learning:
+# The right half is the fairer picture: the same steps are not the same minutes (by the clock, on a machine with other work). Was anybody done learning? The losses differ in kind, so compare slopes, not heights:
 
 # %%
 #| slow
@@ -1342,7 +1342,7 @@ axis.set(xlabel="step", ylabel="loss / first loss", ylim=(0, 1.1))
 axis.legend(ncols=2, fontsize=7);
 
 # %% [markdown]
-# One seed each, so far. Section 4 asks for more before anybody believes an order. Four of the methods twice more, by the same command with `--set seed=36` and `--set seed=37`, on the 112 films without a twin:
+# That was one seed each, which section 4 warns against. Four methods were trained twice more (`--set seed=36`, `--set seed=37`); again on the 112 films:
 
 # %%
 #| slow
@@ -1361,10 +1361,10 @@ for n in names:
               f"[{r[n]['difference_low']:+.3f}, {r[n]['difference_high']:+.3f}]")
 
 # %% [markdown]
-# Here is the trap of section 4 on real films. Take the first seed, and nnU-Net's network wins by a margin that its interval puts beyond doubt, with MedSegDiff (the same two U-Nets without shift, MSFM and NSA) second. Take the second, and Verdiff-Net is ahead of both. Over the three, nnU-Net's network has the best mean, as on the X-rays of the paper's own Table 1, with many times the parameters; Verdiff-Net and MedSegDiff cannot be told apart, they change places with the seed. What all seeds agree on is that Verdiff-Net is a little ahead of its own prior.
+# This is the trap of section 4 on real films. With the first seed nnU-Net's network wins by a margin that its interval puts beyond doubt, and MedSegDiff is second. With the second, Verdiff-Net is ahead of both. Over the three, nnU-Net's network has the best mean, as on the X-rays of Table 1, with many times the parameters; Verdiff-Net and our MedSegDiff cannot be told apart. The seeds agree only that Verdiff-Net is a little ahead of its prior.
 
 # %% [markdown]
-# **And with all its steps?** MONAI's tutorial samples with a thousand steps, not with one. Perhaps its network only needs them. One sample a film, on eight films (every fourteenth without a twin), with the weights of the table:
+# **And with all its steps?** MONAI's tutorial samples with a thousand steps. Perhaps its network only needs them. One sample a film, on eight films (every fourteenth without a twin), with the weights of the table:
 
 # %%
 #| slow
@@ -1394,7 +1394,7 @@ gap = np.subtract(at_steps("verdiff", 1)["dice"], at_steps("monai_diffusion", 10
 print("ours with one step minus MONAI's with 1,000, film by film:", np.round(gap, 3))
 
 # %% [markdown]
-# Three films without a twin, not chosen: the first of each third. Orange is what the method marks, white what the label says.
+# Three films without a twin, not chosen: the first of each third. White is the label, orange a method's mask. Look for single vertebrae, or one long tube.
 
 # %%
 #| slow
@@ -1418,7 +1418,7 @@ for column, (label, found) in zip(axes.T, masks.items(), strict=True):
 # %% [markdown]
 # ### The full-size run
 #
-# On a machine with a GPU, the same command with the profile `gpu` (752×256, 20,000 steps of 16) and the large backbones; nothing else changes, and it may be interrupted and repeated. One seed first, then others with `--set seed=36` and another `--out`, because of section 4.
+# The same command with the profile `gpu` (752×256, 20,000 steps of 16) and large backbones; it resumes when repeated. Other seeds should follow (section 4), with `--set seed=36` and another `--out`.
 
 # %%
 #| cuda
@@ -1428,7 +1428,7 @@ main(["compare", "--data", str(find_xray()), "--profile", "gpu", "--methods", ev
       "../runs/comparison-gpu"])
 
 # %% [markdown]
-# And nnU-Net by its own trainer, with its own augmentation, 1,000 epochs and all its films. Its masks then enter the same table.
+# nnU-Net's own trainer follows, with its own augmentation, 1,000 epochs and all its films; its masks enter the same table.
 
 # %%
 #| cuda
@@ -1450,21 +1450,21 @@ main(["compare", "--data", str(find_xray()), "--profile", "gpu", "--methods", "v
 #
 # | | paper | ours | why |
 # |---|---|---|---|
-# | budgets of the other methods | not given | the same steps, batches, augmentation, rate for all; seconds printed | a table compares what it holds equal |
-# | learning rate | 1e-4 for its own | one for all, not tuned for anybody | tuning eight methods costs eight times, and whoever tunes has a favourite |
-# | FCN, DeepLabv3 | backbone not named | MobileNetV3 here, ResNet-50 for a GPU, both from nothing | what two cores can train; pretrained weights would be another comparison |
-# | Swin-U-Net | Cao et al. | SwinUNETR of MONAI | kept by a library, tested, one line |
-# | SAM | prompt and training not given | frozen encoder, box of the whole image, decoder trained | a box around the true spine would give the answer away |
-# | MedSegDiff | ensemble and steps not given | one step, mean of five, as for ours | page [15](15_xray.ipynb): more steps cost Dice |
+# | budgets of the others | not given | same steps, batches, augmentation, rate; seconds printed | a table compares what it holds equal |
+# | learning rate | 1e-4 for its own | one for all, not tuned | tuning eight costs eight times, and whoever tunes has a favourite |
+# | FCN, DeepLabv3 | backbone not named | MobileNetV3 here, ResNet-50 for a GPU, from nothing | what two cores can train; pretrained weights would be another comparison |
+# | Swin-U-Net | Cao et al. | SwinUNETR of MONAI | kept by a library, tested |
+# | SAM | prompt, training not given | frozen encoder, box of the whole image, decoder trained | a box around the true spine gives the answer away |
+# | MedSegDiff | ensemble, steps not given | one step, mean of five, as for ours | page [15](15_xray.ipynb): more steps cost Dice |
 # | error bars | one sd | sd over films, interval of the mean, paired differences, spread over seeds | section 4 |
 #
 # ## Exercises
 #
-# **1 · Predict.** Two methods have Dice 0.80 ± 0.08 over 120 films each. Is a difference of 0.01 between their means visible? The standard error of *one* mean is $0.08/\sqrt{120} = 0.0073$. Say it before you run the cell: with scores that are independent between the methods, and with scores that share 90 % of their variance (the same films are hard for both).
+# **1 · Predict.** Two methods have Dice 0.80 ± 0.08 over 120 films, so *one* mean has a standard error of $0.08/\sqrt{120} = 0.0073$. Is a difference of 0.01 visible if their scores are independent? And if they correlate by 0.9, because the same films are hard for both?
 #
 # <details><summary>Answer</summary>
 #
-# Independent: the difference has a standard error of $\sqrt 2 \cdot 0.0073 = 0.0103$, so 0.01 drowns. Paired with correlation 0.9 it is $\sqrt{2(1 - 0.9)} \cdot 0.0073 = 0.0033$: three standard errors, visible. That is what the pairing buys.
+# Independent: its standard error is $\sqrt2\cdot0.0073=0.0103$, so 0.01 drowns. Correlated: $\sqrt{2(1-0.9)}\cdot0.0073=0.0033$; at three standard errors it is visible.
 #
 # </details>
 
@@ -1474,11 +1474,11 @@ print([round(e, 4) for e in error])
 assert error[0] > 0.01 > 3 * error[1]
 
 # %% [markdown]
-# **2 · Change.** Score the phantoms' U-Net with a threshold of 0.3 and of 0.7 instead of 0.5. Does any threshold, *chosen on these test films*, lift it above ours in Dice? And would that be allowed?
+# **2 · Change.** Score the phantoms' U-Net with thresholds of 0.3 and 0.7 instead of 0.5. Does one, *chosen on these test films*, lift it above ours? Would that be allowed?
 #
 # <details><summary>Answer</summary>
 #
-# The threshold moves a point or two. Choosing it on the test films is tuning on the test films, however small the knob; it would have to be chosen on the validation part, and for every method alike.
+# Yes: at 0.5 it marks too much, and 0.7 lifts it just above ours. No: a threshold is chosen on validation films, for every method alike.
 #
 # </details>
 
@@ -1490,11 +1490,11 @@ assert (p > 0.7).sum() < (p > 0.3).sum()
 
 
 # %% [markdown]
-# **3 · Implement.** Your method, in ten lines: enter the smallest network that you can think of into the registry, and run it against the others.
+# **3 · Implement.** Enter the smallest network you can think of into the registry, in ten lines, and run it.
 #
 # <details><summary>Answer</summary>
 #
-# Below: three dilated convolutions. No library, no wrapper: a function from settings to a module is enough. It sees 15 pixels around each, knows no shape of a spine, and pays for it.
+# Below: three dilated convolutions. They see 15×15 pixels around each pixel, know no shape of a spine, and mark nothing.
 #
 # </details>
 
@@ -1515,7 +1515,7 @@ assert METHODS.pop("mine").label == "three convolutions"
 # %% [markdown]
 # ## What we have
 #
-# A registry, one loop, four measures, a file a method, a table with differences. And the habit of asking of any table: the same films, the same budget, how many seeds?
+# Three questions for any table: the same films, the same budget, how many seeds?
 
 # %%
 #| hide
