@@ -735,7 +735,7 @@ def build_sam(settings: Settings) -> nn.Module:
 
 
 # %% [markdown]
-# **MedSegDiff** comes twice: as our own code with shift, MSFM and NSA off (pages [04](04_forward.ipynb), [07](07_msfm.ipynb), [08](08_nsa.ipynb)), and as the public re-implementation `med-seg-diff-pytorch` with its Fourier filter. That one takes squares only, so the canvas becomes a square of as many pixels. It trains slowly: `laptop` omits it, the recorded run has it.
+# **MedSegDiff** comes twice: as our own code with shift, MSFM and NSA off (pages [04](04_forward.ipynb), [07](07_msfm.ipynb), [08](08_nsa.ipynb)), and as the public re-implementation `med-seg-diff-pytorch` with its Fourier filter. That one takes squares only, so the canvas becomes a square of as many pixels. It is slow: the list `laptop` omits it, the recorded run has it.
 
 # %%
 #| export
