@@ -515,7 +515,7 @@ assert min(paired_difference(runs[k], best)[2] for k in order[1:]) < 0
 #
 # ## 5 · The others, from their libraries
 #
-# Now the others join, from libraries that are an extra (`pip install "verdiff[compare]"`). Where a library or a weight file is missing, the row says so.
+# Now the others join; their libraries are an extra (`pip install "verdiff[compare]"`). Where a library or a weight file is missing, the row says so.
 
 # %%
 #| export
