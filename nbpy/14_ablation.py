@@ -2,7 +2,7 @@
 # # 14 · Ablation
 # > Take one part out, train again, and again with other random numbers: what Table 2 can say, and what nobody can say from one run
 #
-# You will write the sweep that reproduces the paper's Table 2 and six choices the paper is silent about, interrupt it, resume it, see the ranking of four networks depend on the seed, build an interval that knows about films *and* seeds, and read the forest plot that comes out. **A cell without output has not been run yet; those marked `#| cuda` wait for a GPU.** What is recorded comes from one CPU core, at 96×32 pixels: thirty runs on phantoms and eighteen on radiographs, less than an hour of one core. Without the recorded cells the page takes half a minute.
+# You will write the sweep behind the paper's Table 2 and five choices that the paper leaves open, interrupt it, see a ranking depend on the seed, and build an interval that knows about films *and* seeds. **A cell without output has not been run yet; those marked `#| cuda` wait for a GPU.** The recorded runs, thirty on phantoms and eighteen on radiographs, took less than an hour of one CPU core at 96×32 pixels, the rest half a minute.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/14_ablation.ipynb)
 
@@ -63,7 +63,7 @@ XRAY = find_xray()
 # %% [markdown]
 # ## 1 · Rows
 #
-# An ablation asks: *what is this part worth?* The answer is a difference between two trained networks that are alike in everything else: the same films, the same number of steps, the same learning rate. A row of the table is therefore a name and the settings in which it differs:
+# An ablation asks what a part is worth. The answer is a difference between two networks trained alike in all else: films, steps, learning rate. So a row is a name and the settings in which it differs, such as MSFM (page [07](07_msfm.ipynb)) and NSA ([08](08_nsa.ipynb)):
 
 # %%
 #| export
@@ -109,9 +109,9 @@ except VerdiffError as error:
     print(error)
 
 # %% [markdown]
-# `both` is the default of the course, and every row is held against it. The last row is the sceptic's: it changes *nothing* but the random numbers. Whatever difference it shows is what chance alone can do.
+# `both` is the course's default, and every row is held against it. The row `again` changes *nothing* but the random numbers: it shows what chance alone can do.
 #
-# A row becomes a full set of settings by its profile (`ablation` of `settings.ini`: small and short), the seed, and its own words:
+# The profile `ablation` (small and short), the seed and the row's own words make a run:
 
 # %%
 #| export
@@ -138,7 +138,7 @@ for name, row in ROWS.items():
 assert row_settings(ROWS["again"], 35).seed == 135
 
 # %% [markdown]
-# *Alike in everything else* is never quite true. Without a module the network is smaller, and a step is faster. An equal number of steps is one fair budget, equal seconds would be another. We take steps and print the rest.
+# *Alike in all else* is never quite true: without a module the network is smaller and a step faster. Equal seconds would be fair too. We take equal steps, and record seconds and parameters.
 
 # %%
 fig, axis = plt.subplots(figsize=(5, 2.4), layout="constrained")
@@ -153,7 +153,7 @@ assert sizes["neither"] < min(sizes["msfm"], sizes["nsa"]) and sizes["again"] ==
 # %% [markdown]
 # ## 2 · Films of three shapes
 #
-# Letterbox or squash can only differ where films differ in shape, and all phantoms of the course so far are 3:1. So here they come in three shapes, as the radiographs do.
+# Letterbox and squash (page [01](01_data.ipynb)) differ only where films differ in shape, and all phantoms so far are 3:1. So here they come in three shapes, as radiographs do.
 
 # %%
 #| export
@@ -223,7 +223,7 @@ assert len(few["squash"]) == len(set(few["squash"].names)) == 6
 assert few["squash"].fingerprint() != few["letterbox"].fingerprint()
 
 # %% [markdown]
-# Is Dice on a squashed canvas comparable with Dice on a letterboxed one? Yes: stretching an axis multiplies all three areas in $2|P\cap T|/(|P|+|T|)$ by the same factor, which cancels. (What a network paints into the black bars does count as an error.)
+# Dice can be compared between the two canvases: stretching an axis multiplies all three areas in $2|P\cap T|/(|P|+|T|)$ by the same factor, which cancels. (What a network paints into the black bars does count as an error.)
 
 # %%
 picture = torch.rand(2, 1, 60, 40, generator=torch.Generator().manual_seed(0)) > 0.6
@@ -231,7 +231,7 @@ stretched = picture.repeat_interleave(3, dim=-1)
 assert torch.equal(dice(picture[:1], picture[1:]), dice(stretched[:1], stretched[1:]))
 
 # %% [markdown]
-# Decoded once for each canvas, and without the radiographs that have a twin in the training part (page [01](01_data.ipynb)). A table that is *reported* is scored on test films. A table by which one *chooses* must not be: for that, a tenth of the training studies is held back (`on="validation"`).
+# Radiographs with a twin in the training part are left out (page 01). A table that is *reported* is scored on test films. For a table by which one *chooses*, a tenth of the training studies is held back instead (`on="validation"`).
 
 # %%
 #| export
@@ -281,7 +281,7 @@ assert not set(fewer.names) & set(held.names)
 # %% [markdown]
 # ## 3 · One run, and many
 #
-# A finished run is a file, `result.json` in a folder of its own: the row, the seed, all settings, the Dice of every film by every way to segment. It is written in one go at the end; training itself resumes from its checkpoints (page [10](10_training.ipynb)). So there is nothing else to remember: the sweep looks which results are there and makes those that are not. A result that belongs to other settings or films is refused, not overwritten.
+# A sweep is many runs, and somebody will interrupt it. So a finished run is one file, `result.json`, written in one go: settings, and the Dice of every film by every way to segment. The sweep makes what is missing; training resumes from its checkpoints (page [10](10_training.ipynb)). A result of other settings or films is refused.
 
 # %%
 #| export
@@ -359,7 +359,7 @@ except VerdiffError as error:
 assert keys[0] != keys[1] and keys[0] == run_key(tiny, known, unseen) != run_key(tiny, known, known)
 
 # %% [markdown]
-# Training and scoring are those of pages 10 and [12](12_segment.ipynb). No validation part, no choice of the best checkpoint: every row gets the averaged weights of its last step.
+# Training and scoring are those of pages 10 and [12](12_segment.ipynb), with the averaged weights of the last step: no best checkpoint is chosen.
 
 # %%
 #| export
@@ -396,7 +396,7 @@ print(first, first.about)
 assert run_one("both", 35, tiny, (known, unseen), folder / "one").dice == first.dice
 
 # %% [markdown]
-# The sweep goes seed by seed, so that what an interruption leaves is complete for the first seeds. Everything that can be refused is refused before the first step.
+# The sweep goes seed by seed, so that an interrupted one is complete for its first seeds. What can be refused is refused before the first step.
 
 # %%
 #| export
@@ -433,7 +433,7 @@ def sweep(
 
 
 # %% [markdown]
-# Two rows, two seeds, a network of a few thousand parameters. We pull the plug during the third run (`KeyboardInterrupt` from inside the loss, the 93rd time it is called), and start again:
+# Two rows, two seeds, a few thousand parameters. We interrupt the third run (a `KeyboardInterrupt` from the 93rd call of the loss), and start again:
 
 # %%
 import verdiff.training as training
@@ -465,7 +465,7 @@ runs = sweep(out=folder / "small", **small)
 assert len(runs) == 4 and runs[0].dice == first.dice  # the very numbers of the run alone
 
 # %% [markdown]
-# Here is all that this tiny sweep knows, every film a dot. A network that was trained for seconds is bad; that is not the point. The point is how much the dots of *one* row move when only the seed changes.
+# Every dot is a film. Look how far the dots of *one* row move with the seed.
 
 # %%
 way = main_ways(runs[0])[-1]
@@ -481,13 +481,13 @@ axis.invert_yaxis()
 # %% [markdown]
 # ## 4 · The naive ablation: one run a row
 #
-# Now the recorded sweep, in two parts. From a terminal it is one command; if it is interrupted, the same command goes on:
+# Now the recorded sweep. One command runs and resumes it:
 #
 # ```sh
 # verdiff ablate --data phantom --profile ablation --seeds 35,36,37 --out runs/ablation
 # ```
 #
-# Steps, widths, films and the list of rows were fixed before any result was seen. Table 2's four rows first:
+# Steps, widths, films and rows were fixed before any result was seen, and all rows are shown. Table 2's four first:
 
 # %%
 #| slow
@@ -495,7 +495,7 @@ OUT = Path("runs/ablation")
 table_2 = sweep("phantom", choose(TABLE_2_ROWS), out=OUT, progress=False)
 
 # %% [markdown]
-# The paper prints one number a row. Do the same: take one seed, and rank. Then take the next seed.
+# The paper prints one number a row. Do the same, seed by seed.
 
 # %%
 #| slow
@@ -520,19 +520,19 @@ for axis, w in zip(axes, ways):
 axes[0].set_ylabel("place")
 
 # %% [markdown]
-# Each line of the print is a table that could have been published, with a story to go with it. The stories differ: rows cross from one seed to the next, and nothing but the seed has changed. One run a row ranks four *networks*. We want to rank four *methods*, and for that a network is one draw from a hat.
+# Each line of the print could have been published, and the stories differ, though only the seed has changed. One run a row ranks four *networks*, each a random draw from its *method*.
 #
 # ## 5 · Two sources of chance
 #
-# There are two reasons why a difference between two rows is not the difference. *Other films* would give another mean: the 24 test films are a sample. *Another seed* would give another network: initial weights, batches, noise. With $d_{si}$ the difference for seed $s$ and film $i$,
+# *Other films* would give another mean: the 24 test films are a sample. *Another seed* would give another network: initial weights, batches, noise. With $d_{si}$ the difference for seed $s$ and film $i$,
 #
 # $$d_{si} = \mu + a_s + b_i + e_{si},$$
 #
-# we want $\mu$. A bootstrap over the films of one run knows $b_i$ and is blind for $a_s$. Both together, with $\bar d_{s\cdot}$ the mean of a seed over films and $\bar d_{\cdot i}$ of a film over seeds:
+# we want $\mu$. A bootstrap over films knows $b_i$ and is blind to $a_s$. Both together, with $\bar d_{s\cdot}$ the mean of a seed over films and $\bar d_{\cdot i}$ of a film over seeds:
 #
-# $$\widehat{\mathrm{Var}}(\bar d) = \frac{\mathrm{var}_s(\bar d_{s\cdot})}{S} + \frac{\mathrm{var}_i(\bar d_{\cdot i})}{N},$$
+# $$\widehat{\mathrm{Var}}(\bar d)=\frac{\mathrm{var}_s(\bar d_{s\cdot})}{S}+\frac{\mathrm{var}_i(\bar d_{\cdot i})}{N},$$
 #
-# which counts $e$ twice and so errs on the safe side. The rest is Student's $t$, with the degrees of freedom by Satterthwaite (1946): near $S - 1$ if the seeds dominate. For three seeds that means two, and a factor of 4.3 where one is used to 1.96. This is not pedantry. It is the price of three seeds.
+# which counts $e$ twice and so errs on the safe side. The rest is Student's $t$, with Satterthwaite's (1946) degrees of freedom: near $S-1$ if the seeds dominate. For three seeds that is two, and a factor of 4.3 where one is used to 1.96.
 
 # %%
 #| export
@@ -567,7 +567,7 @@ def crossed_interval(
 
 
 # %% [markdown]
-# An interval that says 95 % has to prove it. Two worlds with a true difference of zero, 400 sweeps of 3 seeds and 24 films in each; how often does each interval contain the zero?
+# Does the interval keep its 95 %? Two worlds with a true difference of zero, in one of which the seeds differ more ("restless"), 400 sweeps each: how often does an interval contain the zero?
 
 # %%
 rng = np.random.default_rng(0)
@@ -609,7 +609,7 @@ axis.set(xlabel="how often the 95 % interval holds the truth", xlim=(0, 1))
 axis.legend(fontsize=7, loc="lower left")
 
 # %% [markdown]
-# The usual interval, from one run, is a promise that is broken most of the time as soon as seeds matter. Pooling the scores of three runs as if they were 72 films is hardly better. Only the last one keeps its word, and pays for it with width.
+# With restless seeds the usual interval, from one run, misses the truth in a third of the sweeps, and pooling three runs as if they had 72 films is worse. Only the last comes close to its word, and pays with width.
 
 # %%
 #| export
@@ -644,7 +644,7 @@ class Effect:
 
 
 # %% [markdown]
-# The same seed for two rows means the same batches, the same augmentation, the same noise; the same film means the same difficulty. So differences are taken *within* seed and film, then summarised.
+# The same seed for two rows means the same batches, augmentation and noise; the same film means the same difficulty. So differences are taken *within* seed and film.
 
 # %%
 #| export
@@ -690,7 +690,7 @@ assert e.both[0] < e.mean < e.both[1] and np.isclose(e.mean, np.mean(e.by_seed))
 # %% [markdown]
 # ## 6 · The table and the forest
 #
-# Seeds for the rest of the sweep, then everything in one table; `save_tables` writes the same as CSV and JSON, with every single score, so that anyone can compute another interval.
+# Now the sweep can be judged by that interval. `save_tables` keeps every score, for anyone who wants another.
 
 # %%
 #| export
@@ -747,7 +747,7 @@ assert len(json.loads(files[1].read_text())["runs"]) == 4
 assert len(files[2].read_text().splitlines()) == 1 + 4 * 5 * 6  # runs, ways, films
 
 # %% [markdown]
-# And the picture that belongs to it. A thick line says *other films*, the thin one *other seeds and films*, small dots are the seeds. Where the thin line crosses zero, the sweep does not know.
+# In the picture a thick line says *other films*, the thin one *other seeds and films*; small dots are seeds. A thin line across zero decides nothing.
 
 # %%
 #| export
@@ -816,9 +816,9 @@ paper = {row: printed(row) - printed("both") for row in TABLE_2_ROWS[:3]}
 forest_plot(everything, limit=0.12, published=paper)
 
 # %% [markdown]
-# Red diamonds, in the last panel, are the differences that the paper prints for its MR images (Table 2, against its full model). They have no interval, because the paper gives one number a row: no seeds, no standard deviation.
+# Red diamonds are the differences that the paper prints for its MR images (Table 2, against its full model), one number a row, so without an interval.
 #
-# At 95 % one honest interval in twenty misses. There are 27 in this picture, so one or two false alarms are to be expected, and `again` is in it to catch them. A stricter reading (Bonferroni) divides the 5 % by the number of looks:
+# At 95 % one honest interval in twenty misses: among the 27 in this picture, one or two. A stricter reading (Bonferroni) divides the 5 % by the number of looks:
 
 # %%
 #| slow
@@ -836,9 +836,11 @@ for w in ways:
     print(f"{again.row}, {w}: {again.text('+')}, seed by seed", np.round(again.by_seed, 3))
 
 # %% [markdown]
+# `again` is called better twice, though it differs from `both` in nothing. Rows that move no further, `msfm` and `no-shift`, have shown nothing yet. The stricter reading keeps only `epsilon`.
+#
 # ## 7 · Beside Table 2
 #
-# The paper tells its table as gains over the row with neither module. So do we, on the last way to segment (most steps, mean of samples), which is the nearest to what the paper does:
+# The paper tells its table as gains over the row with neither module. So do we, for most steps and the mean of samples, the nearest to what it does:
 
 # %%
 #| slow
@@ -851,7 +853,7 @@ need = max(np.std(e.by_seed, ddof=1) for e in gains)
 print(f"from seed to seed these gains have a standard deviation of up to {need:.3f}")
 
 # %% [markdown]
-# How many seeds would it take to see a difference of one point of Dice with that restlessness? The half-width of the interval for $S$ seeds, films left aside, is $t_{S-1}\,\sigma/\sqrt S$:
+# How many seeds would show a difference of one point of Dice with that restlessness? The half-width of the interval for $S$ seeds, films left aside, is $t_{S-1}\,\sigma/\sqrt S$:
 
 # %%
 #| slow
@@ -873,16 +875,14 @@ print("seeds for an interval of +-0.01:", enough[0] if len(enough) else f"more t
 # %% [markdown]
 # ### How to read all this
 #
-# * **What an interval allows.** A thin line that keeps to one side of zero says: with this budget, at this size, on films like these, the row differs from `both`, whatever the seed. No more. A part may pay off only after longer training, or on images that phantoms are not.
-# * **What it does not allow.** *Open* is not *equal*. With three seeds an effect as large as the far end of the thin line may hide in it. Read the ends, not the word.
-# * **`again` is the yardstick.** It differs from `both` in nothing; a row that moves no further than `again` has shown nothing yet.
-# * **Some losses are arithmetic, not chance.** For `epsilon` one step from pure noise means $\hat x_0 = (y_T - s_T\hat\epsilon)/\sqrt{\bar\alpha_T}$, and the root is tiny: every error of the network is multiplied a hundredfold and more, then clipped. No seed mends that; many steps do, in part.
-# * **Beside the paper, fairly.** Other images, far fewer pixels, minutes instead of hours, and a baseline that keeps prior and shift. A printed gain inside our interval is not thereby confirmed, one outside is not refuted: *here* it is not there. What can be said of Table 2 itself is what section 4 shows: a table of single runs cannot tell a module from a seed, and by print alone nobody knows on which side its gains of two to five points lie.
-# * Steps, widths and rows were fixed in advance, all rows are shown, and nothing was chosen by these test films.
+# * **What an interval allows.** A thin line on one side of zero says: with this budget, at this size, on films like these, the row differs from `both`, whatever the seed. Longer training or other images may say otherwise.
+# * **What it does not allow.** *Open* is not *equal*. An effect as large as the far end of the thin line may hide in it.
+# * **Some losses are arithmetic, not chance.** For `epsilon` one step from pure noise means $\hat x_0=(y_T-s_T\hat\epsilon)/\sqrt{\bar\alpha_T}$, and the root is tiny: every error of the network is multiplied a hundredfold and more, then clipped. Many steps mend that in part, no seed does.
+# * **Beside the paper, fairly.** With other images, far fewer pixels, minutes instead of hours and a baseline that keeps prior and shift, a printed gain inside our interval is not confirmed, one outside is not refuted. But a table of single runs cannot tell a module from a seed (section 4): nobody knows on which side the paper's gains of two to five points lie.
 #
 # ## 8 · From the command line
 #
-# `verdiff ablate` is the sweep, the table and the files; a row of your own is one word of it. Its options live here, `verdiff` itself (page 12) only looks them up.
+# `verdiff ablate` is the sweep, the table and the files; a row of your own is one word of it.
 
 # %%
 #| export
@@ -945,7 +945,7 @@ def run_ablate(args: argparse.Namespace) -> int:
 
 
 # %% [markdown]
-# The same two rows once more, by the same words that one types, in the folder of section 3: everything is there, and one row is new.
+# The two rows of section 3 as one types them, and a new one. One seed gives no interval.
 
 # %%
 parser = argparse.ArgumentParser()
@@ -960,7 +960,7 @@ print(said.getvalue().replace(str(folder), "..."))
 # %% [markdown]
 # ## 9 · The radiographs
 #
-# Phantoms are not patients. So Table 2's rows once more, with the shift and the sceptic's row, on the public X-ray set; rows, seeds and profile were fixed before any of these results was seen. The test films with a twin in the training part are left out.
+# Phantoms are not patients. So six rows once more, on the public X-ray set without twins; rows, seeds and profile were fixed before any result was seen.
 #
 # ```sh
 # verdiff ablate --data scoliosis-xray-single-view.zip --rows neither,msfm,nsa,both,no-shift,again --out runs/ablation-xray
@@ -987,9 +987,9 @@ print(f"against both, {looks} looks, Bonferroni:",
       ", ".join(e.row for e in strict if e.verdict != "open") or "nothing is decided")
 
 # %% [markdown]
-# On real films the row with neither module falls behind `both` at ten steps, in every seed, as it does in Table 2. It is the only verdict in fifteen looks, its interval just misses zero, the stricter reading does not keep it, and with one step there is nothing of it. The phantoms had singled out other rows. And at this budget the ten steps of every row stay below that row's own prior.
+# On real films the row with neither module falls behind `both` at ten steps, in every seed, as in Table 2. It is the only verdict in fifteen looks, its interval just misses zero, the stricter reading drops it, and one step shows nothing of it. The phantoms had singled out other rows. And the ten steps of every row stay below that row's own prior.
 #
-# Same network, same steps, as small and as short as on the phantoms: a rehearsal on real films, not the experiment. That one takes a GPU. The next cells have no output yet; they train all ten rows at the size of the profile `gpu`, with fewer steps: 30 runs, and every one may be interrupted.
+# This was a rehearsal, as small and short as on the phantoms. The experiment, not run yet, needs a GPU: ten rows at the size of the profile `gpu`, with fewer steps, in 30 runs.
 
 # %%
 #| cuda
@@ -1007,20 +1007,20 @@ forest_plot(xray, limit=0.05, published=paper)
 # | | paper | ours | why |
 # |---|---|---|---|
 # | data of Table 2 | MR, not public | phantoms of three shapes, then the X-ray set | anyone can repeat it |
-# | rows | 4 | 10 | the silent choices matter as well, and `again` shows chance |
-# | runs a row | one, as far as it says | 3 seeds | a ranking of single runs ranks the seeds too |
-# | interval | none | over seeds and films, paired | a difference without one cannot be judged |
-# | baseline | "DDPM" | neither module, but prior and shift as in the others | one thing changes at a time |
-# | budget | not said | equal steps; parameters and seconds are printed | |
-# | selection | not said | none: averaged weights of the last step | a best checkpoint would be a second choice |
+# | rows | 4 | 10 | silent choices matter too; `again` shows chance |
+# | runs a row | one, as far as it says | 3 seeds | single runs rank the seeds too |
+# | interval | none | over seeds and films, paired | without one no difference can be judged |
+# | baseline | "DDPM" | neither module, but prior and shift | one thing changes at a time |
+# | budget | not said | equal steps; parameters printed, seconds kept | seconds depend on the machine |
+# | selection | not said | averaged weights of the last step | a best checkpoint would be a second choice |
 #
 # ## Exercises
 #
-# **1 · Predict.** Two rows are scored on 24 films, with *one* seed each. The bootstrap interval of the paired difference is [0.010, 0.020]. What may you say about the two *methods*? What does `crossed_interval` say?
+# **1 · Predict.** Two rows are scored on 24 films, with *one* seed each. The bootstrap interval of their difference is [0.010, 0.020]. What may you say about the two *methods*? What does `crossed_interval` say?
 #
 # <details><summary>Answer</summary>
 #
-# Only that these two *networks* differ on films like these. About the methods, nothing: with one seed the variance between seeds cannot be estimated, and the interval is infinite.
+# Nothing about the methods: only these two *networks* differ on films like these. With one seed the interval is infinite.
 #
 # </details>
 
@@ -1030,11 +1030,11 @@ print(np.round(film_interval(one), 3), crossed_interval(one))
 assert film_interval(one)[0] > 0 and np.isinf(crossed_interval(one)).all()
 
 # %% [markdown]
-# **2 · Change.** Add a row without the soft Dice of the prior to the tiny sweep, in one line, and name its difference to `both`.
+# **2 · Change.** Add a row without the prior's soft Dice to the tiny sweep, in one line. What is its difference to `both`?
 #
 # <details><summary>Answer</summary>
 #
-# `{"no-dice": ("dice_weight=0",)}` beside the others. The finished runs are read, not trained again.
+# `{"no-dice": ("dice_weight=0",)}` beside the others. After so few steps the prior is much worse without it.
 #
 # </details>
 
@@ -1046,11 +1046,11 @@ print(effect.row, f"{effect.mean:+.3f}", effect.both, effect.verdict)
 assert effect.row == "no-dice" and len(effect.by_seed) == 2
 
 # %% [markdown]
-# **3 · Implement.** *Interaction*: is the gain of both modules the sum of the single gains? Write it as one contrast per seed and film, $d = (\text{both} - \text{neither}) - (\text{msfm} - \text{neither}) - (\text{nsa} - \text{neither})$, and give its interval. From the paper's four numbers, what is it?
+# **3 · Implement.** *Interaction*: is the gain of both modules the sum of the single gains? Write it as one contrast per seed and film, $d=(\text{both}-\text{neither})-(\text{msfm}-\text{neither})-(\text{nsa}-\text{neither})$, with its interval. What do the paper's four numbers give?
 #
 # <details><summary>Answer</summary>
 #
-# `both - msfm - nsa + neither`, then `crossed_interval`. The paper's Table 2 gives +0.31 points: its two gains add up almost exactly. The cell checks the function on made-up scores whose interaction is 0.05.
+# `both - msfm - nsa + neither`, then `crossed_interval`. The paper's two gains add up almost exactly; the cell's made-up scores have 0.05.
 #
 # </details>
 
