@@ -2,7 +2,7 @@
 # # 10 · Training
 # > From ten lines to a loop that no power cut, no bad file and no second process can upset
 #
-# You will read Eq. (9) literally and watch its loss fall without end, write a training loop in ten lines, and add what a real one needs, each addition with the picture that justifies it. At the end you kill a run with `kill -9`, which no program can catch, and still get the weights of an undisturbed run, to the last bit. A minute or two on a laptop, no GPU.
+# You will read Eq. (9) literally and watch its loss fall without end, write a training loop in ten lines, and add what a real one needs. Killed with `kill -9`, which no program can catch, the run still ends with the same weights, to the last bit. It takes a minute or two, without a GPU.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/10_training.ipynb)
 
@@ -85,11 +85,11 @@ def roughness(values, last=10):
 # %% [markdown]
 # ## 1 · The loss, read literally
 #
-# Eq. (8) is the usual loss of a diffusion model, the squared error of the noise. Eq. (9) is, as printed, a binary cross entropy between the *noise* $\varepsilon$ and the network's output:
+# Eq. (8) is the usual loss of a diffusion model, the squared error of the noise. Eq. (9), as printed, is a binary cross entropy between the *noise* $\varepsilon$ and the network's output:
 #
-# $$\mathcal L_{\mathrm{BCE}} = -\bigl[\varepsilon \log \hat\varepsilon + (1 - \varepsilon)\log(1 - \hat\varepsilon)\bigr].$$
+# $$\mathcal L_{\mathrm{BCE}}=-\bigl[\varepsilon\log\hat\varepsilon+(1-\varepsilon)\log(1-\hat\varepsilon)\bigr].$$
 #
-# A cross entropy wants targets between 0 and 1; Gaussian noise is negative half of the time and unbounded. Try it, with one number to learn per pixel.
+# A cross entropy wants targets between 0 and 1; Gaussian noise has no bounds. Try it, with one number to learn per pixel.
 
 # %%
 g = torch.Generator().manual_seed(35)
@@ -111,13 +111,13 @@ print(f"loss {fall[0]:.2f} -> {fall[-1]:.0f}; outputs that end at 0 or 1: {sure:
 assert fall[-1] < -10
 
 # %% [markdown]
-# There is no minimum. Where $\varepsilon > 1$ or $\varepsilon < 0$ the loss falls for ever as the output runs to 1 or 0.
+# There is no minimum: where $\varepsilon>1$ or $\varepsilon<0$, the loss falls for ever as the output runs to 1 or 0.
 #
-# But the paper has two networks, and the conditional U-Net gives a mask. Cross entropy against the *true mask* is its natural loss, and Eq. (10), the sum of both losses, trains both networks. With $p = \sigma(\text{logits})$ of the conditional U-Net and $m$ the mask,
+# But the paper's conditional U-Net gives a mask, whose natural loss is a cross entropy against the *true mask*. Eq. (10), the sum of both losses, then trains both networks. With $p=\sigma(\text{logits})$ of that U-Net and $m$ the mask,
 #
-# $$\mathcal L = \underbrace{\lVert \text{target} - \Phi(x_t, t, f(b))\rVert^2}_{\text{Eq. (8)}} + w_1\,\underbrace{\mathrm{BCE}(p, m)}_{\text{Eq. (9), as it must be meant}} + w_2\,\underbrace{\mathrm{softDice}(p, m)}_{\text{ours}} .$$
+# $$\mathcal L=\underbrace{\lVert\text{target}-\Phi(x_t,t,f(b))\rVert^2}_{\text{Eq. (8)}}+w_1\,\underbrace{\mathrm{BCE}(p,m)}_{\text{Eq. (9), as it must be meant}}+w_2\,\underbrace{\mathrm{softDice}(p,m)}_{\text{ours}}.$$
 #
-# The target is the noise, the mask or $v$, as `prediction_type` says ([05](05_posterior.ipynb)). The soft Dice is not in the paper ($w_2 = 0$ in its profile); it keeps the small foreground from being outvoted.
+# The target is noise, mask or $v$, as `prediction_type` says ([05](05_posterior.ipynb)). The soft Dice keeps the small foreground from being outvoted; the profile `paper` has none ($w_2=0$).
 
 # %%
 #| export
@@ -167,7 +167,7 @@ def training_loss(
 # %% [markdown]
 # ## 2 · The loop in ten lines
 #
-# Algorithm 1: *draw an image and its mask, a time, noise; take a gradient step*. First with two images (thumbnails, for speed), again and again: if the loss does not fall to almost nothing, no amount of data will help.
+# Algorithm 1 draws an image with its mask, a time and noise, and takes a gradient step. First with the same two thumbnails: if the loss does not fall to almost nothing, no amount of data will help.
 
 # %%
 small = ["height=72", "width=24", "channels=8,16,32", "timesteps=1000", "fit=letterbox"]
@@ -198,7 +198,7 @@ print(f"Dice of the prior {prior_dice:.4f}, of the diffusion {diffusion_dice:.4f
 assert diffusion_dice > 0.99 and prior_dice > 0.97
 
 # %% [markdown]
-# It learns. On *different* images the weaknesses of ten lines show. Here they are as a function with switches, for the experiments below.
+# It learns. On *different* images ten lines show weaknesses. Here they are with switches, for experiments.
 
 # %%
 def films_at(where):
@@ -227,9 +227,7 @@ def attempt(rate=lambda k: 0.02, clip=math.inf, autocast=False, spoil=None, look
 # %% [markdown]
 # ## 3 · Chance that can be repeated
 #
-# The naive way to be random is one global generator. A run that stops after 4 batches of 4 images and is started again begins its shuffle anew.
-#
-# The fix: *everything random is a function of (seed, position)*, the position being how many images the run has seen. Then the step number is the whole random state, on one device or on many.
+# With one global generator, a run that is restarted after 4 batches shuffles anew. The fix: *everything random is a function of (seed, position)*, a position being the number of images seen. Then the step number is the whole random state, on one device or many.
 
 # %%
 #| export
@@ -290,9 +288,9 @@ assert not torch.equal(rows["naive, undisturbed"], rows["naive, restarted"])
 assert sorted(ours[:6].flatten().tolist()) == sorted(ours[6:].flatten().tolist()) == list(range(24))
 
 # %% [markdown]
-# The black line is the restart, the first epoch is the first six batches. The naive restart (middle row) repeats right of the line what it saw left of it: in the first epoch some images come twice, and as many not at all.
+# The black line is the restart, six batches are an epoch. In the middle row some images of the first epoch come twice, and as many not at all.
 #
-# Times are spread evenly over the batch around one random offset. Each by itself is still uniform, but no batch has noisy masks only.
+# Times are spread evenly over the batch around one random offset. Each is still uniform, but no batch has noisy masks only.
 
 # %%
 #| export
@@ -324,11 +322,9 @@ assert abs(times.mean() - 499.5) < 3 and times.mean(1).std() < 50
 # %% [markdown]
 # ## 4 · One addition at a time
 #
-# **The average of the weights.** The last steps of a run jitter. An exponential moving average (EMA) is calmer:
+# The other weaknesses follow, each with its cure. **The average of the weights.** The last steps of a run jitter. An exponential moving average (EMA) is calmer; $d_k$ is small at first, so that the random start is forgotten.
 #
-# $$\bar\theta_{k+1} = d_k\,\bar\theta_k + (1 - d_k)\,\theta_{k+1}, \qquad d_k = \min\Bigl(d, \frac{1 + k}{10 + k}\Bigr).$$
-#
-# Early in a run $d_k$ is small, so that the random start is forgotten.
+# $$\bar\theta_{k+1}=d_k\,\bar\theta_k+(1-d_k)\,\theta_{k+1},\qquad d_k=\min\Bigl(d,\frac{1+k}{10+k}\Bigr).$$
 
 # %%
 #| export
@@ -372,7 +368,7 @@ print(f"mean change a step, last 20: {roughness(raw, 20):.4f}, average {roughnes
 assert roughness(calm, 20) < 0.5 * roughness(raw, 20)
 
 # %% [markdown]
-# **The learning rate.** A linear warm-up, because Adam has no memory yet and its first steps are the wildest; then half a cosine to zero, so that the run settles. (The paper's rate is constant.) A rate far too large shows what both are for:
+# **The learning rate.** A linear warm-up, because Adam has no memory yet and its first steps are the wildest; then half a cosine to zero, so that the run settles. (The paper's rate is constant.) A rate far too large shows both effects:
 
 # %%
 #| export
@@ -406,7 +402,7 @@ flat, cosine = tried.values()
 assert roughness(cosine) < roughness(flat) and max(cosine) < max(flat)
 
 # %% [markdown]
-# **Gradient clipping.** Masks with 0 and 255 instead of 0 and 1 slip into one batch, at step 6. Adam divides by the size of recent gradients, so the step itself is not large; but Adam *remembers* that size for some thousand steps, and the good gradients after it hardly count. Clipped to a norm of 1, the bad one weighs no more than any other.
+# **Gradient clipping.** Masks with 255 instead of 1 slip into one batch, at step 6. Adam divides by the size of recent gradients, so that step is not large; but it *remembers* the size for some thousand steps, in which good gradients hardly count. Clipped to a norm of 1, the bad one weighs no more than others.
 
 # %%
 unclipped, clipped = (attempt(clip=c, spoil=6) for c in (math.inf, 1.0))
@@ -420,7 +416,7 @@ print(f"loss, mean of the last 10 steps: {after[0]:.2f}; clipped {after[1]:.2f}"
 assert after[1] < 0.8 * after[0]
 
 # %% [markdown]
-# **Half the bits.** A GPU multiplies bf16 matrices many times faster than float32. But bf16 has 8 significant bits. In *weights* of bf16 a small step vanishes:
+# **Half the bits.** A GPU multiplies bf16 matrices many times faster than float32. But bf16 has 8 significant bits: in *weights* of bf16 a small step vanishes.
 
 # %%
 weight, change = torch.tensor(1.0, dtype=torch.bfloat16), 0.003
@@ -428,7 +424,7 @@ print("float32: 1 +", change, "=", 1 + change, "  bf16:", (weight + change).item
 assert (weight + change).item() == 1
 
 # %% [markdown]
-# So weights, optimiser, schedule and loss stay in float32, and only convolutions and products run in bf16 (*mixed* precision). The result is not the same to the bit, but the curves stay close.
+# So weights, optimiser, schedule and loss stay in float32; only convolutions and products run in bf16 (*mixed* precision). The curves differ, but stay close.
 
 # %%
 mixed = attempt(autocast=True)
@@ -438,7 +434,7 @@ print(f"largest difference in the first 5 steps {apart[:5].max():.4f}, in all {a
 assert apart[0] < 0.02 and abs(np.mean(mixed[0][-10:]) / np.mean(constant[-10:]) - 1) < 0.25
 
 # %% [markdown]
-# **Accumulation.** A batch too large for the memory is cut in two; the gradients add up before the step. All our losses are means over images, so eight equal four and four (not with batch normalisation: its statistics would be of four). Halved is the memory kept for the backward pass:
+# **Accumulation.** A batch too large for the memory is cut in two, and the gradients add up. Our losses are means over images, so four and four equal eight (not with batch normalisation), with half the memory for the backward pass:
 
 # %%
 def gradient(parts):
@@ -471,7 +467,7 @@ torch.testing.assert_close(gradient_1, gradient_2, atol=close, rtol=1e-3)
 assert memory_2 < 0.6 * memory_1
 
 # %% [markdown]
-# **Validation.** The training loss mixes all times and says nothing in Dice. So, now and then, sample masks of films that were kept apart, with the averaged weights, and keep the best weights. Why films kept apart? The model of section 2:
+# **Validation.** The training loss mixes all times and says nothing in Dice. So, now and then, the averaged weights segment films kept apart, and the best are kept. Why apart? The model of section 2:
 
 # %%
 #| export
@@ -509,11 +505,11 @@ plt.legend(loc="upper center")
 assert known["diffusion_dice"] > new["diffusion_dice"] + 0.1
 
 # %% [markdown]
-# It knows its two films by heart, and others much less well.
+# It knows its two films by heart, others much less.
 #
 # ## 5 · Feeding it
 #
-# A set that fits lies on the device as `uint8`: all 609 radiographs at 768×256 are 240 MB with their masks. A batch is one indexing, augmented where it lies. A larger set is *streamed*: workers decode the next batches while the network computes.
+# A set that fits lies on the device as `uint8` (all 609 radiographs at 768×256 with their masks: 240 MB). A larger set is *streamed*: workers decode the next batches while the network computes.
 
 # %%
 #| export
@@ -553,7 +549,7 @@ assert torch.equal(Streamed(source).subset([3, 5]).pack().images, films.subset([
 
 
 # %% [markdown]
-# Both give the same batches in the same order: the *plan*, lists of image numbers, decides.
+# Both follow a *plan*, lists of image numbers, so their batches are the same.
 
 # %%
 #| export
@@ -597,7 +593,7 @@ for a, b in zip(*pair, strict=True):
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 # %% [markdown]
-# Then chance enters: augmentation, time, noise. Each image has its own generator, seeded by its place in the endless stream, so sharing a batch among devices changes nothing. Only the times are spread over the *whole* batch: every process draws them all and takes its share.
+# Then chance enters: augmentation, time, noise. Each image has its own generator, seeded by its place in the stream, so devices can share a batch. Only the times are spread over the *whole* batch: every process draws all and takes its share.
 
 # %%
 #| export
@@ -696,7 +692,7 @@ def ahead(
 assert list(ahead(iter(range(5)))) == list(range(5))
 
 # %% [markdown]
-# Which is faster, the loader or the network? Images a second, on one core. (On a GPU the network is much faster; there several workers share the decoding.)
+# Which is slower, the loader or the network? (This is one core. On a GPU the network is much faster, and several workers decode.)
 
 # %%
 def rate_of(items, count):
@@ -776,7 +772,7 @@ assert not must_stream(load_settings("gpu"), 609) and must_stream(load_settings(
 # %% [markdown]
 # ## 6 · Checkpoints
 #
-# A checkpoint is one file: weights, their average, the optimiser, the step, the history, the settings and a fingerprint of the images. No random state: the step is all of it. It is written under a temporary name, forced to the disk, and renamed; the last three are kept.
+# A long run gets interrupted. A checkpoint is one file: weights, their average, optimiser, step, history, settings and a fingerprint of the images. Written under a temporary name, it is forced to the disk and renamed; three are kept.
 
 # %%
 #| export
@@ -813,7 +809,7 @@ print([p.name for p in checkpoints(folder / "demo")])
 assert [p.stem[11:] for p in checkpoints(folder / "demo")] == ["999999", "1000000"]
 
 # %% [markdown]
-# A damaged file is named, and the one before it is used. The file is a zip with checksums, so one flipped bit is noticed; nothing from it is executed.
+# A damaged file is named, and the one before it used: the zip's checksums notice one flipped bit. Nothing from a checkpoint is executed.
 
 # %%
 #| export
@@ -843,7 +839,7 @@ for some in (damaged, damaged[:900]):
     assert read_checkpoint(path) is None
 
 # %% [markdown]
-# A checkpoint of *another* run is refused, with the settings that differ. Those that do not touch the weights may differ; and four images on each of two devices are the same run as eight on one.
+# A checkpoint of *another* run is refused, naming the settings that differ; those that do not touch the weights may. Four images on each of two devices are the same run as eight on one.
 
 # %%
 #| export
@@ -906,7 +902,7 @@ except VerdiffError as error:
 assert "learning_rate" not in FREE and "stream" in FREE
 
 # %% [markdown]
-# Ctrl-C should not hit in the middle of a weight update. So the first one only raises a flag, which the loop reads between two steps. So does SIGTERM, by which a cluster asks for its machine back.
+# Ctrl-C should not hit in the middle of a weight update. The first one only raises a flag, read between two steps; so does SIGTERM, by which a cluster wants its machine back.
 
 # %%
 #| export
@@ -932,7 +928,7 @@ def polite_interrupt() -> Iterator[threading.Event]:
 
 
 # %% [markdown]
-# Python hands signals to the main thread only, which a notebook may not be. Hence a process of its own:
+# Signals reach the main thread only, which a notebook may not be. So the test is a process:
 
 # %%
 script = """
@@ -948,7 +944,7 @@ assert "asked to stop: True" in said
 # %% [markdown]
 # ## 7 · The whole loop
 #
-# `accelerate` puts the model on its device, runs it in bf16 if asked, and averages gradients over processes. It must see one call of one module per step, so the loss becomes a module:
+# The library `accelerate` puts the model on its device, runs it in bf16 if asked, and averages gradients over processes. It must see one call of one module per step, so the loss becomes a module:
 
 # %%
 #| export
@@ -978,7 +974,7 @@ print({k: round(v.item(), 3) for k, v in Objective(model, tiny)(*whole).items()}
 print(type(make_optimizer(model, tiny)).__name__)
 
 # %% [markdown]
-# A trained network, ours or yours, can be *fine-tuned* on other images, or at a larger size (convolutions do not mind). What decides the meaning of its output must stay.
+# A trained network can be *fine-tuned* on other images, or at a larger size (convolutions do not mind). What gives its output a meaning must stay.
 
 # %%
 #| export
@@ -1087,7 +1083,7 @@ print(f"{len(run.data)} films to train on, {len(run.val_data)} to validate on, "
 assert run.main and run.step == 0
 
 # %% [markdown]
-# One step: loss and gradient (of each part of the batch, if accumulated), clip, update, average. Each was a section above.
+# One step: loss and gradient (of each part of an accumulated batch), clip, update, average.
 
 # %%
 #| export
@@ -1134,7 +1130,7 @@ print(dict(zip(LOSSES, by_hand[-1].tolist())))
 assert run.step == 3 and torch.stack(by_hand).isfinite().all()
 
 # %% [markdown]
-# After each step all processes agree on the losses (their mean) and on whether somebody pressed Ctrl-C. A loss that is not finite has spoilt the weights: nothing more is saved, and the message names the step, the files, and the last good checkpoint.
+# After each step all processes agree on their mean losses and on whether somebody pressed Ctrl-C. A loss that is not finite has spoilt the weights: nothing more is saved, and the message says where.
 
 # %%
 #| export
@@ -1256,7 +1252,7 @@ print(sorted(state), "commit known:", commit() is not None)
 assert state["step"] == 3
 
 # %% [markdown]
-# At certain steps there is more to do, in an order that survives a kill: first the best model, then the checkpoint. Killed between the two, the run resumes from the older checkpoint, finds the same Dice again and writes the same model again. The other order could lose it.
+# First the best model, then the checkpoint: killed between the two, the run resumes from the older checkpoint, finds the same Dice and writes the same model again. The other order could lose it.
 
 # %%
 #| export
@@ -1318,7 +1314,7 @@ with closing(open_log(run)) as log:
 assert run.history[-1]["step"] == 3 and list((run.out / "tensorboard").iterdir())
 
 # %% [markdown]
-# The loop itself. Compare it with the ten lines.
+# The loop. Compare it with the ten lines.
 
 # %%
 #| export
@@ -1433,7 +1429,7 @@ assert history[-1]["mse"] < 0.5 * history[0]["mse"]
 #
 # ## 8 · Kill it
 #
-# The same run again, as a command, killed twice with `kill -9` at a random moment; the third time it may finish. (The tests do it twenty times, also in the middle of writing a checkpoint.)
+# The same run again, as a command, killed twice with `kill -9` at a random moment. (The tests do it twenty times, also in the middle of writing a checkpoint.)
 
 # %%
 sets = {**short.to_dict(), "channels": "8,16,32"}
@@ -1472,9 +1468,9 @@ print(f"{len(kills)} kills; identical to the undisturbed run: {one == two}")
 assert one == two and len(kills) == 2
 
 # %% [markdown]
-# The flat pieces are Python starting up. The weights are the same byte for byte on a CPU; on a GPU some sums are taken in changing order, and they agree up to rounding.
+# The flat pieces are Python starting up. The weights are the same byte for byte on a CPU; on a GPU, where sums change their order, up to rounding.
 #
-# Ctrl-C is kinder: the loop finishes its step, saves, and says how to go on. Here it comes from inside the loss:
+# Ctrl-C is kinder: the loop finishes its step and saves. Here it comes from inside the loss:
 
 # %%
 calls, original = [], training_loss
@@ -1498,7 +1494,7 @@ training_loss = original
 # %% [markdown]
 # ## 9 · From the command line, and on several devices
 #
-# On one device use `verdiff train` ([12](12_segment.ipynb)); on several GPUs or machines `accelerate launch -m verdiff.training` with the same words (here `--start-from` takes a model's own folder or its name on the Hub). `accelerate` starts the processes, and each takes its share of every step.
+# On one device use `verdiff train` ([12](12_segment.ipynb)), on several `accelerate launch -m verdiff.training` with the same words (here `--start-from` takes a model's folder or its name on the Hub).
 
 # %%
 #| export
@@ -1550,7 +1546,7 @@ if __name__ == "__main__":
     sys.exit(main())
 
 # %% [markdown]
-# Are two processes with four images each the same run as one with eight? Up to rounding, they should be. (Without a GPU, `ACCELERATE_USE_CPU` lets the two talk over `gloo`.)
+# Two processes with four images each should equal one with eight, up to rounding. (Without a GPU, `ACCELERATE_USE_CPU` lets them talk over `gloo`.)
 
 # %%
 #| slow
@@ -1577,7 +1573,7 @@ print(f"{about['processes']} processes, {len(one)} steps; largest relative diffe
 np.testing.assert_allclose(one, two, rtol=1e-3)
 
 # %% [markdown]
-# In a notebook with several GPUs (Kaggle offers two), `notebook_launcher` starts them from a cell. (No machine with a GPU was at hand yet; these two cells are ready and have no output.)
+# In a notebook with several GPUs (Kaggle offers two), `notebook_launcher` starts them. These two cells still wait for a GPU.
 
 # %%
 #| cuda
@@ -1596,7 +1592,7 @@ notebook_launcher(main, (words,), num_processes=torch.cuda.device_count())
 # | Eq. (9) | cross entropy of the noise | cross entropy of the prior against the mask | the literal one has no minimum |
 # | "optimised by Equation (9)" | | Eq. (10), the sum | Eq. (9) alone has no diffusion loss |
 # | soft Dice | none | weight 1; 0 in `paper` | small foreground |
-# | what the diffusion loss teaches the prior | not said | nothing (`detach_prior`); everything in `paper` | otherwise the prior may become a code that only the other net can read |
+# | what the diffusion loss teaches the prior | not said | nothing (`detach_prior`); everything in `paper` | else the prior may become a code for the other net only |
 # | batch, rate, steps | 1, $10^{-4}$, 9,000 | by profile | what the machine can carry |
 # | schedule, clipping | constant, none | warm-up and cosine, norm 1; off in `paper` | section 4 |
 # | average of the weights | none | yes; off in `paper` | section 4 |
@@ -1607,7 +1603,7 @@ notebook_launcher(main, (words,), num_processes=torch.cuda.device_count())
 #
 # <details><summary>Answer</summary>
 #
-# "sample": the target is $\pm1$, so exactly 1. "epsilon": the target is standard normal, so about 1, up to chance.
+# "sample": the target is $\pm1$, so exactly 1. "epsilon": the target is standard normal, so about 1.
 #
 # </details>
 
@@ -1641,11 +1637,11 @@ for detach in (True, False):
     assert bool(felt) != detach
 
 # %% [markdown]
-# **3 · Implement.** Is the loss spread evenly over time? Write `mse_at(t)`: the `mse` of the trained model on the validation films, all at time t. Where is the work?
+# **3 · Implement.** Write `mse_at(t)`: the `mse` of the trained model on the validation films, all at time t. Where is it largest?
 #
 # <details><summary>Answer</summary>
 #
-# With the mask as target, the loss is largest at large t: there only the radiograph helps. At small t the mask is nearly visible in $x_t$ and copying would suffice, but after sixty steps the network copies badly: the loss is smaller, not small. (With the noise as target it is the other way round.)
+# With the mask as target, at large t: there only the radiograph helps. At small t copying $x_t$ would nearly do, but after sixty steps the network copies badly. (With the noise as target it is the other way round.)
 #
 # </details>
 
