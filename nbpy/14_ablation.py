@@ -960,7 +960,7 @@ print(said.getvalue().replace(str(folder), "..."))
 # %% [markdown]
 # ## 9 · The radiographs
 #
-# Phantoms are not patients. So six rows once more, on the public X-ray set without twins; rows, seeds and profile were fixed before any result was seen.
+# Phantoms are not patients. So six rows more, on the public X-ray set without twins; rows, seeds and profile were fixed before any result was seen.
 #
 # ```sh
 # verdiff ablate --data scoliosis-xray-single-view.zip --rows neither,msfm,nsa,both,no-shift,again --out runs/ablation-xray
