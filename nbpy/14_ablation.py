@@ -242,7 +242,7 @@ def films_for(
     n_training: int = 96,  # phantoms
     n_test: int = 24,
     on: str = "test",  # where to score: "test" or "validation"
-) -> tuple[Packed, Packed]:  # to train on, at the network's size; to score on, at that of the scores
+) -> tuple[Packed, Packed]:  # to train on, at the network's size; to score on, at eval_size
     """The films of one run: the whole training split, and the test films without a twin there.
 
     With `on="validation"` the test split is not touched: the training split is divided by study,
@@ -492,7 +492,10 @@ axis.invert_yaxis()
 # %%
 #| slow
 OUT = Path("runs/ablation")
-table_2 = sweep("phantom", choose(TABLE_2_ROWS), out=OUT, progress=False)
+with redirect_stdout(io.StringIO()):  # a line a run
+    table_2 = sweep("phantom", choose(TABLE_2_ROWS), out=OUT, progress=False)
+for r in table_2:
+    print(f"{r}; {r.about['seconds']:.0f} s")
 
 # %% [markdown]
 # The paper prints one number a row. Do the same, seed by seed.
@@ -560,10 +563,10 @@ def crossed_interval(
         return -np.inf, np.inf
     seeds, films = d.mean(1).var(ddof=1) / s, d.mean(0).var(ddof=1) / n
     if seeds + films == 0:
-        return mean, mean
+        return float(mean), float(mean)
     freedom = (seeds + films) ** 2 / (seeds ** 2 / (s - 1) + films ** 2 / (n - 1))
     reach = t.ppf((1 + level) / 2, freedom) * np.sqrt(seeds + films)
-    return mean - reach, mean + reach
+    return float(mean - reach), float(mean + reach)
 
 
 # %% [markdown]
@@ -584,7 +587,7 @@ def a_sweep(seed_sd):
 
 # %%
 held = {}
-for world, seed_sd in {"restless seeds": 0.010, "calm seeds": 0.002}.items():
+for world, seed_sd in {"restless seeds": 0.010, "calm seeds": 0.002}.items():  # sd of their means
     trials = [a_sweep(seed_sd) for _ in range(400)]
     held[world] = {k: np.mean([lo <= 0 <= hi for lo, hi in map(f, trials)])
                    for k, f in kinds.items()}
@@ -606,7 +609,7 @@ axis.axvline(0.95, color="k", ls=":")
 axis.set_yticks(range(4), list(kinds))
 axis.invert_yaxis()
 axis.set(xlabel="how often the 95 % interval holds the truth", xlim=(0, 1))
-axis.legend(fontsize=7, loc="lower left")
+fig.legend(fontsize=7, loc="outside upper right", ncols=2)
 
 # %% [markdown]
 # With restless seeds the usual interval, from one run, misses the truth in a third of the sweeps, and pooling three runs as if they had 72 films is worse. Only the last comes close to its word, and pays with width.
@@ -768,13 +771,16 @@ def forest_plot(
         axis.axvline(0, color="grey", lw=0.8)
         for y, effect in enumerate(effects(runs, way, reference)):
             draw_effect(axis, y, effect, limit)
-        for row, value in (published or {}).items() if axis is axes[-1] else ():
-            axis.plot(value, rows.index(row) + 0.3, "D", ms=4, mfc="none", color="crimson")
+        for k, (row, value) in enumerate((published or {}).items() if axis is axes[-1] else ()):
+            axis.plot(value, rows.index(row), "D", ms=5, mfc="none", color="crimson",
+                      label="" if k else "published")
         axis.set_title(way, fontsize=9)
         axis.set_xlabel(f"Dice minus that of {reference!r}")
         axis.set_xlim((-limit, limit) if limit else None)
         axis.set_yticks(range(len(rows)), rows)
     axes[0].invert_yaxis()
+    if published:
+        axes[-1].legend(fontsize=7, handletextpad=0.1)
     return figure
 
 
@@ -802,7 +808,8 @@ forest_plot(runs)
 # %%
 #| slow
 silent_rows = {name: row for name, row in ROWS.items() if name not in TABLE_2_ROWS}
-silent = sweep("phantom", silent_rows, out=OUT, progress=False)
+with redirect_stdout(io.StringIO()):
+    silent = sweep("phantom", silent_rows, out=OUT, progress=False)
 everything = table_2 + silent
 print(format_table(everything))
 
@@ -969,7 +976,8 @@ print(said.getvalue().replace(str(folder), "..."))
 # %%
 #| slow
 six = choose([*TABLE_2_ROWS, "no-shift", "again"])
-patients = sweep(XRAY, six, out="runs/ablation-xray", progress=False)
+with redirect_stdout(io.StringIO()):
+    patients = sweep(XRAY, six, out="runs/ablation-xray", progress=False)
 print(format_table(patients))
 
 # %%

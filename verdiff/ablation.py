@@ -134,7 +134,7 @@ def films_for(
     n_training: int = 96,  # phantoms
     n_test: int = 24,
     on: str = "test",  # where to score: "test" or "validation"
-) -> tuple[Packed, Packed]:  # to train on, at the network's size; to score on, at that of the scores
+) -> tuple[Packed, Packed]:  # to train on, at the network's size; to score on, at eval_size
     """The films of one run: the whole training split, and the test films without a twin there.
 
     With `on="validation"` the test split is not touched: the training split is divided by study,
@@ -300,10 +300,10 @@ def crossed_interval(
         return -np.inf, np.inf
     seeds, films = d.mean(1).var(ddof=1) / s, d.mean(0).var(ddof=1) / n
     if seeds + films == 0:
-        return mean, mean
+        return float(mean), float(mean)
     freedom = (seeds + films) ** 2 / (seeds ** 2 / (s - 1) + films ** 2 / (n - 1))
     reach = t.ppf((1 + level) / 2, freedom) * np.sqrt(seeds + films)
-    return mean - reach, mean + reach
+    return float(mean - reach), float(mean + reach)
 
 # %% ../nbs/14_ablation.ipynb #395450f7
 @dataclass(frozen=True)
@@ -426,13 +426,16 @@ def forest_plot(
         axis.axvline(0, color="grey", lw=0.8)
         for y, effect in enumerate(effects(runs, way, reference)):
             draw_effect(axis, y, effect, limit)
-        for row, value in (published or {}).items() if axis is axes[-1] else ():
-            axis.plot(value, rows.index(row) + 0.3, "D", ms=4, mfc="none", color="crimson")
+        for k, (row, value) in enumerate((published or {}).items() if axis is axes[-1] else ()):
+            axis.plot(value, rows.index(row), "D", ms=5, mfc="none", color="crimson",
+                      label="" if k else "published")
         axis.set_title(way, fontsize=9)
         axis.set_xlabel(f"Dice minus that of {reference!r}")
         axis.set_xlim((-limit, limit) if limit else None)
         axis.set_yticks(range(len(rows)), rows)
     axes[0].invert_yaxis()
+    if published:
+        axes[-1].legend(fontsize=7, handletextpad=0.1)
     return figure
 
 # %% ../nbs/14_ablation.ipynb #b44fd05b
