@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from verdiff.forward import ShiftedDiffusion, make_schedule
 from verdiff.msfm import MultiScaleFusion
 from verdiff.nsa import NoiseSemanticAdapter
-from verdiff.settings import VerdiffError, atomic_write
+from verdiff.settings import CHOICES, RANGES, VerdiffError, atomic_write
 from verdiff.unet import ConditionalUNet, UNet
 
 # %%
@@ -104,7 +104,7 @@ class VerdiffConfig:
         where: str = "config",  # file to name in errors
         complete: bool = False,  # also refuse a missing key
     ) -> "VerdiffConfig":
-        "Strict: an unknown key, a value of another type (or a missing key) raises VerdiffError."
+        "Strict: an unknown key, a value of another type or out of range raises VerdiffError."
         _check_values(values, {f.name: f.default for f in fields(cls)}, where, complete)
         return cls(**{k: tuple(v) if k == "channels" else v for k, v in values.items()})
 
@@ -140,10 +140,21 @@ def _check_type(key: str, value: Any, default: Any, where: str) -> None:
         raise VerdiffError(f"{where}: {key!r} must be {wanted}, not {value!r}")
 
 
+def _check_range(key: str, value: Any, where: str) -> None:
+    "One sentence when `value` is none of the words, or outside of the numbers, that settings allow."
+    if key in CHOICES and value not in CHOICES[key]:
+        raise VerdiffError(f"{where}: {key!r} must be {' or '.join(CHOICES[key])}, not {value!r}")
+    limits = {**RANGES, "channels": (1, 8192), "in_channels": (1, 8192)}.get(key)
+    numbers = value if isinstance(value, (list, tuple)) else [value]
+    if limits and not all(limits[0] <= v <= limits[1] for v in numbers):
+        raise VerdiffError(f"{where}: {key!r} must lie between {limits[0]:.10g} and "
+                           f"{limits[1]:.10g}, not {value!r}")
+
+
 def _check_values(
     values: dict[str, Any], known: dict[str, Any], where: str, complete: bool
 ) -> None:
-    "Every key known and of its default's type; with `complete`, none missing."
+    "Every key known, of its default's type and in range; with `complete`, none missing."
     for key, value in values.items():
         if key not in known:
             near = get_close_matches(key, known, 1)
@@ -152,6 +163,7 @@ def _check_values(
                 f"{where}: unknown key {key!r}{hint}; allowed are {', '.join(known)}"
             )
         _check_type(key, value, known[key], where)
+        _check_range(key, value, where)
     if complete and (missing := [k for k in known if k not in values]):
         raise VerdiffError(
             f"{where}: the key {missing[0]!r} is missing; "
@@ -892,6 +904,9 @@ def _load(cls: type[VerdiffNet], source: str | Path, **hub: Any) -> VerdiffNet:
                            "copy or save the model again") from error
     if difference := weights_difference(model, weights):
         raise VerdiffError(f"{path} does not belong to the {CONFIG_FILE} beside it: {difference}")
+    if bad := [k for k, v in weights.items() if not v.isfinite().all()]:
+        raise VerdiffError(f"{path} is damaged: {bad[0]!r} holds NaN or infinity; "
+                           "copy or train the model again")
     model.load_state_dict(weights)
     return model.eval()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 from torch.nn import functional as F
 
@@ -227,6 +228,12 @@ def test_config_from_settings():
     (dict(msfm=1), "'msfm' must be a value of type bool"),
     (dict(timesteps=True), "'timesteps' must be a value of type int"),
     (dict(beta_end="x"), "'beta_end' must be a number"),
+    (dict(beta_end=float("nan")), "'beta_end' must lie between 1e-09 and 0.999999999, not nan"),
+    (dict(height=-5), "'height' must lie between 8 and 8192, not -5"),
+    (dict(height=10**9), "'height' must lie between"),
+    (dict(timesteps=10**12), "'timesteps' must lie between"),
+    (dict(channels=[8, 10**6]), "'channels' must lie between"),
+    (dict(fit="crop"), "'fit' must be letterbox or squash, not 'crop'"),
 ])
 def test_a_bad_config_is_refused(tmp_path, change, message):
     _, folder = save(tmp_path)
@@ -283,6 +290,17 @@ def test_a_truncated_file_is_refused(tmp_path, keep):
     with pytest.raises(VerdiffError, match="damaged or cut off") as error:
         VerdiffNet.from_pretrained(folder)
     assert WEIGHTS_FILE in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, bad):
+    model, folder = save(tmp_path)
+    weights = {k: v.clone().contiguous() for k, v in model.state_dict().items()}
+    key = next(iter(weights))
+    weights[key].view(-1)[0] = bad
+    safetensors.torch.save_file(weights, folder / WEIGHTS_FILE)
+    with pytest.raises(VerdiffError, match=f"{WEIGHTS_FILE} is damaged: {key!r} holds NaN"):
+        VerdiffNet.from_pretrained(folder)
 
 
 def test_a_pickle_is_never_opened(tmp_path):

@@ -35,6 +35,26 @@ def test_wrong_words_are_refused_in_one_sentence(override, word):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("override", ["max_steps=-1", "seed=-1", "learning_rate=nan", "fit=crop",
+                                      "channels=1", "channels=8,99999999", "timesteps=999999999"])
+def test_a_wrong_value_is_blamed_on_the_set_that_gave_it(override):
+    with pytest.raises(VerdiffError, match=f"^--set {override}: "):
+        load_settings("smoke", [override])
+
+
+def test_limits_are_printed_as_they_are():
+    with pytest.raises(VerdiffError, match="beta_end = 1.0 must lie between 1e-09 and 0.999999999$"):
+        load_settings("smoke", ["beta_end=1"])
+    with pytest.raises(VerdiffError, match="between 0 and 2147483647$"):
+        load_settings("smoke", ["seed=-1"])
+
+
+@pytest.mark.parametrize("channels", [5, None, "8,16", [], ["8"]])
+def test_channels_that_are_none(channels):
+    with pytest.raises(VerdiffError, match="channels = .* must be whole numbers"):
+        Settings.from_dict(load_settings("smoke").to_dict() | {"channels": channels})
+
+
 def test_the_package_has_its_own_copy():
     assert settings_path().name == "settings.ini" and settings_path().exists()
 

@@ -198,7 +198,7 @@ class Settings(_RunKeys):
             _known(key, types, f"{where}: unknown key")
         if missing := [key for key in types if key not in values]:
             raise VerdiffError(f"{where}: the key {missing[0]!r} is missing")
-        settings = cls(**{k: tuple(v) if k == "channels" else v for k, v in values.items()})
+        settings = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
         _validate(settings, where)
         return settings
 
@@ -221,9 +221,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # key: (smallest, largest) allowed value
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("height", "width", "eval_height", "eval_width"), (8, 8192)),
-    **dict.fromkeys(("timesteps", "blocks", "msfm_dim", "max_steps", "batch_size", "accumulate",
-                     "validate_every", "val_images", "checkpoint_every", "keep_checkpoints",
-                     "log_every", "sample_steps", "ensemble"), (1, 10**9)),
+    **dict.fromkeys(("max_steps", "accumulate", "validate_every", "val_images", "checkpoint_every",
+                     "keep_checkpoints", "log_every"), (1, 10**9)),
+    **dict.fromkeys(("timesteps", "sample_steps"), (1, 10**6)),
+    "blocks": (1, 100), "msfm_dim": (1, 8192), "batch_size": (1, 10**5), "ensemble": (1, 10**4),
     **dict.fromkeys(("bce_weight", "dice_weight", "weight_decay", "warmup_steps", "grad_clip",
                      "contrast"), (0, 10**9)),
     **dict.fromkeys(("shift_min", "shift_max", "elastic", "flip"), (0, 1)),
@@ -247,16 +248,18 @@ def _check_value(key: str, value: Any, where: str) -> None:
     "Refuse a value of the wrong type or out of range."
     kind = get_type_hints(Settings)[key]
     if key == "channels":
-        if not value or not all(type(c) is int and c >= 2 for c in value):
-            raise VerdiffError(f"{where}: channels = {value!r} must be whole numbers from 2 on,"
-                               " such as 16,32,64")
+        whole = isinstance(value, tuple) and all(type(c) is int for c in value)
+        if not whole or not value or not 2 <= min(value) <= max(value) <= 8192:
+            raise VerdiffError(f"{where}: channels = {value!r} must be whole numbers from 2 to "
+                               "8192, such as 16,32,64")
     elif type(value) not in {int: (int,), float: (int, float)}.get(kind, (kind,)):
         raise VerdiffError(f"{where}: {key} = {value!r} must be {_WORDS[kind]}")
     if key in CHOICES:
         _known(value, CHOICES[key], f"{where}: {key} cannot be")
     low, high = RANGES.get(key, (0, 0))
     if key in RANGES and not low <= value <= high:
-        raise VerdiffError(f"{where}: {key} = {value!r} must lie between {low:g} and {high:g}")
+        raise VerdiffError(f"{where}: {key} = {value!r} must lie between {low:.10g} and "
+                           f"{high:.10g}")
 
 
 def _validate(settings: Settings, where: str) -> None:
@@ -333,4 +336,6 @@ def load_settings(
     for key, (_, where) in texts.items():
         _known(key, [k for k in types if k != "profile"], f"{where}: unknown key")
     values = {key: _parse(key, text, where) for key, (text, where) in texts.items()}
+    for key, (_, where) in texts.items():  # names the --set that is wrong, not the file
+        _check_value(key, values[key], where)
     return Settings.from_dict({"profile": profile, **values}, f"{path.name} [{profile}]")
