@@ -19,12 +19,14 @@
 import hashlib
 import http.client
 import io
+import itertools
 import json
 import os
 import re
 import shutil
 import struct
 import tempfile
+import unicodedata
 import urllib.error
 import urllib.request
 import zipfile
@@ -35,11 +37,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFilter, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -681,6 +683,8 @@ def window(
 ) -> Image.Image:  # mode "L"
     "The grey values between the percentiles 0.5 and 99.5, spread over 0 to 255."
     deep = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(deep).all():
+        raise ValueError("it holds NaN or infinity")
     low, high = np.percentile(deep, (0.5, 99.5))
     return Image.fromarray(np.uint8(255 * np.clip((deep - low) / max(high - low, 1e-9), 0, 1)))
 
@@ -1722,24 +1726,32 @@ assert (sample.mask[0].numpy() == again).mean() > 0.9999 and np.allclose(
 # %% [markdown]
 # ## 8 · Your own images
 #
-# Two folders, `images/` and `masks/`, with the same file names, will do. What has no partner is named.
+# Two folders, `images/` and `masks/`, with the same file names, will do; subfolders are read too. What has no partner is named.
 
 # %%
 #| export
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
+def complain(error: OSError) -> NoReturn:
+    "For `os.walk`, which would pass over a folder that it may not read."
+    raise DataError(f"{error.filename}: {error.strerror}; let this folder be read, or move it away")
+
+
 def images_by_stem(
     folder: Path,
 ) -> dict[str, Path]:
-    "The image files of a folder, by their name without the suffix."
+    "The image files of a folder and its subfolders, by their path below it without the suffix."
+    paths = (Path(at) / name for at, _, names in os.walk(folder, onerror=complain) for name in names)
     found: dict[str, Path] = {}
-    for path in sorted(p for p in folder.glob("[!.]*") if p.suffix.lower() in SUFFIXES):
-        if path.stem in found:
-            raise DataError(
-                f"{path}: {found[path.stem].name} has the same name; keep one of the two"
-            )
-        found[path.stem] = path
+    for path in sorted(p for p in paths if p.suffix.lower() in SUFFIXES):
+        below = path.relative_to(folder)
+        if any(part.startswith(".") for part in below.parts):
+            continue
+        stem = unicodedata.normalize("NFC", below.with_suffix("").as_posix())  # a Mac writes NFD
+        if stem in found:
+            raise DataError(f"{path}: {found[stem].name} has the same name; keep one of the two")
+        found[stem] = path
     return found
 
 
@@ -1749,6 +1761,8 @@ def pair_files(
 ) -> list[tuple[Path, Path]]:
     "Image and mask of the same stem; DataError where one of the two is missing."
     films, drawn = images_by_stem(images), images_by_stem(masks)
+    if not films and not drawn:
+        raise DataError(f"{images}: no image here ({', '.join(SUFFIXES)}); add some, and their masks")
     if single := sorted(films.keys() ^ drawn.keys()):
         stem = single[0]
         path, lacks, there = (
@@ -1775,7 +1789,8 @@ print(
     "pairs of",
     list(images_by_stem(folder / "own/images")),
 )
-print(complaint(lambda: pair_files(folder / "own/images", folder / "own")))
+(folder / "no-masks").mkdir()
+print(complaint(lambda: pair_files(folder / "own/images", folder / "no-masks")))
 
 
 # %% [markdown]
@@ -1788,10 +1803,14 @@ def read_mask(
 ) -> Image.Image:  # mode "L", 0 and 255
     "A mask file: what is not background becomes 255."
     raw, _ = decode(path.read_bytes(), str(path), grey=False)
-    values = np.asarray(raw)
+    raw = ImageOps.exif_transpose(raw)
+    values = np.asarray(raw.convert("RGB") if raw.mode == "CMYK" else raw)
     if values.ndim == 3:  # colours, without the opacity
         values = values[..., :len([band for band in raw.getbands() if band != "A"])].max(2)
     low = 127 if path.suffix.lower() in (".jpg", ".jpeg") else 0
+    if 0 < values.max() <= low:
+        raise DataError(f"{path}: its brightest value is {values.max()}, but a mask in a JPEG must be "
+                        "0 and 255, since JPEG blurs smaller numbers; save it as PNG")
     return Image.fromarray((values > low).astype(np.uint8) * 255)
 
 
@@ -1806,11 +1825,16 @@ assert np.asarray(read_mask(folder / "levels.png")).tolist() == [[0, 255, 255]]
 
 # %%
 #| export
+def _digest(name: str) -> bytes:
+    "SHA-256 of a file name, of one that is no UTF-8 too."
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+
+
 def drawn_split(
-    stem: str,  # file name without the suffix
+    stem: str,  # path below the folder without the suffix
 ) -> str:
     "`test` for one name in five, by its hash, else `training`."
-    return "test" if hashlib.sha256(stem.encode()).digest()[0] < 51 else "training"
+    return "test" if _digest(stem)[0] < 51 else "training"
 
 
 # %%
@@ -1832,20 +1856,23 @@ class PairedFiles(CanvasSet):
     ):
         self.size, self.fit = tuple(size), fit
         pairs = pair_files(Path(images), Path(masks))
-        self.pairs = [pair for pair in pairs if split in ("all", drawn_split(pair[0].stem))]
+        names = [film.relative_to(images) for film, _ in pairs]
+        inside = [split in ("all", drawn_split(n.with_suffix("").as_posix())) for n in names]
+        self.pairs = list(itertools.compress(pairs, inside))
+        self.names = [name.as_posix() for name in itertools.compress(names, inside)]
         if not self.pairs:
             raise DataError(
                 f"{images}: none of the {len(pairs)} images here ({', '.join(SUFFIXES)}) "
                 f"is in the split {split!r}; add some, or make folders training/ and "
                 "test/ with images/ and masks/"
             )
-        self.names = [path.name for path, _ in self.pairs]
 
     def fingerprint(self) -> str:
         "Changes when a file or the canvas changes."
         stats = ((p.name, p.stat()) for pair in self.pairs for p in pair)
         files = [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
-        return hashlib.sha256(json.dumps([files, self.size, self.fit]).encode()).hexdigest()
+        facts = [files, self.size, self.fit, "read as page 12 does"]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 # %%
@@ -1858,9 +1885,13 @@ class MaskFolder(PairedFiles):
     "Anyone's own pairs: an image and a mask of the same stem."
 
     def read_image(self, i: int) -> Image.Image:
-        "The image at its own size, mode L; deep files are windowed as `verdiff segment` does it."
-        path = self.pairs[i][0]
-        return decode(path.read_bytes(), str(path))[0]
+        "The image at its own size, mode L, read as `verdiff segment` reads it."
+        from verdiff.inference import read_file  # page 12
+
+        try:
+            return read_file(self.pairs[i][0])
+        except VerdiffError as error:
+            raise DataError(str(error)) from None
 
     def arrays(self, i: int) -> tuple[np.ndarray, np.ndarray, Placement]:
         "Image (0 to 255) and mask (0, 1) on the canvas, uint8 (H, W), and the placement."
@@ -1896,9 +1927,17 @@ def open_dataset(
     "The dataset at a path; DataError says what was expected."
     root = Path(data)
     for top in (root / split, root):
-        if (top / "images").is_dir() and (top / "masks").is_dir():
+        there = [part for part in ("images", "masks") if (top / part).is_dir()]
+        if len(there) == 2:
             inside = split if top == root else "all"
             return MaskFolder(top / "images", top / "masks", size, fit, inside)
+        if there:
+            lacks = "masks" if there == ["images"] else "images"
+            raise DataError(f"{top}: there is {there[0]}/ but no {lacks}/; own images need images/ "
+                            "and masks/, with the same file names")
+    if halves := [part for part in ("training", "test") if (root / part / "images").is_dir()]:
+        raise DataError(f"{root}: there is {halves[0]}/images, but no {split}/images and "
+                        f"{split}/masks; add them")
     if root.is_dir() and not any(root.iterdir()):
         raise DataError(f"{root}: the folder is empty; expected the published layout (data/ and "
                         "labels/), or images/ and masks/")
@@ -1971,6 +2010,21 @@ assert read_cache(folder / "cache.npz", "any key") is None
 
 # %%
 #| export
+def refuse_blank(
+    dataset: PairedFiles,
+    parts: Sequence[tuple[np.ndarray, np.ndarray, Placement]],  # of each pair, by `arrays`
+) -> None:
+    "DataError where no mask marks anything, or each one everything."
+    inside = [mask[w.top:w.top + w.content[0], w.left:w.left + w.content[1]] for _, mask, w in parts]
+    empty, full = not any(m.any() for m in inside), all(m.all() for m in inside)
+    if empty or full:
+        raise DataError(f"{dataset.pairs[0][1].parent}: each of the {len(parts)} masks "
+                        f"{'is empty' if empty else 'covers its whole image'}; 0 is background, all "
+                        "else vertebra (in a JPEG: from 128 on)")
+
+
+# %%
+#| export
 def pack(
     dataset: XRaySet | MaskFolder,
     cache: str | Path | None = None,  # an .npz file: read if it is of this data, else written
@@ -1983,12 +2037,20 @@ def pack(
         with ThreadPoolExecutor(2) as pool:
             parts = list(tqdm(pool.map(dataset.arrays, range(len(dataset))), "decode", len(dataset),
                               unit="image", disable=None if progress else True, leave=False))
+        if isinstance(dataset, PairedFiles):
+            refuse_blank(dataset, parts)
         images, masks = (np.stack([p[k] for p in parts])[:, None] for k in (0, 1))  # n 1 h w
         found = {"images": images, "masks": masks}
         if cache is not None:
             with atomic_write(cache) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **found, key=np.array(key))
     return Packed(*(torch.from_numpy(found[k]) for k in ("images", "masks")), list(dataset.names))
+
+
+# %%
+for i in range(5):
+    Image.new("L", (120, 300)).save(folder / "own/masks" / f"film{i}.png")
+print(complaint(lambda: pack(MaskFolder(folder / "own/images", folder / "own/masks"), progress=False)))
 
 
 # %%

@@ -1,15 +1,18 @@
 "Landmarks, placements, phantoms in the published layout, splits, twins, packing, download."
 import io
+import os
 import pickle
 import shutil
 import tempfile
 import threading
+import unicodedata
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +50,7 @@ from verdiff.data import (
     unfit,
     write_phantoms,
 )
+from verdiff.inference import read_image
 
 XRAY = find_xray()
 needs_xray = pytest.mark.skipif(XRAY is None, reason="needs the X-ray set")
@@ -185,6 +189,106 @@ def test_zero_is_background_in_any_kind_of_mask(tmp_path, mode, name, inside):
     assert (np.asarray(read_mask(tmp_path / name)) == 255 * (shape > 0)).mean() == 1
 
 
+def pairs(root, image, mask, save_image=None, save_mask=None, suffix=".png", count=3):
+    "A folder of own pairs, all alike."
+    for part, pixels, save in (("images", image, save_image), ("masks", mask, save_mask)):
+        (root / part).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            end = suffix if part == "images" else ".png"
+            (save or (lambda p, x: Image.fromarray(x).save(p)))(root / part / f"{i}{end}", pixels)
+    return root
+
+
+FILM = np.random.default_rng(0).integers(0, 250, (40, 20)).astype(np.uint8)
+BONE = np.pad(np.ones((20, 10), np.uint8), ((15, 5), (2, 8)))
+
+
+def tiff(**how):
+    return lambda path, pixels: tifffile.imwrite(path, how["change"](pixels), **how.get("tags", {}))
+
+
+def turned(orientation, turn):
+    def save(path, pixels):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(turn(pixels).copy()).save(path, exif=exif)
+    return save
+
+
+@pytest.mark.parametrize("save, suffix", [
+    (turned(3, lambda x: np.rot90(x, 2)), ".png"), (turned(6, np.rot90), ".png"),
+    (tiff(change=lambda x: x / 255), ".tif"), (tiff(change=lambda x: np.stack([x * np.uint16(9)] * 3, -1)), ".tif"),
+    (tiff(change=lambda x: (255 - x) * np.uint16(9), tags={"photometric": "miniswhite"}), ".tif")])
+def test_own_images_are_read_as_the_command_segment_reads_them(tmp_path, save, suffix):
+    data = open_dataset(pairs(tmp_path, FILM, BONE, save, suffix=suffix), "all", (40, 20))
+    read = np.asarray(data.read_image(0), float)
+    assert read.shape == FILM.shape and np.corrcoef(read.ravel(), FILM.ravel())[0, 1] > 0.999
+    assert np.array_equal(read, np.asarray(read_image(data.pairs[0][0]))) and data[0].mask.sum() == 200
+
+
+def test_a_mask_is_turned_as_its_exif_says(tmp_path):
+    data = open_dataset(pairs(tmp_path, FILM, BONE, None, turned(6, np.rot90)), "all", (40, 20))
+    assert np.array_equal(data.arrays(0)[1], BONE)
+
+
+def test_a_mask_in_cmyk(tmp_path):
+    Image.fromarray(BONE * 255).convert("RGB").convert("CMYK").save(tmp_path / "a.tif")
+    assert np.array_equal(np.asarray(read_mask(tmp_path / "a.tif")), BONE * 255)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_image_that_is_not_finite_is_named(tmp_path, bad):
+    pairs(tmp_path, FILM, BONE, tiff(change=lambda x: np.where(x > 99, bad, x).astype(np.float32)), suffix=".tif")
+    with pytest.raises(DataError, match="0.tif: .*NaN"):
+        pack(open_dataset(tmp_path, "all", (40, 20)), progress=False)
+    with pytest.raises(DataError, match="film: .*NaN"):
+        decode((tmp_path / "images" / "0.tif").read_bytes(), "film")
+
+
+@pytest.mark.parametrize("value, words", [(0, "3 masks is empty"), (1, "3 masks covers its whole image")])
+def test_masks_that_mark_nothing_or_everything(tmp_path, value, words):
+    pairs(tmp_path, FILM, np.full((40, 20), value, np.uint8))
+    with pytest.raises(DataError, match=f"masks: each of the {words}"):
+        pack(open_dataset(tmp_path, "all", (60, 60)), progress=False)
+    Image.fromarray(BONE).save(tmp_path / "masks" / "1.png")
+    assert len(pack(open_dataset(tmp_path, "all", (60, 60)), progress=False)) == 3
+
+
+def test_a_jpeg_mask_of_zeros_and_ones(tmp_path):
+    Image.fromarray(BONE * 7).save(tmp_path / "a.jpg", quality=95)
+    with pytest.raises(DataError, match="a.jpg: its brightest value is .*save it as PNG"):
+        read_mask(tmp_path / "a.jpg")
+
+
+def test_own_pairs_in_subfolders_with_any_name(tmp_path):
+    pairs(tmp_path, FILM, BONE)
+    for part, form in (("images", "NFC"), ("masks", "NFD")):
+        folder = tmp_path / part
+        (folder / "later").mkdir()
+        (folder / "0.png").rename(folder / "later" / unicodedata.normalize(form, "Röntgen 0.png"))
+        (folder / "1.png").rename(os.fsdecode(bytes(folder) + b"/r\xf6ntgen.png"))  # no UTF-8
+        (folder / "x.png").mkdir()
+        (folder / ".hidden.png").touch()
+    data = open_dataset(tmp_path, "all", (40, 20))
+    assert [unicodedata.normalize("NFC", n) for n in sorted(data.names)] == [
+        "2.png", "later/Röntgen 0.png", "r\udcf6ntgen.png"]
+    assert len(pack(data, tmp_path / "cache.npz", progress=False)) == 3
+    names = [n for s in ("training", "test") for n in MaskFolder(
+        tmp_path / "images", tmp_path / "masks", split=s).names]
+    assert sorted(names) == sorted(data.names)
+
+
+def test_own_pairs_that_are_not_complete(tmp_path):
+    (tmp_path / "training" / "images").mkdir(parents=True)
+    with pytest.raises(DataError, match="training: there is images/ but no masks/"):
+        open_dataset(tmp_path, "training")
+    (tmp_path / "training" / "masks").mkdir()
+    with pytest.raises(DataError, match="images: no image here"):
+        open_dataset(tmp_path, "training")
+    with pytest.raises(DataError, match="there is training/images, but no test/images and test/masks"):
+        open_dataset(tmp_path, "test")
+
+
 # ---------------------------------------------------------------- data that is bad, as a user meets it
 
 
@@ -317,7 +421,7 @@ def test_a_folder_or_file_that_is_something_else(tmp_path, fails):
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as file:
         file.writestr("holiday.jpg", "")
     for name, word in (("empty", "empty"), ("photos", "images/ and masks/"), ("text.zip", "not a complete zip"),
-                       ("only", "images/ and masks/"), ("none", "none of the 0 images"), ("other.zip", "published layout"),
+                       ("only", "images/ and masks/"), ("none", "no image here"), ("other.zip", "published layout"),
                        ("nowhere", "verdiff data xray")):
         fails("train", "--data", tmp_path / name, "--profile", "smoke", "--out", tmp_path / "run", words=[name, word])
 

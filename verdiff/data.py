@@ -13,20 +13,22 @@ __all__ = ['XRAY_NAME', 'ZIP_TROUBLE', 'IMAGE_TROUBLE', 'SAME_STUDY', 'Features'
            'Sample', 'CanvasSet', 'Published', 'XRaySet', 'study', 'grouped_split', 'local_features', 'votes', 'match',
            'alignment', 'find_duplicates', 'clean_test_indices', 'spine_tilts', 'draw_spine', 'Film', 'oval', 'Body',
            'soft_tissue', 'ribs_and_pelvis', 'vertebrae', 'screws_and_rods', 'expose', 'Phantom', 'draw_phantom',
-           'fresh_folder', 'write_split', 'write_phantoms', 'PhantomSet', 'images_by_stem', 'pair_files', 'read_mask',
-           'drawn_split', 'PairedFiles', 'MaskFolder', 'open_dataset', 'Packed', 'read_cache', 'pack', 'manifest',
-           'ask', 'receive', 'fetch', 'verify', 'refusal', 'download_xray']
+           'fresh_folder', 'write_split', 'write_phantoms', 'PhantomSet', 'complain', 'images_by_stem', 'pair_files',
+           'read_mask', 'drawn_split', 'PairedFiles', 'MaskFolder', 'open_dataset', 'Packed', 'read_cache',
+           'refuse_blank', 'pack', 'manifest', 'ask', 'receive', 'fetch', 'verify', 'refusal', 'download_xray']
 
 # %% ../nbs/01_data.ipynb #0d725ea5
 import hashlib
 import http.client
 import io
+import itertools
 import json
 import os
 import re
 import shutil
 import struct
 import tempfile
+import unicodedata
 import urllib.error
 import urllib.request
 import zipfile
@@ -37,11 +39,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFilter, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -394,6 +396,8 @@ def window(
 ) -> Image.Image:  # mode "L"
     "The grey values between the percentiles 0.5 and 99.5, spread over 0 to 255."
     deep = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(deep).all():
+        raise ValueError("it holds NaN or infinity")
     low, high = np.percentile(deep, (0.5, 99.5))
     return Image.fromarray(np.uint8(255 * np.clip((deep - low) / max(high - low, 1e-9), 0, 1)))
 
@@ -947,17 +951,25 @@ class PhantomSet(XRaySet):
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
+def complain(error: OSError) -> NoReturn:
+    "For `os.walk`, which would pass over a folder that it may not read."
+    raise DataError(f"{error.filename}: {error.strerror}; let this folder be read, or move it away")
+
+
 def images_by_stem(
     folder: Path,
 ) -> dict[str, Path]:
-    "The image files of a folder, by their name without the suffix."
+    "The image files of a folder and its subfolders, by their path below it without the suffix."
+    paths = (Path(at) / name for at, _, names in os.walk(folder, onerror=complain) for name in names)
     found: dict[str, Path] = {}
-    for path in sorted(p for p in folder.glob("[!.]*") if p.suffix.lower() in SUFFIXES):
-        if path.stem in found:
-            raise DataError(
-                f"{path}: {found[path.stem].name} has the same name; keep one of the two"
-            )
-        found[path.stem] = path
+    for path in sorted(p for p in paths if p.suffix.lower() in SUFFIXES):
+        below = path.relative_to(folder)
+        if any(part.startswith(".") for part in below.parts):
+            continue
+        stem = unicodedata.normalize("NFC", below.with_suffix("").as_posix())  # a Mac writes NFD
+        if stem in found:
+            raise DataError(f"{path}: {found[stem].name} has the same name; keep one of the two")
+        found[stem] = path
     return found
 
 
@@ -967,6 +979,8 @@ def pair_files(
 ) -> list[tuple[Path, Path]]:
     "Image and mask of the same stem; DataError where one of the two is missing."
     films, drawn = images_by_stem(images), images_by_stem(masks)
+    if not films and not drawn:
+        raise DataError(f"{images}: no image here ({', '.join(SUFFIXES)}); add some, and their masks")
     if single := sorted(films.keys() ^ drawn.keys()):
         stem = single[0]
         path, lacks, there = (
@@ -984,18 +998,27 @@ def read_mask(
 ) -> Image.Image:  # mode "L", 0 and 255
     "A mask file: what is not background becomes 255."
     raw, _ = decode(path.read_bytes(), str(path), grey=False)
-    values = np.asarray(raw)
+    raw = ImageOps.exif_transpose(raw)
+    values = np.asarray(raw.convert("RGB") if raw.mode == "CMYK" else raw)
     if values.ndim == 3:  # colours, without the opacity
         values = values[..., :len([band for band in raw.getbands() if band != "A"])].max(2)
     low = 127 if path.suffix.lower() in (".jpg", ".jpeg") else 0
+    if 0 < values.max() <= low:
+        raise DataError(f"{path}: its brightest value is {values.max()}, but a mask in a JPEG must be "
+                        "0 and 255, since JPEG blurs smaller numbers; save it as PNG")
     return Image.fromarray((values > low).astype(np.uint8) * 255)
 
 # %% ../nbs/01_data.ipynb #e8309753
+def _digest(name: str) -> bytes:
+    "SHA-256 of a file name, of one that is no UTF-8 too."
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+
+
 def drawn_split(
-    stem: str,  # file name without the suffix
+    stem: str,  # path below the folder without the suffix
 ) -> str:
     "`test` for one name in five, by its hash, else `training`."
-    return "test" if hashlib.sha256(stem.encode()).digest()[0] < 51 else "training"
+    return "test" if _digest(stem)[0] < 51 else "training"
 
 # %% ../nbs/01_data.ipynb #f7e5d978
 class PairedFiles(CanvasSet):
@@ -1011,29 +1034,36 @@ class PairedFiles(CanvasSet):
     ):
         self.size, self.fit = tuple(size), fit
         pairs = pair_files(Path(images), Path(masks))
-        self.pairs = [pair for pair in pairs if split in ("all", drawn_split(pair[0].stem))]
+        names = [film.relative_to(images) for film, _ in pairs]
+        inside = [split in ("all", drawn_split(n.with_suffix("").as_posix())) for n in names]
+        self.pairs = list(itertools.compress(pairs, inside))
+        self.names = [name.as_posix() for name in itertools.compress(names, inside)]
         if not self.pairs:
             raise DataError(
                 f"{images}: none of the {len(pairs)} images here ({', '.join(SUFFIXES)}) "
                 f"is in the split {split!r}; add some, or make folders training/ and "
                 "test/ with images/ and masks/"
             )
-        self.names = [path.name for path, _ in self.pairs]
 
     def fingerprint(self) -> str:
         "Changes when a file or the canvas changes."
         stats = ((p.name, p.stat()) for pair in self.pairs for p in pair)
         files = [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
-        return hashlib.sha256(json.dumps([files, self.size, self.fit]).encode()).hexdigest()
+        facts = [files, self.size, self.fit, "read as page 12 does"]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 # %% ../nbs/01_data.ipynb #7d26364b
 class MaskFolder(PairedFiles):
     "Anyone's own pairs: an image and a mask of the same stem."
 
     def read_image(self, i: int) -> Image.Image:
-        "The image at its own size, mode L; deep files are windowed as `verdiff segment` does it."
-        path = self.pairs[i][0]
-        return decode(path.read_bytes(), str(path))[0]
+        "The image at its own size, mode L, read as `verdiff segment` reads it."
+        from verdiff.inference import read_file  # page 12
+
+        try:
+            return read_file(self.pairs[i][0])
+        except VerdiffError as error:
+            raise DataError(str(error)) from None
 
     def arrays(self, i: int) -> tuple[np.ndarray, np.ndarray, Placement]:
         "Image (0 to 255) and mask (0, 1) on the canvas, uint8 (H, W), and the placement."
@@ -1056,9 +1086,17 @@ def open_dataset(
     "The dataset at a path; DataError says what was expected."
     root = Path(data)
     for top in (root / split, root):
-        if (top / "images").is_dir() and (top / "masks").is_dir():
+        there = [part for part in ("images", "masks") if (top / part).is_dir()]
+        if len(there) == 2:
             inside = split if top == root else "all"
             return MaskFolder(top / "images", top / "masks", size, fit, inside)
+        if there:
+            lacks = "masks" if there == ["images"] else "images"
+            raise DataError(f"{top}: there is {there[0]}/ but no {lacks}/; own images need images/ "
+                            "and masks/, with the same file names")
+    if halves := [part for part in ("training", "test") if (root / part / "images").is_dir()]:
+        raise DataError(f"{root}: there is {halves[0]}/images, but no {split}/images and "
+                        f"{split}/masks; add them")
     if root.is_dir() and not any(root.iterdir()):
         raise DataError(f"{root}: the folder is empty; expected the published layout (data/ and "
                         "labels/), or images/ and masks/")
@@ -1096,7 +1134,20 @@ def read_cache(
     except (*ZIP_TROUBLE, KeyError):
         return None
 
-# %% ../nbs/01_data.ipynb #5ce1a0b0
+# %% ../nbs/01_data.ipynb #1284d79b
+def refuse_blank(
+    dataset: PairedFiles,
+    parts: Sequence[tuple[np.ndarray, np.ndarray, Placement]],  # of each pair, by `arrays`
+) -> None:
+    "DataError where no mask marks anything, or each one everything."
+    inside = [mask[w.top:w.top + w.content[0], w.left:w.left + w.content[1]] for _, mask, w in parts]
+    empty, full = not any(m.any() for m in inside), all(m.all() for m in inside)
+    if empty or full:
+        raise DataError(f"{dataset.pairs[0][1].parent}: each of the {len(parts)} masks "
+                        f"{'is empty' if empty else 'covers its whole image'}; 0 is background, all "
+                        "else vertebra (in a JPEG: from 128 on)")
+
+# %% ../nbs/01_data.ipynb #a21a705d
 def pack(
     dataset: XRaySet | MaskFolder,
     cache: str | Path | None = None,  # an .npz file: read if it is of this data, else written
@@ -1109,6 +1160,8 @@ def pack(
         with ThreadPoolExecutor(2) as pool:
             parts = list(tqdm(pool.map(dataset.arrays, range(len(dataset))), "decode", len(dataset),
                               unit="image", disable=None if progress else True, leave=False))
+        if isinstance(dataset, PairedFiles):
+            refuse_blank(dataset, parts)
         images, masks = (np.stack([p[k] for p in parts])[:, None] for k in (0, 1))  # n 1 h w
         found = {"images": images, "masks": masks}
         if cache is not None:
