@@ -53,7 +53,7 @@ from verdiff.augment import Augment
 from verdiff.data import Packed, PhantomSet, grouped_split, open_dataset, pack
 from verdiff.forward import ShiftedDiffusion
 from verdiff.metrics import dice
-from verdiff.model import VerdiffConfig, VerdiffNet
+from verdiff.model import CONFIG_FILE, WEIGHTS_FILE, VerdiffConfig, VerdiffNet
 from verdiff.posterior import training_target
 from verdiff.sampling import sample
 from verdiff.settings import Settings, VerdiffError, atomic_write, load_settings
@@ -822,7 +822,8 @@ def read_checkpoint(
             if file.testzip() is not None:
                 return None
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return state if {"step", "settings", "data"} <= set(state) else None
+        known = {"step", "settings", "data"} <= set(state) and isinstance(state["settings"], dict)
+        return state if known else None
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, NotImplementedError,
             pickle.UnpicklingError, zipfile.BadZipFile, zlib.error):
         return None
@@ -1032,7 +1033,8 @@ class Run:
 
     def data_key(self) -> str:
         "Tells the images that the run is trained on."
-        return hashlib.sha256("\n".join(self.data.names).encode()).hexdigest()
+        names = "\n".join(self.data.names).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(names).hexdigest()
 
     @property
     def main(self) -> bool:
@@ -1395,7 +1397,10 @@ def train(
     """
     run = prepare(settings, train_data, val_data, Path(out), trained)
     resume_run(run, resume)
-    finished = run.step >= settings.max_steps and (run.out / "model" / "config.json").exists()
+    finished, kept = run.step >= settings.max_steps, run.out / "model"
+    if finished and run.main and not all((kept / f).exists() for f in (CONFIG_FILE, WEIGHTS_FILE)):
+        print(f"{kept} is not complete; the last averaged weights take its place")
+        run.average.save_pretrained(kept)
     if run.main and run.step:
         what = "finished already" if finished else f"going on after step {run.step}"
         print(f"{run.out.name}: {what}")

@@ -1,6 +1,7 @@
 "The loop: one batch overfits, runs resume to the last bit, wrong runs are refused."
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -169,6 +170,21 @@ def test_a_second_run_changes_nothing_and_fresh_starts_over(tmp_path):
     assert weights(tmp_path) == before[tmp_path / "model" / "model.safetensors"]
 
 
+@pytest.mark.parametrize("lost", ["model", "model/model.safetensors", "model/config.json"])
+def test_a_finished_run_that_lost_its_model_gives_one_again(tmp_path, lost, capsys):
+    train(SMOKE, films(), None, tmp_path, progress=False)
+    before, path = weights(tmp_path), tmp_path / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    train(SMOKE, films(), None, tmp_path, progress=False)
+    assert weights(tmp_path) == before and "model is not complete" in capsys.readouterr().out
+
+
+def test_names_that_are_no_utf_8(tmp_path):
+    data = films()
+    data.names[0] = "r\udcf6ntgen.png"
+    train(SMOKE, data, None, tmp_path, progress=False)
+
+
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
     loss = training.training_loss
 
@@ -260,7 +276,8 @@ def test_checkpoints_are_sorted_by_number(tmp_path):
     assert [p.stem[11:] for p in checkpoints(tmp_path)] == ["999999", "1000000", "1000001"]
 
 
-@pytest.mark.parametrize("damage", ["bit", "half", "nothing", "text", "other"])
+@pytest.mark.parametrize("damage", ["bit", "half", "nothing", "text", "other",
+                                    "list", "none"])
 def test_damage_to_a_checkpoint_is_seen(tmp_path, damage, capsys):
     s = SMOKE
     for step in (1, 2):
@@ -269,8 +286,11 @@ def test_damage_to_a_checkpoint_is_seen(tmp_path, damage, capsys):
     raw = bytearray(newest.read_bytes())
     raw[len(raw) // 2] ^= 4
     torch.save({"step": 2}, tmp_path / "o")
+    torch.save([1, 2], tmp_path / "l")
+    torch.save({**state, "settings": None}, tmp_path / "n")
     newest.write_bytes({"bit": raw, "half": raw[:len(raw) // 2], "nothing": b"", "text": b"hello",
-                        "other": (tmp_path / "o").read_bytes()}[damage])
+                        "other": (tmp_path / "o").read_bytes(), "list": (tmp_path / "l").read_bytes(),
+                        "none": (tmp_path / "n").read_bytes()}[damage])
     assert load_checkpoint(tmp_path, s, "x")["step"] == 1
     assert "checkpoint-000002.pt is damaged" in capsys.readouterr().err
 
