@@ -461,6 +461,66 @@ def test_numbers_that_are_none_get_one_sentence(words, capsys):
     assert end.value.code == 2 and err.count("\n") == 1 and words[1] in err and words[0] in err
 
 
+@pytest.mark.parametrize("words", ["data phantom --seed -1", "segment a.png -o out --seed -1",
+                                   "segment a.png -o out --ensemble 1000000",
+                                   "data phantom --training 99999999999999999999"])
+def test_numbers_out_of_range_get_one_sentence(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1 and words.split()[-1] in err
+
+
+def test_empty_names(fails, run, phantoms, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails("segment", "", "-o", "out", "--model", run, words=["is empty"])
+    fails("segment", one(phantoms, "*.jpg"), "-o", "", "--model", run, words=["is empty"])
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"settings": {}}', '{"settings": {"val_fraction": "a", "seed": 1}}'])
+def test_calibrate_with_a_damaged_run_json(fails, mine, phantoms, text):
+    (mine / "run.json").write_text(text)
+    fails("calibrate", "--data", phantoms, "--model", mine, words=["run.json is damaged"])
+
+
+def test_a_demo_of_other_settings_can_start_over(fails, tmp_path):
+    command = ["demo", *SMOKE, "--training", "4", "--test", "2", "--out", str(tmp_path)]
+    assert main(command) == 0
+    fails(*command, "--set", "timesteps=40", words=["--fresh"])
+    assert main([*command, "--set", "timesteps=40", "--fresh"]) == 0
+
+
+def test_the_next_command_can_be_copied(tmp_path, capsys):
+    out = tmp_path / "two words"
+    assert main(["data", "phantom", "--out", str(out), "--training", "1", "--test", "1"]) == 0
+    assert f"--data '{out}'" in capsys.readouterr().out
+
+
+def test_a_terminal_that_lacks_letters(run):
+    command = [sys.executable, "-m", "verdiff.inference", "evaluate", "--data", "phantom", "--limit", "1",
+               "--size", "64x32", "--steps", "1", "--ensemble", "1", "--model", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent,
+                          env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and "mean \\xb1 sd" in done.stdout
+
+
+def test_torch_without_memory_is_a_sentence(fails, phantoms, run, tmp_path, monkeypatch):
+    from verdiff import inference
+
+    def greedy(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+    monkeypatch.setattr(inference, "segment_image", greedy)
+    fails("segment", one(phantoms, "*.jpg"), "-o", tmp_path, "--model", run, words=["not enough memory"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read(fails, run, tmp_path):
+    (tmp_path / "scans" / "locked").mkdir(parents=True)
+    (tmp_path / "scans" / "locked").chmod(0)
+    fails("segment", tmp_path / "scans", "-o", tmp_path / "out", "--model", run, words=["locked: Permission"])
+
+
 # ---------------------------------------------------------------- a disk that is full
 
 

@@ -339,7 +339,7 @@ def test_a_mask_that_somebody_else_drew_is_not_written_over(result, tmp_path):
     drawn.unlink()
     for _ in range(2):  # ours may be replaced
         save_segmentation(result, image, tmp_path, "a")
-    assert not is_ours(tmp_path / "missing.png") and not is_ours(tmp_path / "a.json")
+    assert not is_ours(tmp_path / "missing.png") and is_ours(tmp_path / "a.json")
 
 
 def test_list_images(tmp_path):
@@ -601,3 +601,74 @@ def test_a_folder_is_segmented_at_flat_memory(model, tmp_path):
         peaks.append(int(done.stdout.split()[-1]) / 1024)  # MB
     assert len(list((tmp_path / "out100").glob("*_mask.png"))) == 100
     assert peaks[1] - peaks[0] < 25, peaks
+
+
+# ---------------------------------------------------------------- what clumsy users bring
+
+
+def test_a_file_that_is_no_image_says_what_it_is(tmp_path, monkeypatch):
+    (tmp_path / "a.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\2\0")
+    with pytest.raises(VerdiffError, match="a.dcm: a DICOM file, which verdiff does not read; give"):
+        read_image(tmp_path / "a.dcm")
+    with pytest.raises(VerdiffError) as error:
+        read_image(tmp_path)
+    assert "complete" not in str(error.value) and "directory" in str(error.value)
+    Image.new("L", (30, 30)).save(tmp_path / "big.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(VerdiffError, match="big.png: too large .*; give a smaller copy"):
+        read_image(tmp_path / "big.png")
+
+
+@pytest.mark.parametrize("tensor", [torch.rand(9, 7, requires_grad=True), torch.rand(9, 7).bfloat16(),
+                                    torch.ones(1, 9, 7, dtype=torch.uint8)])
+def test_tensors_of_any_kind(tensor):
+    assert read_image(tensor).size == (7, 9)
+
+
+@pytest.mark.parametrize("bad", [[[1, 2], [3]], Image.new("L", (0, 5)), Image.new("LAB", (5, 5))])
+def test_what_cannot_become_an_image_is_a_sentence(bad):
+    with pytest.raises(VerdiffError, match="image"):
+        read_image(bad)
+
+
+@pytest.mark.parametrize("how", [{"ensemble": 0}, {"ensemble": -1}, {"ensemble": 1.5}, {"steps": "a"},
+                                 {"steps": 0}, {"steps": None}, {"seed": -1}, {"seed": 0.5}])
+def test_numbers_of_predict_that_are_none(model, how):
+    with pytest.raises(VerdiffError, match=f"{next(iter(how))} = .* must be a whole number"):
+        Segmenter(model, "cpu").predict(np.zeros((9, 9), np.uint8), **how)
+
+
+def test_a_device_without_memory_is_no_device():
+    with pytest.raises(VerdiffError, match="'meta' does not exist here"):
+        pick_device("meta")
+
+
+def test_the_notes_of_another_program_are_not_written_over(result, tmp_path):
+    notes = tmp_path / "a.json"
+    notes.write_text('{"version": "5.0", "shapes": []}')  # as labelme writes them
+    image = Image.new("L", result.mask.shape[::-1])
+    with pytest.raises(VerdiffError, match="a.json: not a result of verdiff"):
+        save_segmentation(result, image, tmp_path, "a")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and "shapes" in notes.read_text()
+    for _ in range(2):
+        save_segmentation(result, image, tmp_path, "b")
+
+
+def test_hidden_files_and_folders_of_an_image_s_name_are_no_images(tmp_path):
+    for name in ("a.png", "._a.png", ".trash/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "c.png").mkdir()
+    assert [str(stem) for _, stem in list_images([tmp_path], "out")] == ["a"]
+    with pytest.raises(VerdiffError, match="is empty"):
+        list_images([""], "out")
+
+
+@pytest.mark.parametrize("change", [{"films": float("inf")}, {"limits": [0, 0.5, float("inf")]}])
+def test_a_reference_that_is_not_finite_is_damaged(model, tmp_path, change):
+    model.save_pretrained(tmp_path)
+    limits = dict.fromkeys(TRAITS, change.get("limits", [0, 0.5, 1]))
+    content = {"limits": limits, "films": change.get("films", 9), "weights": sha256_of_weights(tmp_path)}
+    (tmp_path / "reference.json").write_text(json.dumps(content))
+    with pytest.raises(VerdiffError, match="reference.json is damaged"):
+        load_reference(tmp_path)

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -42,17 +44,17 @@ if TYPE_CHECKING:  # torch takes seconds to import: `verdiff --help` does withou
 
 # %% auto #0
 __all__ = ['BITS', 'PHOTOMETRIC', 'TRAITS', 'SLACK', 'REFERENCE_FILE', 'WEIGHTS_FILE', 'Way', 'KINDS', 'IMAGE_SUFFIXES',
-           'COMMANDS', 'to_uint8', 'image_from_array', 'read_with_pillow', 'read_file', 'read_tiff', 'read_image',
-           'Segmentation', 'bundled_model', 'find_model', 'pick_device', 'check_steps', 'segment_image', 'Segmenter',
-           'overlay', 'traits', 'Reference', 'learn_limits', 'judge', 'calibrate', 'write_json', 'sha256_of_weights',
-           'save_reference', 'load_reference', 'Scores', 'Row', 'Evaluation', 'write_csv', 'save_evaluation',
-           'ways_to_segment', 'evaluate', 'overlaps', 'draw_samples', 'save_figure', 'deep', 'mark', 'is_ours',
-           'save_segmentation', 'is_output', 'distinct', 'list_images', 'passed_over', 'positive', 'steps_list',
-           'size_pair', 'output_folder', 'say', 'say_before', 'run_segment', 'sampling_options', 'segment_options',
-           'open_data', 'training_data', 'run_train', 'settings_options', 'train_options', 'run_evaluate',
-           'evaluate_options', 'validation_films', 'run_calibrate', 'calibrate_options', 'run_data', 'phantom_options',
-           'data_options', 'run_demo', 'demo_options', 'run_ablate', 'ablate_options', 'run_compare', 'compare_options',
-           'Parser', 'make_parser', 'main']
+           'natural', 'COMMANDS', 'to_uint8', 'image_from_array', 'read_with_pillow', 'read_file', 'read_tiff',
+           'read_image', 'Segmentation', 'bundled_model', 'find_model', 'pick_device', 'check_steps', 'segment_image',
+           'Segmenter', 'overlay', 'traits', 'Reference', 'learn_limits', 'judge', 'calibrate', 'write_json',
+           'sha256_of_weights', 'save_reference', 'load_reference', 'Scores', 'Row', 'Evaluation', 'write_csv',
+           'save_evaluation', 'ways_to_segment', 'evaluate', 'overlaps', 'draw_samples', 'save_figure', 'deep', 'mark',
+           'is_ours', 'save_segmentation', 'is_output', 'distinct', 'complain', 'files_below', 'list_images',
+           'passed_over', 'positive', 'steps_list', 'size_pair', 'output_folder', 'say', 'say_before', 'run_segment',
+           'sampling_options', 'segment_options', 'open_data', 'training_data', 'run_train', 'settings_options',
+           'train_options', 'run_evaluate', 'evaluate_options', 'validation_films', 'run_calibrate',
+           'calibrate_options', 'run_data', 'phantom_options', 'data_options', 'run_demo', 'demo_options', 'run_ablate',
+           'ablate_options', 'run_compare', 'compare_options', 'Parser', 'make_parser', 'main']
 
 # %% ../nbs/12_segment.ipynb #9c215c99
 def to_uint8(
@@ -128,9 +130,12 @@ def read_file(
         return read_tiff(path)
     except VerdiffError as error:
         raise VerdiffError(f"{path}: {error}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise VerdiffError(f"{path}: cannot be read as an image ({why}); is it complete?") from None
+    except Image.DecompressionBombError as error:
+        raise VerdiffError(f"{path}: too large ({error}); give a smaller copy") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        of_disk = getattr(error, "strerror", None)  # not of Pillow
+        hint = "" if of_disk else "; is it complete?"
+        raise VerdiffError(f"{path}: cannot be read as an image ({of_disk or error}){hint}") from None
 
 # %% ../nbs/12_segment.ipynb #d8044d84
 def read_tiff(
@@ -144,8 +149,10 @@ def read_tiff(
             return image_from_array(file.pages[0].asarray())
     except Exception as error:
         why = f" ({error})" if path.suffix.lower() in (".tif", ".tiff") else ""
-        raise VerdiffError(
-            f"{path}: not an image that can be read{why}; give a PNG, JPEG or TIFF file") from None
+        with open(path, "rb") as file:
+            dicom = file.read(132)[128:] == b"DICM"
+        kind = "a DICOM file, which verdiff does not read" if dicom else "not an image that can be read"
+        raise VerdiffError(f"{path}: {kind}{why}; give a PNG, JPEG or TIFF file") from None
 
 # %% ../nbs/12_segment.ipynb #9e21b0ab
 def read_image(
@@ -154,9 +161,16 @@ def read_image(
     "Whatever a radiograph comes as, as 8-bit grey."
     if isinstance(source, (str, Path)):
         return read_file(Path(source))
-    if isinstance(source, Image.Image) and source.mode[0] not in "IF":
-        return source.convert("L")
-    return image_from_array(np.asarray(source))
+    if hasattr(source, "detach"):  # a tensor, wherever it lies
+        source = source.detach().cpu()
+        source = source.float() if source.is_floating_point() else source
+    try:
+        if isinstance(source, Image.Image) and source.mode[0] not in "IF" and all(source.size):
+            return source.convert("L")
+        pixels = np.asarray(source)
+    except (TypeError, ValueError) as error:
+        raise VerdiffError(f"{type(source).__name__}: not an image ({error})") from None
+    return image_from_array(pixels)
 
 # %% ../nbs/12_segment.ipynb #7c5f8716
 @dataclass
@@ -216,7 +230,7 @@ def pick_device(
 
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError):
         raise VerdiffError(f"the device {name!r} does not exist here; try --device cpu") from None
     return device
@@ -284,6 +298,10 @@ class Segmenter:
         self, image: Any, steps: int = 10, ensemble: int = 5, seed: int = 0
     ) -> Segmentation:
         "Mask, probability and doubt of an image as `read_image` takes it, at its own size."
+        for name, number in (("steps", steps), ("ensemble", ensemble), ("seed", seed)):
+            least = 0 if name == "seed" else 1
+            if not hasattr(number, "__index__") or number < least:
+                raise VerdiffError(f"{name} = {number!r} must be a whole number from {least} on")
         check_steps(self.model, [steps])
         grey = read_image(image)
         result = segment_image(self.model, grey, steps, ensemble, seed)
@@ -451,10 +469,10 @@ def load_reference(
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         limits = {name: tuple(map(float, values["limits"][name])) for name in TRAITS}
-        if not all(low < middle < high for low, middle, high in limits.values()):
+        if not all(-9 < low < middle < high < 9 for low, middle, high in limits.values()):
             raise ValueError("limits out of order")
         reference = Reference(limits, int(values["films"]), str(values["weights"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise VerdiffError(f"{path} is damaged ({type(error).__name__}: {error}); remove it, or "
                            "write it again with `verdiff calibrate`") from None
     return reference if reference.weights == sha256_of_weights(folder) else None
@@ -685,13 +703,16 @@ def mark() -> PngInfo:
 
 
 def is_ours(
-    path: Path,  # of a PNG
+    path: Path,  # of a PNG or JSON
 ) -> bool:
     "Whether verdiff wrote this file. A file that cannot be read belongs to somebody else."
     try:
+        if path.suffix == ".json":
+            found = json.loads(path.read_bytes())
+            return isinstance(found, dict) and {"share_of_bone", "mean_uncertainty"} <= set(found)
         with Image.open(path) as file:
             return file.info.get("Software") == "verdiff"
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 # %% ../nbs/12_segment.ipynb #ac981085
@@ -705,7 +726,7 @@ def save_segmentation(
     """Write STEM_mask.png (0 or 255), STEM_probability.png (16 bits, value / 65535),
     STEM_uncertainty.png (16 bits, value / 131070: white is 0.5), STEM_overlay.png, STEM.json.
 
-    VerdiffError, before anything is written, where one of these names belongs to somebody else's PNG.
+    VerdiffError, before anything is written, where one of these names belongs to somebody else.
     """
     pictures = (
         Image.fromarray(segmentation.mask * np.uint8(255)),
@@ -715,18 +736,18 @@ def save_segmentation(
     )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{stem}_{kind}.png" for kind in KINDS]
+    record = folder / f"{stem}.json"
+    paths = [*(folder / f"{stem}_{kind}.png" for kind in KINDS), record]
     if others := [p for p in paths if p.exists() and not is_ours(p)]:
         raise VerdiffError(
             f"{others[0]}: not a result of verdiff, so it is not written over; "
             "name another output folder"
         )
-    for path, picture in zip(paths, pictures, strict=True):
+    for path, picture in zip(paths[:-1], pictures, strict=True):
         with atomic_write(path) as temporary:
             picture.save(temporary, format="PNG", pnginfo=mark())
-    record = folder / f"{stem}.json"
     write_json(record, about | segmentation.record())
-    return [*paths, record]
+    return paths
 
 # %% ../nbs/12_segment.ipynb #5180a0e3
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -756,18 +777,34 @@ def distinct(
         stems[i] = stem.with_name(f"{stem.name}-{seen[stem]}") if seen[stem] > 1 else stem
     return stems
 
-# %% ../nbs/12_segment.ipynb #708fcf48
+# %% ../nbs/12_segment.ipynb #b8ea5936
+def complain(error: OSError) -> NoReturn:
+    "For `os.walk`, which would pass over a folder that it may not read."
+    raise VerdiffError(f"{error.filename}: {error.strerror}; let this folder be read, or move it away")
+
+
+def files_below(
+    source: Path,  # a folder
+) -> Iterator[Path]:
+    "Its files and those of its subfolders, hidden ones apart."
+    for at, folders, names in os.walk(source, onerror=complain):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(at) / name for name in names if not name.startswith("."))
+
+# %% ../nbs/12_segment.ipynb #deb5c8da
 def list_images(
     sources: Sequence[str | Path],  # files and folders
     out: str | Path,  # output folder, for what must not be read again
 ) -> list[tuple[Path, Path]]:  # (file, name of its results below the output folder)
     "Every image of files and folders, in order; two of one name keep their suffix as well."
     found: dict[Path, Path] = {}  # a file that is named twice is segmented once
+    if "" in sources:
+        raise VerdiffError("one of the names of images is empty; give files or folders")
     for source in map(Path, sources):
         if not source.is_dir():
             found.setdefault(source, Path(source.stem))
             continue
-        inside = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        inside = sorted(p for p in files_below(source) if p.suffix.lower() in IMAGE_SUFFIXES)
         inside = [p for p in inside if not is_output(p, Path(out))]
         if not inside:
             raise VerdiffError(f"{source}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
@@ -781,23 +818,24 @@ def passed_over(
     out: str | Path,  # output folder, whose files are no news
 ) -> list[Path]:
     "The files of folders that `list_images` leaves out because of their ending; hidden ones apart."
-    files = (
-        p for s in map(Path, sources) if s.is_dir() for p in sorted(s.rglob("*")) if p.is_file()
-    )
+    files = (p for s in map(Path, sources) if s.is_dir() for p in sorted(files_below(s)))
     return [
         p
         for p in files
-        if p.suffix.lower() not in IMAGE_SUFFIXES
-        and not p.name.startswith(".")
-        and Path(out).resolve() not in p.resolve().parents
+        if p.suffix.lower() not in IMAGE_SUFFIXES and Path(out).resolve() not in p.resolve().parents
     ]
 
 # %% ../nbs/12_segment.ipynb #23057b91
-def positive(text: str) -> int:
+def positive(text: str, least: int = 1, most: int = 10**9) -> int:
     "A whole number from 1 on, for argparse."
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+    if int(text) > most:
+        raise argparse.ArgumentTypeError(f"{text} is too large; the limit is {most}")
     return int(text)
+
+
+natural = partial(positive, least=0)
 
 # %% ../nbs/12_segment.ipynb #b5d4b259
 def steps_list(text: str) -> list[int]:
@@ -817,6 +855,8 @@ def output_folder(
     name: str,  # as typed
 ) -> Path:
     "The folder where results go, before hours of work go into them; VerdiffError if it cannot be one."
+    if not name:
+        raise VerdiffError("the name of the output folder is empty; name a folder for the results")
     folder = Path(name)
     there = next(p for p in [folder, *folder.absolute().parents] if p.exists())
     if not there.is_dir():
@@ -875,8 +915,8 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
     "What segment and evaluate share."
     add = parser.add_argument
     add("--model", metavar="PATH", help="model or run folder, or Hub id (default: bundled)")
-    add("--ensemble", type=positive, default=5, metavar="N", help="samples an image (default: 5)")
-    add("--seed", type=int, default=0, help="of the noise (default: 0)")
+    add("--ensemble", type=partial(positive, most=10**4), default=5, metavar="N", help="samples an image (default: 5)")
+    add("--seed", type=natural, default=0, help="of the noise (default: 0)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
 
 # %% ../nbs/12_segment.ipynb #c777aa8c
@@ -928,10 +968,11 @@ def run_train(args: argparse.Namespace) -> int:
     print(f"{len(train_data)} images to train on, {len(val_data)} to validate on; profile "
           f"{args.profile}, {settings.height}x{settings.width}, {settings.max_steps} steps")
     train(settings, train_data, val_data, out, resume=not args.fresh, trained=trained)
+    data, run = shlex.quote(args.data), shlex.quote(str(out))
     print(f"the model is in {out / 'model'}; next:\n"
-          f"  verdiff evaluate --data {args.data} --model {out}\n"
-          f"  verdiff segment IMAGE -o DIR --model {out}\n"
-          f"  verdiff calibrate --data {args.data} --model {out}   (a confidence for each mask)")
+          f"  verdiff evaluate --data {data} --model {run}\n"
+          f"  verdiff segment IMAGE -o DIR --model {run}\n"
+          f"  verdiff calibrate --data {data} --model {run}   (a confidence for each mask)")
     return 0
 
 # %% ../nbs/12_segment.ipynb #74f61f01
@@ -1003,8 +1044,12 @@ def validation_films(
         return [draw_phantom(seed=50_000 + i).image for i in range(24)]
     opened = open_data(data, "training", segmenter.model.size, segmenter.model.config.fit)
     notes = [p / "run.json" for p in (folder, folder.parent) if (p / "run.json").is_file()]
-    run = json.loads(notes[0].read_text())["settings"] if notes else load_settings().to_dict()
-    _, index = grouped_split(opened.names, run["val_fraction"], run["seed"])
+    try:
+        run = json.loads(notes[0].read_text())["settings"] if notes else load_settings().to_dict()
+        _, index = grouped_split(opened.names, float(run["val_fraction"]), int(run["seed"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise VerdiffError(f"{notes[0]} is damaged ({type(error).__name__}: {error}), so the films for "
+                           "validation are not known; train again with --fresh") from None
     return [opened.read_image(i) for i in index]
 
 # %% ../nbs/12_segment.ipynb #7f22f0c3
@@ -1012,6 +1057,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
     "The command `verdiff calibrate`."
     if not (folder := Path(find_model(args.model))).is_dir():
         raise VerdiffError(f"{folder}: a model on the Hub; download it to a folder first")
+    output_folder(str(folder))
     segmenter = Segmenter.from_pretrained(folder, args.device)
     films = validation_films(args.data, segmenter, folder)
     share = calibrate(segmenter, films, sha256_of_weights(folder))
@@ -1038,16 +1084,17 @@ def run_data(args: argparse.Namespace) -> int:
         download_xray(out)
     else:
         write_phantoms(out, args.training, args.test, args.seed)
-    print(f"ready: verdiff train --data {out} --profile laptop")
+    print(f"ready: verdiff train --data {shlex.quote(str(out))} --profile laptop")
     return 0
 
 # %% ../nbs/12_segment.ipynb #0ace1ed7
 def phantom_options(parser: argparse.ArgumentParser, training: int, test: int) -> None:
     "How many phantoms."
     add = parser.add_argument
-    add("--training", type=positive, default=training, metavar="N",
+    some = partial(positive, most=10**6)
+    add("--training", type=some, default=training, metavar="N",
         help=f"phantoms to train on (default: {training})")
-    add("--test", type=positive, default=test, metavar="N",
+    add("--test", type=some, default=test, metavar="N",
         help=f"phantoms to test on (default: {test})")
 
 # %% ../nbs/12_segment.ipynb #e8c8a5f2
@@ -1056,7 +1103,7 @@ def data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("xray", "phantom"))
     parser.add_argument("--out", metavar="DIR", help="default: data/xray or data/phantom")
     phantom_options(parser, 64, 24)
-    parser.add_argument("--seed", type=int, default=0, help="of the phantoms (default: 0)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the phantoms (default: 0)")
 
 # %% ../nbs/12_segment.ipynb #7cc972ea
 def run_demo(args: argparse.Namespace) -> int:
@@ -1072,7 +1119,8 @@ def run_demo(args: argparse.Namespace) -> int:
     counts = {"n_training": args.training, "n_test": args.test}
     train_data, val_data = training_data("phantom", settings, **counts)
     test = pack(open_data("phantom", "test", settings.eval_size, settings.fit, **counts))
-    model = Segmenter(train(settings, train_data, val_data, out)).model
+    trained = train(settings, train_data, val_data, out, resume=not args.fresh)
+    model = Segmenter(trained).model
 
     steps = sorted({1, settings.sample_steps})
     result = evaluate(model, test, steps, settings.ensemble, settings.seed)
@@ -1095,6 +1143,7 @@ def demo_options(parser: argparse.ArgumentParser) -> None:
     settings_options(parser, "demo")
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="default: runs/demo")
     phantom_options(parser, 96, 24)
+    parser.add_argument("--fresh", action="store_true", help="start over instead of resuming")
 
 # %% ../nbs/12_segment.ipynb #8c05d786
 def run_ablate(args: argparse.Namespace) -> int:
@@ -1185,6 +1234,9 @@ def main(
     argv: Sequence[str] | None = None,  # words of the command line; None: those of the process
 ) -> int:  # 0: well; 2: an error that a sentence explains; 130: interrupted
     "The command `verdiff`."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks a letter shows its number
+            stream.reconfigure(errors="backslashreplace")
     args = make_parser().parse_args(argv)
     as_before = threading.excepthook
     threading.excepthook = lambda thread: None  # TensorBoard raises again in the main thread
@@ -1196,7 +1248,11 @@ def main(
         where = f"{error.filename}: " if error.filename else ""
         full = "; free some space and give the same command again" * (error.errno == errno.ENOSPC)
         print(f"verdiff: error: {where}{error.strerror or error}{full}", file=sys.stderr)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        words = str(error).lower()
+        if isinstance(error, RuntimeError) and not (
+                "out of memory" in words or "allocate memory" in words):  # torch's two ways
+            raise
         print("verdiff: error: not enough memory; give smaller images, or --ensemble 1",
               file=sys.stderr)
     except KeyboardInterrupt:
