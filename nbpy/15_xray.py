@@ -43,7 +43,7 @@ from verdiff.settings import Settings
 from verdiff.training import checkpoints, read_checkpoint, training_loss
 
 # %%
-set_matplotlib_formats("jpeg", pil_kwargs={"quality": 82})
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 65})
 torch.set_num_threads(1)
 XRAY = find_xray()
 print("X-ray set:", "here" if XRAY else "not here: cells that need it are skipped")
