@@ -214,7 +214,7 @@ for word, p in (("prior", got.prior_prob), ("one sample", got.samples[0])):
     print(f"  {word}: Dice {summary(dice(large > 0.5, eight.masks))}")
 
 # %% [markdown]
-# The prior works, the diffusion does not: from ten steps to all of them it gets worse. The suspect is batch norm at batch 1. In training each film is normalised by its own mean and variance; in use, by averages over all films *and all noise levels* of the training. Here is the squared error of the predicted noise both ways, on films held back from training. Whoever predicts no noise at all has an error of 1:
+# The prior works, the diffusion does not: from ten steps to all of them it gets worse. The suspect is batch norm at batch 1. In training each film is normalised by its own mean and variance; in use, by running averages, which here remember about the last ten films, each at *another noise level*. Here is the squared error of the predicted noise both ways, on films held back from training. Whoever predicts no noise at all has an error of 1:
 
 # %%
 #| slow
@@ -247,7 +247,7 @@ for sampler, steps in (("ddim", 10), ("ddpm", 100)):
         print(f"{sampler}, {steps} steps, {word}: Dice {summary(dice(large > 0.5, eight.masks))}")
 
 # %% [markdown]
-# With its own statistics the film gets a mask where it had none, and the prior improves, too; both stay below the bundled network, and a sample below its prior. Taken at its word, the printed recipe gives a network that cannot be used as networks are used. Two readings would save it: a batch of more than one, or batch norm without kept averages. Group norm, the default here, has no such trap (page [06](06_unet.ipynb)). One seed, a small canvas; at full size it waits for a GPU.
+# With its own statistics the film gets a mask where it had none, and the prior improves, too; both stay below the bundled network, and a sample below its prior. Taken at its word, the printed recipe gave a network here that cannot be used as networks are used; that the mixture of noise levels is the reason is our guess, that the kept averages are is measured. Two readings might save it, a larger batch or batch norm without kept averages; the second is what the last cell did, the first was not tried. Group norm, the default here, has no such trap (page [06](06_unet.ipynb)). One seed, a small canvas; at full size it waits for a GPU.
 #
 # ### With a GPU
 #
