@@ -32,15 +32,15 @@ from scipy.spatial import cKDTree
 from verdiff.ablation import forest_plot, format_table, sweep
 from verdiff.augment import affine_matrix
 from verdiff.data import (CROSS_SPLIT_DUPLICATES, MORE_CROSS_SPLIT_DUPLICATES, XRaySet,
-                          clean_test_indices, find_xray, grouped_split, landmarks_to_mask,
-                          local_features, pack)
+                          clean_test_indices, find_xray, landmarks_to_mask, local_features,
+                          pack)
 from verdiff.inference import Segmenter, bundled_model, draw_samples, evaluate
 from verdiff.metrics import (dice, hd95, iou, iou_from_dice, paired_difference, risk_coverage,
                              summary, surface_dice)
 from verdiff.model import VerdiffConfig, VerdiffNet
 from verdiff.sampling import sample
 from verdiff.settings import Settings
-from verdiff.training import checkpoints, read_checkpoint, training_loss
+from verdiff.training import checkpoints, read_checkpoint, training_data, training_loss
 
 # %%
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 65})
@@ -111,18 +111,14 @@ def at_step(run, step):
     return settings, net
 
 
-def first_held_back(settings, names):
-    "Which of the training films is the first of the validation part of a run."
-    return grouped_split(names, settings.val_fraction, settings.seed)[1][0]
-
-
 # %%
 #| slow
 LOOKS, RUN = (50, 100, 150, 200, 300, 400, 600), Path("../runs/laptop-5")
 nets = {f"step {step}": at_step(RUN, step)[1] for step in LOOKS}
 nets["both stages"] = Segmenter.from_pretrained(device="cpu").model
 films = XRaySet(XRAY, "training", (768, 256))
-one = films[first_held_back(at_step(RUN, LOOKS[0])[0], films.names)]
+held = training_data(XRAY, at_step(RUN, LOOKS[0])[0])[1]
+one = films[films.names.index(held.names[0])]
 fig, axes = plt.subplots(2, len(nets), figsize=(7.5, 5.8), layout="constrained")
 for column, (word, net) in zip(axes.T, nets.items()):
     small = F.interpolate(one.image[None], net.size, mode="area")
@@ -218,8 +214,7 @@ for word, p in (("prior", got.prior_prob), ("one sample", got.samples[0])):
 
 # %%
 #| slow
-index = grouped_split(XRaySet(XRAY, "training", s.size, s.fit).names, s.val_fraction, s.seed)[1]
-known = pack(XRaySet(XRAY, "training", s.size, s.fit), progress=False).subset(index[:8])
+known = training_data(XRAY, s)[1].subset(range(8))
 noise = torch.randn(known.masks.shape, generator=torch.Generator().manual_seed(0))
 for own in (False, True):
     net = at_step(PAPER, about["step"])[1].train(own)

@@ -44,9 +44,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import verdiff
-from verdiff.data import Packed, clean_test_indices, pack
-from verdiff.inference import (open_data, pick_device, read_image, training_data, write_csv,
-                               write_json)
+from verdiff.data import Packed, clean_test_indices, pack, read_image
+from verdiff.inference import open_data, pick_device, training_data, write_csv, write_json
 from verdiff.metrics import dice, hd95, iou, paired_difference, summary, surface_dice
 from verdiff.model import VerdiffConfig, VerdiffNet
 from verdiff.sampling import sample

@@ -295,8 +295,8 @@ def test_images_of_one_name_from_two_folders(run, phantoms, tmp_path):
 
 def test_a_folder_is_streamed(run, phantoms, tmp_path, monkeypatch):
     "Each image is saved before the next one is read, so memory does not grow with the folder."
-    from verdiff import inference
-    order, read, save = [], inference.read_image, inference.save_segmentation
+    from verdiff import data, inference
+    order, read, save = [], data.read_image, inference.save_segmentation
 
     def spy(word, function):
         def inner(*args, **kwargs):
@@ -306,11 +306,11 @@ def test_a_folder_is_streamed(run, phantoms, tmp_path, monkeypatch):
 
     monkeypatch.setattr(inference, "save_segmentation", spy("save", save))
     monkeypatch.setattr(inference, "overlay", lambda image, result: image)
-    monkeypatch.setattr(inference, "read_file", spy("read", inference.read_file))
+    monkeypatch.setattr(data, "read_file", spy("read", data.read_file))
     folder = sorted(phantoms.rglob("test"))[0]
     assert main(["segment", str(folder), "-o", str(tmp_path), "--model", str(run), "--steps", "1",
                  "--ensemble", "1"]) == 0
-    assert order == ["read", "save"] * 3 and read is inference.read_image
+    assert order == ["read", "save"] * 3 and read is data.read_image
 
 
 def test_a_warning_is_printed_and_written_and_is_no_error(mine, phantoms, tmp_path, capsys):

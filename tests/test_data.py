@@ -45,12 +45,12 @@ from verdiff.data import (
     pack,
     place,
     read_bytes,
+    read_image,
     read_mask,
     study,
     unfit,
     write_phantoms,
 )
-from verdiff.inference import read_image
 
 XRAY = find_xray()
 needs_xray = pytest.mark.skipif(XRAY is None, reason="needs the X-ray set")

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, TiffImagePlugin
 
 from verdiff import inference
-from verdiff.data import CROSS_SPLIT_DUPLICATES, Packed
+from verdiff.data import CROSS_SPLIT_DUPLICATES, Packed, image_from_array, read_image, to_uint8
 from verdiff.inference import (
     KINDS,
     SLACK,
@@ -33,7 +33,6 @@ from verdiff.inference import (
     draw_samples,
     evaluate,
     find_model,
-    image_from_array,
     is_ours,
     judge,
     learn_limits,
@@ -44,14 +43,12 @@ from verdiff.inference import (
     passed_over,
     pick_device,
     positive,
-    read_image,
     save_figure,
     save_reference,
     save_segmentation,
     sha256_of_weights,
     size_pair,
     steps_list,
-    to_uint8,
     traits,
 )
 from verdiff.model import VerdiffNet

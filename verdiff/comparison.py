@@ -32,9 +32,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import verdiff
-from .data import Packed, clean_test_indices, pack
-from .inference import (open_data, pick_device, read_image, training_data, write_csv,
-                               write_json)
+from .data import Packed, clean_test_indices, pack, read_image
+from .inference import open_data, pick_device, training_data, write_csv, write_json
 from .metrics import dice, hd95, iou, paired_difference, summary, surface_dice
 from .model import VerdiffConfig, VerdiffNet
 from .sampling import sample

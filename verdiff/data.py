@@ -6,16 +6,17 @@ Docs: https://verdiff.github.io/verdiff/data.html.md"""
 
 # %% auto #0
 __all__ = ['XRAY_NAME', 'ZIP_TROUBLE', 'IMAGE_TROUBLE', 'SAME_STUDY', 'Features', 'CROSS_SPLIT_DUPLICATES',
-           'MORE_CROSS_SPLIT_DUPLICATES', 'Shape', 'SUFFIXES', 'XRAY_SOURCES', 'XRAY_MANIFEST', 'DataError',
-           'find_xray', 'Placement', 'place', 'fit_image', 'unfit', 'is_crooked', 'outline', 'fill_convex',
-           'landmarks_to_mask', 'tilt_angles', 'is_s_shaped', 'cobb_angles', 'layout_top', 'open_zip', 'locate',
-           'Store', 'read_bytes', 'numbers', 'read_lines', 'read_table', 'Labels', 'read_labels', 'window', 'decode',
+           'MORE_CROSS_SPLIT_DUPLICATES', 'Shape', 'SUFFIXES', 'BITS', 'PHOTOMETRIC', 'XRAY_SOURCES', 'XRAY_MANIFEST',
+           'DataError', 'find_xray', 'Placement', 'place', 'fit_image', 'unfit', 'to_uint8', 'is_crooked', 'outline',
+           'fill_convex', 'landmarks_to_mask', 'tilt_angles', 'is_s_shaped', 'cobb_angles', 'layout_top', 'open_zip',
+           'locate', 'Store', 'read_bytes', 'numbers', 'read_lines', 'read_table', 'Labels', 'read_labels', 'decode',
            'Sample', 'CanvasSet', 'Published', 'XRaySet', 'study', 'grouped_split', 'local_features', 'votes', 'match',
            'alignment', 'find_duplicates', 'clean_test_indices', 'spine_tilts', 'draw_spine', 'Film', 'oval', 'Body',
            'soft_tissue', 'ribs_and_pelvis', 'vertebrae', 'screws_and_rods', 'expose', 'Phantom', 'draw_phantom',
-           'fresh_folder', 'write_split', 'write_phantoms', 'PhantomSet', 'complain', 'images_by_stem', 'pair_files',
-           'read_mask', 'drawn_split', 'PairedFiles', 'MaskFolder', 'open_dataset', 'Packed', 'read_cache',
-           'refuse_blank', 'pack', 'manifest', 'ask', 'receive', 'fetch', 'verify', 'refusal', 'download_xray']
+           'fresh_folder', 'write_split', 'write_phantoms', 'PhantomSet', 'complain', 'files_below', 'images_by_stem',
+           'pair_files', 'image_from_array', 'read_with_pillow', 'read_file', 'read_tiff', 'read_image', 'read_mask',
+           'drawn_split', 'PairedFiles', 'MaskFolder', 'open_dataset', 'Packed', 'read_cache', 'refuse_blank', 'pack',
+           'manifest', 'ask', 'receive', 'fetch', 'verify', 'refusal', 'download_xray']
 
 # %% ../nbs/01_data.ipynb #0d725ea5
 import hashlib
@@ -31,6 +32,7 @@ import tempfile
 import unicodedata
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -130,6 +132,27 @@ def unfit(
     picture = Image.fromarray(np.ascontiguousarray(part, dtype=np.float32))
     size = placement.width, placement.height
     return np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
+
+# %% ../nbs/01_data.ipynb #b16870df
+def to_uint8(
+    pixels: np.ndarray,  # grey values of any kind, (H, W)
+    window: tuple[float, float] = (0.5, 99.5),  # percentiles that become black and white
+) -> np.ndarray:  # uint8, (H, W)
+    """Grey values as the networks know them, 0 to 255.
+
+    uint8 passes unchanged, bool and floats in [0, 1] are scaled, everything else (12 or 16 bits,
+    signed, any float) is windowed between two percentiles. NaN and infinity: DataError.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels
+    pixels = pixels.astype(np.float64)
+    if not np.isfinite(pixels).all():
+        raise DataError("the image holds NaN or infinite values; replace them")
+    unit = pixels.min() >= 0 and pixels.max() <= 1
+    low, high = (0.0, 1.0) if unit else np.percentile(pixels, window)
+    if high <= low:  # nearly constant: fall back on the whole range
+        low, high = pixels.min(), max(pixels.max(), pixels.min() + 1)
+    return np.rint(255 * np.clip((pixels - low) / (high - low), 0, 1)).astype(np.uint8)
 
 # %% ../nbs/01_data.ipynb #b4685c6f
 def is_crooked(
@@ -391,17 +414,6 @@ IMAGE_TROUBLE = (UnidentifiedImageError, Image.DecompressionBombError, struct.er
                  OverflowError)
 
 
-def window(
-    image: Image.Image,  # deeper than 8 bits
-) -> Image.Image:  # mode "L"
-    "The grey values between the percentiles 0.5 and 99.5, spread over 0 to 255."
-    deep = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(deep).all():
-        raise ValueError("it holds NaN or infinity")
-    low, high = np.percentile(deep, (0.5, 99.5))
-    return Image.fromarray(np.uint8(255 * np.clip((deep - low) / max(high - low, 1e-9), 0, 1)))
-
-
 def decode(
     data: bytes,  # of an image file
     where: str,  # to name in errors
@@ -415,9 +427,11 @@ def decode(
         if at_least is not None:
             image.draft("L", at_least[::-1])  # by 2, 4 or 8 while it decodes: several times faster
         if grey and image.mode[0] in "IF":
-            image = window(image)
+            image = Image.fromarray(to_uint8(np.asarray(image)))
         image.load()
         return image.convert("L") if grey else image, (height, width)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
     except IMAGE_TROUBLE as error:
         why = "not an image" if isinstance(error, UnidentifiedImageError) else f"damaged ({error})"
         raise DataError(f"{where}: {why}; replace the file or take it out of the set") from None
@@ -947,7 +961,7 @@ class PhantomSet(XRaySet):
                     raise
         super().__init__(root, split, size, fit)
 
-# %% ../nbs/01_data.ipynb #82d21971
+# %% ../nbs/01_data.ipynb #268da7d9
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
@@ -956,16 +970,22 @@ def complain(error: OSError) -> NoReturn:
     raise DataError(f"{error.filename}: {error.strerror}; let this folder be read, or move it away")
 
 
+def files_below(
+    source: Path,  # a folder
+) -> Iterator[Path]:
+    "Its files and those of its subfolders, hidden ones apart."
+    for at, folders, names in os.walk(source, onerror=complain):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(at) / name for name in names if not name.startswith("."))
+
+# %% ../nbs/01_data.ipynb #170f8bc8
 def images_by_stem(
     folder: Path,
 ) -> dict[str, Path]:
     "The image files of a folder and its subfolders, by their path below it without the suffix."
-    paths = (Path(at) / name for at, _, names in os.walk(folder, onerror=complain) for name in names)
     found: dict[str, Path] = {}
-    for path in sorted(p for p in paths if p.suffix.lower() in SUFFIXES):
+    for path in sorted(p for p in files_below(folder) if p.suffix.lower() in SUFFIXES):
         below = path.relative_to(folder)
-        if any(part.startswith(".") for part in below.parts):
-            continue
         stem = unicodedata.normalize("NFC", below.with_suffix("").as_posix())  # a Mac writes NFD
         if stem in found:
             raise DataError(f"{path}: {found[stem].name} has the same name; keep one of the two")
@@ -991,6 +1011,101 @@ def pair_files(
             f"{there}; add it, or move this file away; without a partner: {len(single)}"
         )
     return [(films[stem], drawn[stem]) for stem in films]
+
+# %% ../nbs/01_data.ipynb #e2173048
+def image_from_array(
+    pixels: np.ndarray,  # (H, W), (1, H, W), (H, W, 1), (H, W, 3) or (H, W, 4)
+) -> Image.Image:  # mode "L"
+    "A grey image from an array; colours become grey, what is no picture is refused."
+    pixels = np.asarray(pixels)
+    if pixels.ndim not in (2, 3) or 0 in pixels.shape or pixels.dtype.kind not in "biuf":
+        raise DataError(f"an array of shape {pixels.shape} and type {pixels.dtype} is no image; "
+                           "give (height, width) or (height, width, 3)")
+    if pixels.ndim == 3 and pixels.shape[0] == 1:
+        pixels = pixels[0]
+    elif pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    elif pixels.ndim == 3 and pixels.shape[2] in (3, 4):
+        if pixels.dtype == np.uint8:
+            return Image.fromarray(np.ascontiguousarray(pixels[..., :3])).convert("L")
+        pixels = pixels[..., :3] @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R 601
+    elif pixels.ndim == 3:
+        raise DataError(f"an array of shape {pixels.shape} is no single image; split it up")
+    return Image.fromarray(np.ascontiguousarray(to_uint8(pixels)))
+
+# %% ../nbs/01_data.ipynb #6f741e5c
+BITS, PHOTOMETRIC = 258, 262  # tags of TIFF
+
+
+def read_with_pillow(
+    path: Path,  # PNG, JPEG, TIFF or what else Pillow knows
+) -> Image.Image:  # mode "L"
+    "One image file as 8-bit grey; deeper files are windowed. Errors are Pillow's."
+    with Image.open(path) as file:
+        tags = getattr(file, "tag_v2", {})
+        bits, white_is_zero = np.max(tags.get(BITS, 8)), tags.get(PHOTOMETRIC) == 0
+        image = ImageOps.exif_transpose(file)
+        if image.mode[0] in "IF":  # 16 or 32 bits
+            pixels = np.asarray(image)
+            return image_from_array(pixels.max() - pixels if white_is_zero else pixels)
+        return image.convert("L") if bits <= 8 else read_tiff(path)  # Pillow cuts colours to 8 bits
+
+# %% ../nbs/01_data.ipynb #a12a7c81
+def read_file(
+    path: Path,  # PNG, JPEG, TIFF or what else Pillow and tifffile know
+) -> Image.Image:  # mode "L"
+    "One image file as 8-bit grey; DataError names what is no image."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow; what matters is an error
+            return read_with_pillow(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        return read_tiff(path)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: too large ({error}); give a smaller copy") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        of_disk = getattr(error, "strerror", None)  # not of Pillow
+        hint = "" if of_disk else "; is it complete?"
+        raise DataError(f"{path}: cannot be read as an image ({of_disk or error}){hint}") from None
+
+# %% ../nbs/01_data.ipynb #a55356fd
+def read_tiff(
+    path: Path,  # a TIFF that Pillow does not know, for example 16 bits per colour
+) -> Image.Image:  # mode "L"
+    "The first page of a scientific TIFF, by tifffile."
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            return image_from_array(file.pages[0].asarray())
+    except Exception as error:
+        why = f" ({error})" if path.suffix.lower() in (".tif", ".tiff") else ""
+        with open(path, "rb") as file:
+            dicom = file.read(132)[128:] == b"DICM"
+        kind = "a DICOM file, which verdiff does not read" if dicom else "not an image that can be read"
+        raise DataError(f"{path}: {kind}{why}; give a PNG, JPEG or TIFF file") from None
+
+# %% ../nbs/01_data.ipynb #3bc902ba
+def read_image(
+    source: Any,  # a path, a PIL image, a numpy array or a tensor
+) -> Image.Image:  # mode "L", at the image's own size
+    "Whatever a radiograph comes as, as 8-bit grey."
+    if isinstance(source, (str, Path)):
+        return read_file(Path(source))
+    if hasattr(source, "detach"):  # a tensor, wherever it lies
+        source = source.detach().cpu()
+        source = source.float() if source.is_floating_point() else source
+    try:
+        if isinstance(source, Image.Image) and source.mode[0] not in "IF" and all(source.size):
+            return source.convert("L")
+        pixels = np.asarray(source)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{type(source).__name__}: not an image ({error})") from None
+    return image_from_array(pixels)
 
 # %% ../nbs/01_data.ipynb #684ab674
 def read_mask(
@@ -1049,7 +1164,7 @@ class PairedFiles(CanvasSet):
         "Changes when a file or the canvas changes."
         stats = ((p.name, p.stat()) for pair in self.pairs for p in pair)
         files = [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
-        facts = [files, self.size, self.fit, "read as page 12 does"]
+        facts = [files, self.size, self.fit, "read_image"]  # how: so older caches count no more
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 # %% ../nbs/01_data.ipynb #7d26364b
@@ -1058,12 +1173,7 @@ class MaskFolder(PairedFiles):
 
     def read_image(self, i: int) -> Image.Image:
         "The image at its own size, mode L, read as `verdiff segment` reads it."
-        from verdiff.inference import read_file  # page 12
-
-        try:
-            return read_file(self.pairs[i][0])
-        except VerdiffError as error:
-            raise DataError(str(error)) from None
+        return read_image(self.pairs[i][0])
 
     def arrays(self, i: int) -> tuple[np.ndarray, np.ndarray, Placement]:
         "Image (0 to 255) and mask (0, 1) on the canvas, uint8 (H, W), and the placement."

@@ -17,7 +17,6 @@ import shlex
 import sys
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import verdiff
@@ -43,134 +42,17 @@ if TYPE_CHECKING:  # torch takes seconds to import: `verdiff --help` does withou
     from verdiff.training import Streamed
 
 # %% auto #0
-__all__ = ['BITS', 'PHOTOMETRIC', 'TRAITS', 'SLACK', 'REFERENCE_FILE', 'WEIGHTS_FILE', 'Way', 'KINDS', 'IMAGE_SUFFIXES',
-           'natural', 'COMMANDS', 'to_uint8', 'image_from_array', 'read_with_pillow', 'read_file', 'read_tiff',
-           'read_image', 'Segmentation', 'bundled_model', 'find_model', 'pick_device', 'check_steps', 'segment_image',
-           'Segmenter', 'overlay', 'traits', 'Reference', 'learn_limits', 'judge', 'calibrate', 'write_json',
-           'sha256_of_weights', 'save_reference', 'load_reference', 'Scores', 'Row', 'Evaluation', 'write_csv',
-           'save_evaluation', 'ways_to_segment', 'evaluate', 'overlaps', 'draw_samples', 'save_figure', 'deep', 'mark',
-           'is_ours', 'save_segmentation', 'is_output', 'distinct', 'complain', 'files_below', 'list_images',
-           'passed_over', 'positive', 'steps_list', 'size_pair', 'output_folder', 'say', 'say_before', 'run_segment',
-           'sampling_options', 'segment_options', 'open_data', 'training_data', 'run_train', 'settings_options',
-           'train_options', 'run_evaluate', 'evaluate_options', 'validation_films', 'run_calibrate',
-           'calibrate_options', 'run_data', 'phantom_options', 'data_options', 'run_demo', 'demo_options', 'run_ablate',
-           'ablate_options', 'run_compare', 'compare_options', 'Parser', 'make_parser', 'main']
-
-# %% ../nbs/12_segment.ipynb #9c215c99
-def to_uint8(
-    pixels: np.ndarray,  # grey values of any kind, (H, W)
-    window: tuple[float, float] = (0.5, 99.5),  # percentiles that become black and white
-) -> np.ndarray:  # uint8, (H, W)
-    """Grey values as the networks know them, 0 to 255.
-
-    uint8 passes unchanged, bool and floats in [0, 1] are scaled, everything else (12 or 16 bits,
-    signed, any float) is windowed between two percentiles. NaN and infinity: VerdiffError.
-    """
-    if pixels.dtype == np.uint8:
-        return pixels
-    pixels = pixels.astype(np.float64)
-    if not np.isfinite(pixels).all():
-        raise VerdiffError("the image holds NaN or infinite values; replace them before segmenting")
-    unit = pixels.min() >= 0 and pixels.max() <= 1
-    low, high = (0.0, 1.0) if unit else np.percentile(pixels, window)
-    if high <= low:  # nearly constant: fall back on the whole range
-        low, high = pixels.min(), max(pixels.max(), pixels.min() + 1)
-    return np.rint(255 * np.clip((pixels - low) / (high - low), 0, 1)).astype(np.uint8)
-
-# %% ../nbs/12_segment.ipynb #ecf68481
-def image_from_array(
-    pixels: np.ndarray,  # (H, W), (1, H, W), (H, W, 1), (H, W, 3) or (H, W, 4)
-) -> Image.Image:  # mode "L"
-    "A grey image from an array; colours become grey, what is no picture is refused."
-    pixels = np.asarray(pixels)
-    if pixels.ndim not in (2, 3) or 0 in pixels.shape or pixels.dtype.kind not in "biuf":
-        raise VerdiffError(f"an array of shape {pixels.shape} and type {pixels.dtype} is no image; "
-                           "give (height, width) or (height, width, 3)")
-    if pixels.ndim == 3 and pixels.shape[0] == 1:
-        pixels = pixels[0]
-    elif pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[..., 0]
-    elif pixels.ndim == 3 and pixels.shape[2] in (3, 4):
-        if pixels.dtype == np.uint8:
-            return Image.fromarray(np.ascontiguousarray(pixels[..., :3])).convert("L")
-        pixels = pixels[..., :3] @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R 601
-    elif pixels.ndim == 3:
-        raise VerdiffError(f"an array of shape {pixels.shape} is no single image; split it up")
-    return Image.fromarray(np.ascontiguousarray(to_uint8(pixels)))
-
-# %% ../nbs/12_segment.ipynb #fdf94c88
-BITS, PHOTOMETRIC = 258, 262  # tags of TIFF
-
-
-def read_with_pillow(
-    path: Path,  # PNG, JPEG, TIFF or what else Pillow knows
-) -> Image.Image:  # mode "L"
-    "One image file as 8-bit grey; deeper files are windowed. Errors are Pillow's."
-    with Image.open(path) as file:
-        tags = getattr(file, "tag_v2", {})
-        bits, white_is_zero = np.max(tags.get(BITS, 8)), tags.get(PHOTOMETRIC) == 0
-        image = ImageOps.exif_transpose(file)
-        if image.mode[0] in "IF":  # 16 or 32 bits
-            pixels = np.asarray(image)
-            return image_from_array(pixels.max() - pixels if white_is_zero else pixels)
-        return image.convert("L") if bits <= 8 else read_tiff(path)  # Pillow cuts colours to 8 bits
-
-# %% ../nbs/12_segment.ipynb #7d194768
-def read_file(
-    path: Path,  # PNG, JPEG, TIFF or what else Pillow and tifffile know
-) -> Image.Image:  # mode "L"
-    "One image file as 8-bit grey; VerdiffError names what is no image."
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow; what matters is an error
-            return read_with_pillow(path)
-    except FileNotFoundError:
-        raise VerdiffError(f"{path}: no such file") from None
-    except UnidentifiedImageError:
-        return read_tiff(path)
-    except VerdiffError as error:
-        raise VerdiffError(f"{path}: {error}") from None
-    except Image.DecompressionBombError as error:
-        raise VerdiffError(f"{path}: too large ({error}); give a smaller copy") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        of_disk = getattr(error, "strerror", None)  # not of Pillow
-        hint = "" if of_disk else "; is it complete?"
-        raise VerdiffError(f"{path}: cannot be read as an image ({of_disk or error}){hint}") from None
-
-# %% ../nbs/12_segment.ipynb #d8044d84
-def read_tiff(
-    path: Path,  # a TIFF that Pillow does not know, for example 16 bits per colour
-) -> Image.Image:  # mode "L"
-    "The first page of a scientific TIFF, by tifffile."
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as file:
-            return image_from_array(file.pages[0].asarray())
-    except Exception as error:
-        why = f" ({error})" if path.suffix.lower() in (".tif", ".tiff") else ""
-        with open(path, "rb") as file:
-            dicom = file.read(132)[128:] == b"DICM"
-        kind = "a DICOM file, which verdiff does not read" if dicom else "not an image that can be read"
-        raise VerdiffError(f"{path}: {kind}{why}; give a PNG, JPEG or TIFF file") from None
-
-# %% ../nbs/12_segment.ipynb #9e21b0ab
-def read_image(
-    source: Any,  # a path, a PIL image, a numpy array or a tensor
-) -> Image.Image:  # mode "L", at the image's own size
-    "Whatever a radiograph comes as, as 8-bit grey."
-    if isinstance(source, (str, Path)):
-        return read_file(Path(source))
-    if hasattr(source, "detach"):  # a tensor, wherever it lies
-        source = source.detach().cpu()
-        source = source.float() if source.is_floating_point() else source
-    try:
-        if isinstance(source, Image.Image) and source.mode[0] not in "IF" and all(source.size):
-            return source.convert("L")
-        pixels = np.asarray(source)
-    except (TypeError, ValueError) as error:
-        raise VerdiffError(f"{type(source).__name__}: not an image ({error})") from None
-    return image_from_array(pixels)
+__all__ = ['TRAITS', 'SLACK', 'REFERENCE_FILE', 'WEIGHTS_FILE', 'Way', 'KINDS', 'positive', 'natural', 'COMMANDS', 'Segmentation',
+           'bundled_model', 'find_model', 'pick_device', 'check_steps', 'segment_image', 'Segmenter', 'overlay',
+           'traits', 'Reference', 'learn_limits', 'judge', 'calibrate', 'write_json', 'sha256_of_weights',
+           'save_reference', 'load_reference', 'Scores', 'Row', 'Evaluation', 'write_csv', 'save_evaluation',
+           'ways_to_segment', 'evaluate', 'overlaps', 'draw_samples', 'save_figure', 'deep', 'mark', 'is_ours',
+           'save_segmentation', 'is_output', 'distinct', 'list_images', 'passed_over', 'whole_number', 'steps_list',
+           'size_pair', 'output_folder', 'say', 'say_before', 'run_segment', 'sampling_options', 'segment_options',
+           'open_data', 'training_data', 'run_train', 'settings_options', 'train_options', 'run_evaluate',
+           'evaluate_options', 'validation_films', 'run_calibrate', 'calibrate_options', 'run_data', 'phantom_options',
+           'data_options', 'run_demo', 'demo_options', 'run_ablate', 'ablate_options', 'run_compare', 'compare_options',
+           'Parser', 'make_parser', 'main']
 
 # %% ../nbs/12_segment.ipynb #7c5f8716
 @dataclass
@@ -298,6 +180,8 @@ class Segmenter:
         self, image: Any, steps: int = 10, ensemble: int = 5, seed: int = 0
     ) -> Segmentation:
         "Mask, probability and doubt of an image as `read_image` takes it, at its own size."
+        from verdiff.data import read_image
+
         for name, number in (("steps", steps), ("ensemble", ensemble), ("seed", seed)):
             least = 0 if name == "seed" else 1
             if not hasattr(number, "__index__") or number < least:
@@ -320,6 +204,8 @@ def overlay(
 ) -> Image.Image:  # mode "RGB", same size
     "The mask laid over the radiograph: a light tint and a firm outline."
     from scipy.ndimage import binary_erosion
+
+    from verdiff.data import read_image
 
     pixels = np.array(read_image(image).convert("RGB"), dtype=np.float32)
     mask = segmentation.mask.astype(bool)
@@ -347,6 +233,8 @@ def traits(
     segmentation: Segmentation,  # of that radiograph
 ) -> dict[str, float]:  # one value for each of TRAITS
     "Six numbers in [-1, 1] by which a strange result gives itself away; an empty mask: zeros."
+    from verdiff.data import read_image
+
     mask, prior = segmentation.mask.astype(bool), segmentation.prior > 0.5
     contrast = float(np.asarray(read_image(image), np.float32).std() / 255)
     if not mask.any():
@@ -414,6 +302,8 @@ def calibrate(
 ) -> float:  # share of the radiographs that is flagged when the others set the limits
     "Learn what is usual, by segmenting with the settings that `predict` has if nobody asks for others."
     from tqdm import tqdm
+
+    from verdiff.data import read_image
 
     images = tqdm(images, "calibrate", unit="image", disable=None if progress else True)
     found = [traits(grey, segmenter.predict(grey)) for grey in map(read_image, images)]
@@ -750,9 +640,6 @@ def save_segmentation(
     return paths
 
 # %% ../nbs/12_segment.ipynb #5180a0e3
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-
-
 def is_output(
     path: Path,  # of an image
     out: Path,  # output folder
@@ -777,26 +664,14 @@ def distinct(
         stems[i] = stem.with_name(f"{stem.name}-{seen[stem]}") if seen[stem] > 1 else stem
     return stems
 
-# %% ../nbs/12_segment.ipynb #b8ea5936
-def complain(error: OSError) -> NoReturn:
-    "For `os.walk`, which would pass over a folder that it may not read."
-    raise VerdiffError(f"{error.filename}: {error.strerror}; let this folder be read, or move it away")
-
-
-def files_below(
-    source: Path,  # a folder
-) -> Iterator[Path]:
-    "Its files and those of its subfolders, hidden ones apart."
-    for at, folders, names in os.walk(source, onerror=complain):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(at) / name for name in names if not name.startswith("."))
-
-# %% ../nbs/12_segment.ipynb #deb5c8da
+# %% ../nbs/12_segment.ipynb #f5bfeac6
 def list_images(
     sources: Sequence[str | Path],  # files and folders
     out: str | Path,  # output folder, for what must not be read again
 ) -> list[tuple[Path, Path]]:  # (file, name of its results below the output folder)
     "Every image of files and folders, in order; two of one name keep their suffix as well."
+    from verdiff.data import SUFFIXES, files_below
+
     found: dict[Path, Path] = {}  # a file that is named twice is segmented once
     if "" in sources:
         raise VerdiffError("one of the names of images is empty; give files or folders")
@@ -804,10 +679,10 @@ def list_images(
         if not source.is_dir():
             found.setdefault(source, Path(source.stem))
             continue
-        inside = sorted(p for p in files_below(source) if p.suffix.lower() in IMAGE_SUFFIXES)
+        inside = sorted(p for p in files_below(source) if p.suffix.lower() in SUFFIXES)
         inside = [p for p in inside if not is_output(p, Path(out))]
         if not inside:
-            raise VerdiffError(f"{source}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
+            raise VerdiffError(f"{source}: no image in this folder ({', '.join(SUFFIXES)})")
         for path in inside:
             found.setdefault(path, path.relative_to(source).with_suffix(""))
     return list(zip(found, distinct(list(found), list(found.values())), strict=True))
@@ -818,16 +693,18 @@ def passed_over(
     out: str | Path,  # output folder, whose files are no news
 ) -> list[Path]:
     "The files of folders that `list_images` leaves out because of their ending; hidden ones apart."
+    from verdiff.data import SUFFIXES, files_below
+
     files = (p for s in map(Path, sources) if s.is_dir() for p in sorted(files_below(s)))
     return [
         p
         for p in files
-        if p.suffix.lower() not in IMAGE_SUFFIXES and Path(out).resolve() not in p.resolve().parents
+        if p.suffix.lower() not in SUFFIXES and Path(out).resolve() not in p.resolve().parents
     ]
 
 # %% ../nbs/12_segment.ipynb #23057b91
-def positive(text: str, least: int = 1, most: int = 10**9) -> int:
-    "A whole number from 1 on, for argparse."
+def whole_number(text: str, least: int = 1, most: int = 10**9) -> int:
+    "Turn digits into a number between the two, for argparse."
     if not (text.isascii() and text.isdigit() and int(text) >= least):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
     if int(text) > most:
@@ -835,7 +712,7 @@ def positive(text: str, least: int = 1, most: int = 10**9) -> int:
     return int(text)
 
 
-natural = partial(positive, least=0)
+positive, natural = partial(whole_number, least=1), partial(whole_number, least=0)
 
 # %% ../nbs/12_segment.ipynb #b5d4b259
 def steps_list(text: str) -> list[int]:
@@ -887,6 +764,8 @@ def run_segment(args: argparse.Namespace) -> int:
     "The command `verdiff segment`."
     from tqdm import tqdm
 
+    from verdiff.data import read_image
+
     out = output_folder(args.out)
     images = list_images(args.images, out)
     segmenter = Segmenter.from_pretrained(args.model, args.device)
@@ -915,7 +794,8 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
     "What segment and evaluate share."
     add = parser.add_argument
     add("--model", metavar="PATH", help="model or run folder, or Hub id (default: bundled)")
-    add("--ensemble", type=partial(positive, most=10**4), default=5, metavar="N", help="samples an image (default: 5)")
+    add("--ensemble", type=partial(whole_number, most=10**4), default=5, metavar="N",
+        help="samples an image (default: 5)")
     add("--seed", type=natural, default=0, help="of the noise (default: 0)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
 
@@ -1091,7 +971,7 @@ def run_data(args: argparse.Namespace) -> int:
 def phantom_options(parser: argparse.ArgumentParser, training: int, test: int) -> None:
     "How many phantoms."
     add = parser.add_argument
-    some = partial(positive, most=10**6)
+    some = partial(whole_number, most=10**6)
     add("--training", type=some, default=training, metavar="N",
         help=f"phantoms to train on (default: {training})")
     add("--test", type=some, default=test, metavar="N",
