@@ -23,7 +23,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from verdiff.comparison import MonaiDiffusion
 from verdiff.model import VerdiffNet
+from verdiff.settings import load_settings
 
 SMALL, FULL = ["128x64"], ["256x256", "752x256"]
 LAYOUTS = torch.contiguous_format, torch.channels_last
@@ -85,12 +87,7 @@ class Theirs(nn.Module):
 
 def monai_network(height: int, width: int) -> Theirs:
     "DiffusionModelUNet as MONAI's tutorial for segmentation by diffusion builds it."
-    from monai.networks.nets import DiffusionModelUNet
-
-    return Theirs(DiffusionModelUNet(
-        spatial_dims=2, in_channels=2, out_channels=1, channels=(64, 64, 64),
-        attention_levels=(False, False, True), num_res_blocks=1, num_head_channels=64),
-        "channels (64, 64, 64)")
+    return Theirs(MonaiDiffusion(load_settings("comparison")).net, "channels (64, 64, 64)")
 
 
 def med_seg_diff_network(height: int, width: int) -> Theirs:
