@@ -284,6 +284,55 @@ def test_one_bad_image_does_not_stop_the_others(fails, run, phantoms, tmp_path, 
     assert "passed over" in (err := capsys.readouterr().err) and "1.dcm" in err
 
 
+def test_a_name_of_somebody_else_does_not_stop_the_others(fails, run, phantoms, tmp_path):
+    folder, out = tmp_path / "scans", tmp_path / "out"
+    folder.mkdir(), out.mkdir()
+    for i, image in enumerate(sorted(phantoms.rglob("*.jpg"))[:3]):
+        shutil.copy(image, folder / f"{i}.jpg")
+    (out / "1.json").write_text('{"shapes": []}')
+    fails("segment", folder, "-o", out, "--model", run, "--steps", "1", "--ensemble", "1",
+          words=["1.json", "not a result of verdiff"])
+    assert (out / "1.json").read_text() == '{"shapes": []}' and len(list(out.iterdir())) == 11
+
+
+def test_segment_leaves_out_what_is_done_and_nothing_else(mine, phantoms, tmp_path, capsys):
+    folder, out = tmp_path / "scans", tmp_path / "out"
+    folder.mkdir()
+    films = sorted(phantoms.rglob("*.jpg"))[:4]
+    for i, image in enumerate(films[:3]):
+        shutil.copy(image, folder / f"{i}.jpg")
+
+    def redone(*more, steps="1"):
+        "Which images the command segments now."
+        before = {p: p.stat().st_mtime_ns for p in out.rglob("*.json")}
+        assert main(["segment", str(folder), "-o", str(out), "--model", str(mine), "--steps",
+                     steps, "--ensemble", "1", *more]) == 0
+        said = capsys.readouterr().out
+        new = {p.stem for p in out.rglob("*.json") if before.get(p) != p.stat().st_mtime_ns}
+        assert (f"{3 - len(new)} there already" in said) == (len(new) < 3)
+        assert "3 of 3 images segmented" in said
+        return "".join(sorted(new))
+
+    assert redone() == "012" and redone() == ""
+    assert redone("--fresh") == "012" and redone("--seed", "1") == "012" and redone() == "012"
+    (out / "1_overlay.png").unlink()
+    shutil.copy(films[3], folder / "2.jpg")
+    assert redone() == "12"
+    (out / "0.json").unlink()
+    shutil.copy(out / "2_mask.png", out / "1_mask.png")  # ours, of another image
+    assert redone() == "01"
+    assert redone(steps="2") == "012"
+    shutil.copy(out / "0_mask.png", out / "kept.png")
+    assert redone() == "012"
+    shutil.copy(out / "kept.png", out / "0_mask.png")  # broken off after a mask of two steps
+    assert redone() == "0"
+    from verdiff.model import VerdiffNet
+    net = VerdiffNet.from_pretrained(mine / "model")
+    next(net.parameters()).data += 0.01
+    net.save_pretrained(mine / "model")
+    assert redone() == "012"
+
+
 def test_images_of_one_name_from_two_folders(run, phantoms, tmp_path):
     for folder in ("monday", "friday"):
         (tmp_path / folder).mkdir()
@@ -604,7 +653,7 @@ def test_interrupted(run, phantoms, tmp_path, monkeypatch, capsys):
     assert "verdiff: interrupted" in err and "Traceback" not in err
 
 
-def test_ctrl_c_leaves_whole_files_only(run, phantoms, tmp_path):
+def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(run, phantoms, tmp_path, capsys):
     "A real process and a real signal."
     scans, out = tmp_path / "scans", tmp_path / "out"
     scans.mkdir()
@@ -629,6 +678,11 @@ def test_ctrl_c_leaves_whole_files_only(run, phantoms, tmp_path):
             Image.open(out / name).load()
         else:
             json.loads((out / name).read_text())
+    first = (out / "000.json").stat().st_mtime_ns
+    words = [str(word) for word in command[3:]]
+    assert main(words) == 0 and first == (out / "000.json").stat().st_mtime_ns
+    assert len(list(out.iterdir())) == 1000
+    assert f"; {len(list(p for p in left if p.endswith('.json')))} there" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
