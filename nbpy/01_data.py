@@ -42,7 +42,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import (Image, ImageDraw, ImageFilter, ImageOps, ImageSequence,
+                 UnidentifiedImageError)
 from torch import Tensor
 from tqdm import tqdm
 
@@ -1840,7 +1841,7 @@ print(complaint(lambda: pair_files(folder / "own/images", folder / "no-masks")))
 
 # %% [markdown]
 # Pillow reads the files, tifffile those that Pillow cannot (16 bits per colour). Easily missed: the
-# EXIF orientation is obeyed, and a TIFF that says "white is zero" is inverted.
+# EXIF orientation is obeyed, a TIFF that says "white is zero" is inverted, and one that is a stack of pages is refused, since nobody knows which page is meant.
 
 # %%
 #| export
@@ -1873,6 +1874,15 @@ def image_from_array(
 
 # %%
 #| export
+def refuse_a_stack(shapes: list[Any]) -> None:
+    "DataError for a TIFF whose second page is as large as its first: no preview."
+    if len(shapes) > 1 and shapes[0] == shapes[1]:
+        raise DataError("this TIFF is a stack of several pages; save the page that you mean as a "
+                        "file of its own")
+
+
+# %%
+#| export
 BITS, PHOTOMETRIC = 258, 262  # tags of TIFF
 
 
@@ -1883,6 +1893,9 @@ def read_with_pillow(
     with Image.open(path) as file:
         tags = getattr(file, "tag_v2", {})
         bits, white_is_zero = np.max(tags.get(BITS, 8)), tags.get(PHOTOMETRIC) == 0
+        if tags:
+            refuse_a_stack([page.size for page in itertools.islice(ImageSequence.Iterator(file), 2)])
+            file.seek(0)
         image = ImageOps.exif_transpose(file)
         if image.mode[0] in "IF":  # 16 or 32 bits
             pixels = np.asarray(image)
@@ -1919,12 +1932,15 @@ def read_file(
 def read_tiff(
     path: Path,  # a TIFF that Pillow does not know, for example 16 bits per colour
 ) -> Image.Image:  # mode "L"
-    "The first page of a scientific TIFF, by tifffile."
+    "The page of a scientific TIFF, by tifffile."
     import tifffile
 
     try:
         with tifffile.TiffFile(path) as file:
+            refuse_a_stack([page.shape for page in file.pages[:2]])
             return image_from_array(file.pages[0].asarray())
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     except Exception as error:
         why = f" ({error})" if path.suffix.lower() in (".tif", ".tiff") else ""
         with open(path, "rb") as file:

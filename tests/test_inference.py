@@ -146,10 +146,19 @@ def test_files_of_16_and_32_bits_agree(tmp_path):
     tifffile.imwrite(tmp_path / "d.tif", GREY.astype(np.float32))
     Image.fromarray(GREY).save(tmp_path / "e.tif", compression="tiff_lzw")
     tifffile.imwrite(tmp_path / "f.tif", GREY, compression="zlib")
-    tifffile.imwrite(tmp_path / "g.tif", np.stack([GREY, GREY // 2]))  # two pages: the first counts
+    preview = Image.fromarray(GREY[::4, ::4].astype(np.uint16))
+    Image.fromarray(GREY).save(tmp_path / "g.tif", save_all=True, append_images=[preview])
     for path in sorted(tmp_path.iterdir()):
         assert np.array_equal(read_image(path), to_uint8(GREY)), path.name
     assert np.array_equal(read_image(Image.open(tmp_path / "a.png")), to_uint8(GREY))
+
+
+@pytest.mark.parametrize("pages", [GREY, (GREY % 256).astype(np.uint8), np.dstack([GREY * 20] * 3)])
+def test_a_stack_of_pages_is_refused(tmp_path, pages):
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([pages, pages // 2]), photometric=(
+        "rgb" if pages.ndim == 3 else "minisblack"))
+    with pytest.raises(VerdiffError, match="a.tif: this TIFF is a stack .* save the page"):
+        read_image(tmp_path / "a.tif")
 
 
 def test_16_bits_per_colour_go_through_tifffile(tmp_path):
@@ -344,7 +353,7 @@ def test_list_images(tmp_path):
                  ".hidden", "out/more.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(b"")
-    Image.new("L", (3, 3)).save(tmp_path / "out/a/x_mask.png", pnginfo=mark())
+    Image.new("L", (3, 3)).save(tmp_path / "out/a/x_mask.png", pnginfo=mark({}))
     found = list_images([tmp_path], tmp_path / "out")
     names = {str(p.relative_to(tmp_path)): str(stem) for p, stem in found}
     assert names == {

@@ -14,9 +14,10 @@ __all__ = ['XRAY_NAME', 'ZIP_TROUBLE', 'IMAGE_TROUBLE', 'SAME_STUDY', 'Features'
            'alignment', 'find_duplicates', 'clean_test_indices', 'spine_tilts', 'draw_spine', 'Film', 'oval', 'Body',
            'soft_tissue', 'ribs_and_pelvis', 'vertebrae', 'screws_and_rods', 'expose', 'Phantom', 'draw_phantom',
            'fresh_folder', 'write_split', 'write_phantoms', 'PhantomSet', 'complain', 'files_below', 'images_by_stem',
-           'pair_files', 'image_from_array', 'read_with_pillow', 'read_file', 'read_tiff', 'read_image', 'read_mask',
-           'drawn_split', 'PairedFiles', 'MaskFolder', 'open_dataset', 'Packed', 'read_cache', 'refuse_blank', 'pack',
-           'manifest', 'ask', 'receive', 'fetch', 'verify', 'refusal', 'download_xray']
+           'pair_files', 'image_from_array', 'refuse_a_stack', 'read_with_pillow', 'read_file', 'read_tiff',
+           'read_image', 'read_mask', 'drawn_split', 'PairedFiles', 'MaskFolder', 'open_dataset', 'Packed',
+           'read_cache', 'refuse_blank', 'pack', 'manifest', 'ask', 'receive', 'fetch', 'verify', 'refusal',
+           'download_xray']
 
 # %% ../nbs/01_data.ipynb #0d725ea5
 import hashlib
@@ -45,7 +46,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import (Image, ImageDraw, ImageFilter, ImageOps, ImageSequence,
+                 UnidentifiedImageError)
 from torch import Tensor
 from tqdm import tqdm
 
@@ -1034,6 +1036,13 @@ def image_from_array(
     return Image.fromarray(np.ascontiguousarray(to_uint8(pixels)))
 
 # %% ../nbs/01_data.ipynb #6f741e5c
+def refuse_a_stack(shapes: list[Any]) -> None:
+    "DataError for a TIFF whose second page is as large as its first: no preview."
+    if len(shapes) > 1 and shapes[0] == shapes[1]:
+        raise DataError("this TIFF is a stack of several pages; save the page that you mean as a "
+                        "file of its own")
+
+# %% ../nbs/01_data.ipynb #1b535491
 BITS, PHOTOMETRIC = 258, 262  # tags of TIFF
 
 
@@ -1044,6 +1053,9 @@ def read_with_pillow(
     with Image.open(path) as file:
         tags = getattr(file, "tag_v2", {})
         bits, white_is_zero = np.max(tags.get(BITS, 8)), tags.get(PHOTOMETRIC) == 0
+        if tags:
+            refuse_a_stack([page.size for page in itertools.islice(ImageSequence.Iterator(file), 2)])
+            file.seek(0)
         image = ImageOps.exif_transpose(file)
         if image.mode[0] in "IF":  # 16 or 32 bits
             pixels = np.asarray(image)
@@ -1076,12 +1088,15 @@ def read_file(
 def read_tiff(
     path: Path,  # a TIFF that Pillow does not know, for example 16 bits per colour
 ) -> Image.Image:  # mode "L"
-    "The first page of a scientific TIFF, by tifffile."
+    "The page of a scientific TIFF, by tifffile."
     import tifffile
 
     try:
         with tifffile.TiffFile(path) as file:
+            refuse_a_stack([page.shape for page in file.pages[:2]])
             return image_from_array(file.pages[0].asarray())
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     except Exception as error:
         why = f" ({error})" if path.suffix.lower() in (".tif", ".tiff") else ""
         with open(path, "rb") as file:
