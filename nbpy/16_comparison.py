@@ -45,7 +45,8 @@ from tqdm import tqdm
 
 import verdiff
 from verdiff.data import Packed, clean_test_indices, pack, read_image
-from verdiff.inference import open_data, pick_device, training_data, write_csv, write_json
+from verdiff.inference import (open_data, output_folder, pick_device, training_data, write_csv,
+                               write_json)
 from verdiff.metrics import dice, hd95, iou, paired_difference, summary, surface_dice
 from verdiff.model import VerdiffConfig, VerdiffNet
 from verdiff.sampling import sample
@@ -244,7 +245,14 @@ def make_network(
 ) -> nn.Module:  # with `loss` and `probability`
     "Build a method's network from the seed; wrapped in `Plain` unless it knows how to learn."
     torch.manual_seed(settings.seed)
-    net = METHODS[name].build(settings)
+    try:
+        net = METHODS[name].build(settings)
+    except ValueError as error:
+        if isinstance(error, VerdiffError):
+            raise
+        raise VerdiffError(f"{METHODS[name].label} cannot be built with channels = "
+                           f"{','.join(map(str, settings.channels))} at {settings.height}x"
+                           f"{settings.width}: {error}") from None
     return net if hasattr(net, "loss") else Plain(net, settings)
 
 
@@ -1199,6 +1207,23 @@ def chosen(text: str) -> list[str]:
 
 # %%
 #| export
+def named_folders(
+    words: Sequence[str],  # NAME=DIR
+) -> dict[str, str]:
+    "What --masks says; VerdiffError where a name is empty or taken, or a folder is not there."
+    folders: dict[str, str] = {}
+    for word in words:
+        name, _, folder = word.partition("=")
+        if not name or not folder or not Path(folder).is_dir():
+            raise VerdiffError(f"--masks {word}: write it as NAME=DIR, with a folder of PNG masks")
+        if name in folders or name in METHODS:
+            raise VerdiffError(f"--masks {word}: there is another row {name!r}; choose another name")
+        folders[name] = folder
+    return folders
+
+
+# %%
+#| export
 def run_data(
     args: argparse.Namespace,
     settings: Settings,
@@ -1215,15 +1240,14 @@ def run_data(
 #| export
 def run(args: argparse.Namespace) -> int:
     "The command `verdiff compare`."
-    s, names, out = load_settings(args.profile, args.set), chosen(args.methods), Path(args.out)
-    if bad := [w for w in args.masks if "=" not in w or not Path(w.partition("=")[2]).is_dir()]:
-        raise VerdiffError(f"--masks {bad[0]}: write it as NAME=DIR, with a folder of PNG masks")
-    device, (train_data, test_data) = pick_device(args.device), run_data(args, s)
+    s, names = load_settings(args.profile, args.set), chosen(args.methods)
+    out, device, masks = output_folder(args.out), pick_device(args.device), named_folders(args.masks)
+    train_data, test_data = run_data(args, s)
+    others = [masks_result(name, folder, test_data) for name, folder in masks.items()]
     for old in [p for n in names for p in (out / n).glob("*.*")] if args.fresh else ():
         if old.suffix in (".pt", ".json", ".csv"):
             old.unlink()
-    results = compare(names, s, train_data, test_data, out, device)
-    results += [masks_result(*w.split("=", 1), test_data) for w in args.masks]
+    results = compare(names, s, train_data, test_data, out, device) + others
     if not (rows := records(results)):
         raise VerdiffError(f"no method could run: {results[0].label} {results[0].why_not}")
     write_json(out / "comparison.json", {"rows": rows,

@@ -125,7 +125,7 @@ def test_a_row_from_the_command_line():
 def test_seeds_are_whole_numbers_from_zero():
     assert seed_list("0,35") == [0, 35]
     for bad in ("", "a", "-1", "3,-4", "1.5"):
-        with pytest.raises(ValueError):
+        with pytest.raises(argparse.ArgumentTypeError, match="is no whole number from 0 on"):
             seed_list(bad)
 
 
@@ -404,3 +404,17 @@ def test_the_command_is_one_of_verdiff(done, phantoms, capsys):
     assert main(["ablate", *words(phantoms, done[0], "--reference", "nsa")]) == 2
     err = capsys.readouterr().err
     assert err.startswith("verdiff: error: there is no row 'nsa'") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("more, said", [
+    (["--add", "soft: nsa_choic=soft"], "--add soft: nsa_choic=soft: unknown key"),
+    (["--add", "deep: blocks=0"], "--add deep: blocks=0: blocks = 0 must lie"),
+    (["--add", "deep: blocks=2", "--set", "block=2"], "--set block=2: unknown key"),
+    (["--out", __file__], "test_ablation.py is a file; name a folder"),
+])
+def test_bad_words_are_one_sentence(phantoms, tmp_path, capsys, more, said):
+    from verdiff.inference import main
+    assert main(["ablate", *words(phantoms, tmp_path / "out", *more)]) == 2
+    err = capsys.readouterr().err
+    assert f"verdiff: error: {said}" in err.replace(str(Path(__file__).parent) + "/", "")
+    assert err.count("\n") == 1 and not (tmp_path / "out").exists()

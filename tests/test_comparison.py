@@ -2,6 +2,7 @@
 import importlib.util
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -274,6 +275,12 @@ def test_command(tmp_path, capsys):
     (["--data", "nowhere.zip"], "nowhere.zip"),
     (["--masks", "them"], "NAME=DIR"),
     (["--masks", "them=nowhere"], "NAME=DIR"),
+    (["--masks", "=."], "NAME=DIR"),
+    (["--masks", "prior=."], "there is another row 'prior'"),
+    (["--masks", "them=.", "--masks", "them=tests"], "there is another row 'them'"),
+    (["--masks", f"them={Path(__file__).parent}"], "no mask of"),  # before hours of training
+    (["--out", __file__], "test_comparison.py is a file; name a folder"),
+    (["--methods", "unet", "--set", "channels=8"], "U-Net (MONAI) cannot be built with channels = 8"),
     (["--device", "cuda:99"], "cuda:99"),
 ])
 def test_bad_words_are_one_sentence(more, words, tmp_path, capsys):

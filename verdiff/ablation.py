@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import verdiff
-from .inference import (phantom_options, evaluate, settings_options, write_csv, write_json)
+from .inference import (evaluate, natural, output_folder, phantom_options,
+                               settings_options, write_csv, write_json)
 from .settings import Settings, VerdiffError, load_settings
 
 if TYPE_CHECKING:  # torch takes seconds to import: `verdiff --help` does without it
@@ -469,10 +470,7 @@ def parse_row(
 
 def seed_list(text: str) -> list[int]:
     "Turn 35,36,37 into numbers, for argparse."
-    seeds = [int(word) for word in text.split(",")]
-    if min(seeds) < 0:
-        raise ValueError
-    return seeds
+    return [natural(word.strip()) for word in text.split(",")]
 
 # %% ../nbs/14_ablation.ipynb #a0550c27
 def ablate_options(parser: argparse.ArgumentParser) -> None:
@@ -495,12 +493,19 @@ def ablate_options(parser: argparse.ArgumentParser) -> None:
 def run_ablate(args: argparse.Namespace) -> int:
     "The command `verdiff ablate`."
     more = dict(parse_row(text) for text in args.add)
+    load_settings(args.profile, args.set)
+    for name, row in more.items():
+        try:
+            row_settings(row, 0, args.profile, args.set)
+        except VerdiffError as error:  # not of --set, then
+            raise VerdiffError(f"--add {name}: {str(error).removeprefix('--set ')}") from None
     names = [name.strip() for name in args.rows.split(",")] if args.rows else list(ROWS)
     rows = choose([*names, *more], {**ROWS, **more})
     reference = args.reference or ("both" if "both" in rows else next(iter(rows)))
     choose([reference], rows)
-    runs = sweep(args.data, rows, args.seeds, args.out, args.profile, args.set,
+    out = output_folder(args.out)
+    runs = sweep(args.data, rows, args.seeds, out, args.profile, args.set,
                  args.training, args.test, args.fresh, on=args.on)
     print(format_table(runs, reference))
-    print("written:", *save_tables(runs, Path(args.out), reference))
+    print("written:", *save_tables(runs, out, reference))
     return 0

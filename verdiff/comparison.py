@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 import verdiff
 from .data import Packed, clean_test_indices, pack, read_image
-from .inference import open_data, pick_device, training_data, write_csv, write_json
+from .inference import (open_data, output_folder, pick_device, training_data, write_csv,
+                               write_json)
 from .metrics import dice, hd95, iou, paired_difference, summary, surface_dice
 from .model import VerdiffConfig, VerdiffNet
 from .sampling import sample
@@ -50,7 +51,7 @@ __all__ = ['METHODS', 'MEASURES', 'LAPTOP', 'Missing', 'Method', 'method', 'pad_
            'nnunet_plan', 'build_nnunet', 'build_swin', 'PromptedSAM', 'build_sam', 'build_medsegdiff',
            'LibraryMedSegDiff', 'build_medsegdiff_lib', 'MonaiDiffusion', 'build_monai_diffusion', 'Result', 'describe',
            'run_method', 'compare', 'film_sets', 'records', 'score_lines', 'cost_lines', 'table', 'write_nnunet_raw',
-           'masks_result', 'chosen', 'run_data', 'run']
+           'masks_result', 'chosen', 'named_folders', 'run_data', 'run']
 
 # %% ../nbs/16_comparison.ipynb #21d2d12a
 class Missing(VerdiffError):
@@ -180,7 +181,14 @@ def make_network(
 ) -> nn.Module:  # with `loss` and `probability`
     "Build a method's network from the seed; wrapped in `Plain` unless it knows how to learn."
     torch.manual_seed(settings.seed)
-    net = METHODS[name].build(settings)
+    try:
+        net = METHODS[name].build(settings)
+    except ValueError as error:
+        if isinstance(error, VerdiffError):
+            raise
+        raise VerdiffError(f"{METHODS[name].label} cannot be built with channels = "
+                           f"{','.join(map(str, settings.channels))} at {settings.height}x"
+                           f"{settings.width}: {error}") from None
     return net if hasattr(net, "loss") else Plain(net, settings)
 
 # %% ../nbs/16_comparison.ipynb #01cde6b2
@@ -821,6 +829,21 @@ def chosen(text: str) -> list[str]:
                                "laptop or all for several")
     return names
 
+# %% ../nbs/16_comparison.ipynb #cd4503e2
+def named_folders(
+    words: Sequence[str],  # NAME=DIR
+) -> dict[str, str]:
+    "What --masks says; VerdiffError where a name is empty or taken, or a folder is not there."
+    folders: dict[str, str] = {}
+    for word in words:
+        name, _, folder = word.partition("=")
+        if not name or not folder or not Path(folder).is_dir():
+            raise VerdiffError(f"--masks {word}: write it as NAME=DIR, with a folder of PNG masks")
+        if name in folders or name in METHODS:
+            raise VerdiffError(f"--masks {word}: there is another row {name!r}; choose another name")
+        folders[name] = folder
+    return folders
+
 # %% ../nbs/16_comparison.ipynb #c77c0779
 def run_data(
     args: argparse.Namespace,
@@ -836,15 +859,14 @@ def run_data(
 # %% ../nbs/16_comparison.ipynb #801e3fe0
 def run(args: argparse.Namespace) -> int:
     "The command `verdiff compare`."
-    s, names, out = load_settings(args.profile, args.set), chosen(args.methods), Path(args.out)
-    if bad := [w for w in args.masks if "=" not in w or not Path(w.partition("=")[2]).is_dir()]:
-        raise VerdiffError(f"--masks {bad[0]}: write it as NAME=DIR, with a folder of PNG masks")
-    device, (train_data, test_data) = pick_device(args.device), run_data(args, s)
+    s, names = load_settings(args.profile, args.set), chosen(args.methods)
+    out, device, masks = output_folder(args.out), pick_device(args.device), named_folders(args.masks)
+    train_data, test_data = run_data(args, s)
+    others = [masks_result(name, folder, test_data) for name, folder in masks.items()]
     for old in [p for n in names for p in (out / n).glob("*.*")] if args.fresh else ():
         if old.suffix in (".pt", ".json", ".csv"):
             old.unlink()
-    results = compare(names, s, train_data, test_data, out, device)
-    results += [masks_result(*w.split("=", 1), test_data) for w in args.masks]
+    results = compare(names, s, train_data, test_data, out, device) + others
     if not (rows := records(results)):
         raise VerdiffError(f"no method could run: {results[0].label} {results[0].why_not}")
     write_json(out / "comparison.json", {"rows": rows,
