@@ -116,7 +116,7 @@ Markdown("\n".join(table))
 # verdiff train --data my_pairs/ --profile fine --start-from bundled  # your own images/ and masks/, from the network that travels along
 # ```
 #
-# `verdiff COMMAND --help` explains the rest. A training that was interrupted goes on when the same command is given again.
+# `verdiff COMMAND --help` explains the rest. A training, or a folder of images, that was interrupted goes on when the same command is given again.
 #
 # ## Ten lines
 #
