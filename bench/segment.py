@@ -169,7 +169,7 @@ def main() -> None:
     rivals = theirs(size, device)
     full = ours_of_size(rivals[0]["parameters"]).to(device).eval()
     rows.append(row(f"verdiff, untrained, at {options.size}", size_of(full.diffusion), STEPS,
-                    ENSEMBLE, ours(full, size, device, repeats=0)))
+                    ENSEMBLE, ours(full, size, device, repeats=int(device != "cpu"))))
     rows += rivals
     about = machine(options.threads) | {"device": device, "radiograph": options.size}
     print(", ".join(f"{k} {v}" for k, v in about.items()))

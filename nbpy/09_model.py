@@ -21,6 +21,7 @@
 
 # %%
 #| export
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -886,8 +887,17 @@ def weights_difference(model: nn.Module, weights: dict[str, Tensor]) -> str | No
     return f"it has a {extra[0]!r} that the model does not know" if extra else None
 
 
+def weights_digest(model: nn.Module) -> str:
+    "SHA-256 of all weights, by name: tells one trained network from another."
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
 # %%
 assert weights_difference(model, dict(model.state_dict())) is None
+assert weights_digest(model) == weights_digest(model) != weights_digest(rows["neither"])
 print(weights_difference(rows["neither"], rows["NSA"].state_dict()))
 
 

@@ -36,6 +36,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,10 +51,11 @@ from tqdm import tqdm
 
 import verdiff
 from verdiff.augment import Augment
-from verdiff.data import Packed, PhantomSet, grouped_split, open_dataset, pack
+from verdiff.data import (Packed, PairedFiles, PhantomSet, grouped_split, open_dataset, pack,
+                          refuse_blank)
 from verdiff.forward import ShiftedDiffusion
 from verdiff.metrics import dice
-from verdiff.model import CONFIG_FILE, WEIGHTS_FILE, VerdiffConfig, VerdiffNet
+from verdiff.model import CONFIG_FILE, WEIGHTS_FILE, VerdiffConfig, VerdiffNet, weights_digest
 from verdiff.posterior import training_target
 from verdiff.sampling import sample
 from verdiff.settings import Settings, VerdiffError, atomic_write, load_settings
@@ -616,8 +618,12 @@ def pixel_batches(
     loader = DataLoader(data, batch_sampler=plan, num_workers=count,
                         worker_init_fn=_ignore_interrupt,
                         pin_memory=torch.device(device).type == "cuda")
-    for images, masks in loader:
-        yield images.to(device, non_blocking=True), masks.to(device, non_blocking=True)
+    try:
+        for images, masks in loader:
+            yield images.to(device, non_blocking=True), masks.to(device, non_blocking=True)
+    except VerdiffError as error:  # torch wraps what a worker raised in its whole traceback
+        said = str(error).strip().splitlines()[-1]
+        raise VerdiffError(said.partition("Error: ")[2] or said) from None
 
 
 # %%
@@ -795,6 +801,8 @@ def training_data(
         return tuple(map(pack(dataset, cache).subset, parts))
     train_part, val_part = map(Streamed(dataset).subset, parts)
     held = val_part.subset(range(min(len(val_part), s.val_images)))
+    if isinstance(dataset, PairedFiles) and len(held):
+        refuse_blank(dataset, [dataset.arrays(i) for i in held.index])
     return train_part, held.pack() if len(held) else Packed(torch.zeros(0), torch.zeros(0), [])
 
 
@@ -826,11 +834,13 @@ def save_checkpoint(
     state: dict[str, Any],  # must hold "step"
     keep: int = 3,
 ) -> Path:
-    "Write checkpoint-NNNNNN.pt atomically, then remove all but the newest `keep`."
+    "Write checkpoint-NNNNNN.pt atomically; it and the `keep` - 1 before it stay."
     path = out / f"checkpoint-{state['step']:06d}.pt"
     with atomic_write(path) as temporary:
         torch.save(state, temporary)
-    for old in checkpoints(out)[:-keep]:
+    there = checkpoints(out)
+    here = there.index(path)
+    for old in [*there[:max(here + 1 - keep, 0)], *there[here + 1:]]:  # later ones are damaged
         old.unlink()
     return path
 
@@ -898,8 +908,10 @@ def check_same_run(
     if differ := [k for k in mine if k not in FREE and theirs.get(k) != mine[k]]:
         said = ", ".join(f"{k} (there {theirs.get(k)!r}, here {mine[k]!r})" for k in differ)
         raise VerdiffError(f"{path} belongs to a run with other settings: {said}; {away}")
-    if state["data"] != data_key:
-        raise VerdiffError(f"{path} belongs to a run on other images; {away}")
+    (names, _, pixels), (our_names, _, our_pixels) = (
+        key.partition(":") for key in (state["data"], data_key))
+    if names != our_names or (pixels and our_pixels and pixels != our_pixels):
+        raise VerdiffError(f"{path} belongs to a run on other images or masks; {away}")
 
 
 # %%
@@ -1046,6 +1058,19 @@ except VerdiffError as error:
 
 # %%
 #| export
+def data_key(data: Packed | Streamed) -> str:
+    "Tells images from others: by name, and by pixel and mask where they lie in memory."
+    digest = hashlib.sha256("\n".join(data.names).encode("utf-8", "surrogateescape"))
+    names = digest.hexdigest()
+    if not isinstance(data, Packed):
+        return names
+    for pixels in (data.images, data.masks):
+        digest.update(pixels.cpu().contiguous().numpy().data)
+    return f"{names}:{digest.hexdigest()}"
+
+
+# %%
+#| export
 @dataclass
 class Run:
     "The state of one training run."
@@ -1064,16 +1089,22 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     clean: bool = True  # False while weights are being changed
-
-    def data_key(self) -> str:
-        "Tells the images that the run is trained on."
-        names = "\n".join(self.data.names).encode("utf-8", "surrogateescape")
-        return hashlib.sha256(names).hexdigest()
+    key: str = ""  # of the training images
+    start: str = ""  # of the weights that `--start-from` named
 
     @property
     def main(self) -> bool:
         "Whether this process writes files and speaks."
         return self.accelerator.is_main_process
+
+
+# %%
+#| export
+def patience() -> Any:
+    "For `Accelerator`: processes wait for the one that validates, however long it takes."
+    from accelerate import InitProcessGroupKwargs
+
+    return InitProcessGroupKwargs(timeout=timedelta(hours=12))
 
 
 # %%
@@ -1092,7 +1123,9 @@ def prepare(
     if not len(train_data):
         raise VerdiffError("there is no image to train on")
     AcceleratorState._reset_state()  # a second run in one process may want another precision
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision,
+                              kwargs_handlers=[patience()])
+    key = data_key(train_data)
     if isinstance(train_data, Packed):
         pixels = (x.to(accelerator.device) for x in (train_data.images, train_data.masks))
         train_data = Packed(*pixels, train_data.names)
@@ -1105,7 +1138,8 @@ def prepare(
     wrapped = accelerator.prepare(Objective(model, settings), make_optimizer(model, settings))
     some = val_data.subset(range(count)) if count else None
     average = deepcopy(model).eval().requires_grad_(False)
-    return Run(settings, out, accelerator, train_data, some, model, average, *wrapped)
+    return Run(settings, out, accelerator, train_data, some, model, average, *wrapped, key=key,
+               start="" if trained is None else weights_digest(trained))
 
 
 # %%
@@ -1214,7 +1248,8 @@ assert not stop and losses["total"] == by_hand[-1][0].item()
 #| export
 def snapshot(run: Run) -> dict[str, Any]:
     "All that a checkpoint holds."
-    return {"step": run.step, "settings": run.settings.to_dict(), "data": run.data_key(),
+    return {"step": run.step, "settings": run.settings.to_dict(), "data": run.key,
+            "start": run.start,
             "processes": run.accelerator.num_processes, "model": run.model.state_dict(),
             "average": run.average.state_dict(), "optimizer": run.optimizer.state_dict(),
             "best": run.best, "history": run.history, "seconds": run.seconds,
@@ -1224,13 +1259,24 @@ def snapshot(run: Run) -> dict[str, Any]:
 # %%
 #| export
 def restore(run: Run, state: dict[str, Any]) -> None:
-    "Go back to a checkpoint; VerdiffError where another version of verdiff wrote it."
+    """Go back to a checkpoint.
+
+    VerdiffError where another version of verdiff wrote it, or the run began with other weights
+    than `--start-from` names now.
+    """
+    if run.start and run.start != state.get("start"):
+        raise VerdiffError(f"{run.out} holds a run that began with other weights than those to "
+                           "start from; use another --out, or start over with --fresh")
     try:
         run.model.load_state_dict(state["model"])
         run.average.load_state_dict(state["average"])
         run.optimizer.load_state_dict(state["optimizer"])
         run.step, run.best = state["step"], state["best"]
         run.history, run.seconds = state["history"], state["seconds"]
+        run.start = state.get("start", "")
+        if any(state["settings"].get(k) != v for k, v in run.settings.to_dict().items()
+               if k in ("val_images", "sampler", "sample_steps")):
+            run.best = -1.0  # measured in another way
     except (KeyError, RuntimeError, ValueError) as error:  # the last: of the optimiser
         raise VerdiffError(f"{run.out}: verdiff {state.get('verdiff', '(unknown)')} wrote the "
                            f"checkpoint, this is {verdiff.__version__}, and it does not fit; go "
@@ -1297,8 +1343,8 @@ def look(run: Run) -> dict[str, float]:
     s = run.settings
     found = validate(run.average, run.val_data, s.sample_steps, s.batch_size, s.seed, s.sampler)
     if found["diffusion_dice"] >= run.best:
-        run.best = found["diffusion_dice"]
         run.average.save_pretrained(run.out / "model")
+        run.best = found["diffusion_dice"]
     return found
 
 
@@ -1379,17 +1425,46 @@ assert twin.step == 5 and checkpoints(twin.out)
 
 # %%
 #| export
+LEFT_BY_A_RUN = ("run.json", "history.json", f"model/{CONFIG_FILE}", f"model/{WEIGHTS_FILE}")
+
+
+@contextmanager
+def alone(
+    out: Path,  # folder of the run; made if missing
+) -> Iterator[None]:
+    "Keep other processes out of a run, as long as this one lives; VerdiffError where one is there."
+    out.mkdir(parents=True, exist_ok=True)
+    lock = out / ".lock"
+    with open(lock, "w") as file:
+        try:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise VerdiffError(f"{out}: another process is training there; wait for it, or use "
+                               "another --out") from None
+        except (ImportError, OSError):
+            pass  # Windows, some network drives
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+# %%
+#| export
 def resume_run(run: Run, resume: bool = True) -> None:
     "Remove what a kill left half-written; go back to the newest checkpoint, or remove the old run."
     if run.main:
         run.out.mkdir(parents=True, exist_ok=True)
         old = [*run.out.glob(".*.part"), *run.out.glob("model/.*.part")]
-        old += [] if resume else [*checkpoints(run.out), *run.out.glob("tensorboard/events.*")]
+        old += [] if resume else [*checkpoints(run.out), *run.out.glob("tensorboard/events.*"),
+                                  *(run.out / name for name in LEFT_BY_A_RUN)]
         for path in old:
             path.unlink(missing_ok=True)
     run.accelerator.wait_for_everyone()
     count = run.accelerator.num_processes
-    if resume and (state := load_checkpoint(run.out, run.settings, run.data_key(), count)):
+    if resume and (state := load_checkpoint(run.out, run.settings, run.key, count)):
         restore(run, state)
 
 
@@ -1430,7 +1505,14 @@ def train(
     a checkpoint of another run, a disk that is full.
     """
     run = prepare(settings, train_data, val_data, Path(out), trained)
+    with alone(run.out) if run.main else nullcontext():
+        return _go_on(run, resume, progress)
+
+
+def _go_on(run: Run, resume: bool = True, progress: bool = True) -> VerdiffNet:
+    "What `train` does with a run that is prepared."
     resume_run(run, resume)
+    settings = run.settings
     finished, kept = run.step >= settings.max_steps, run.out / "model"
     if finished and run.main and not all((kept / f).exists() for f in (CONFIG_FILE, WEIGHTS_FILE)):
         print(f"{kept} is not complete; the last averaged weights take its place")
@@ -1563,7 +1645,8 @@ def main(
         settings = load_settings(args.profile, args.set)
         out = Path(args.out or f"runs/{args.profile}")
         trained = VerdiffNet.from_pretrained(args.start_from) if args.start_from else None
-        with Accelerator().main_process_first():  # the others find the images decoded
+        first = Accelerator(kwargs_handlers=[patience()])
+        with first.main_process_first():  # the others find the images decoded
             parts = training_data(args.data, settings, out / "images.npz")
         train(settings, *parts, out, resume=not args.fresh, trained=trained)
     except VerdiffError as error:

@@ -361,11 +361,11 @@ class Segmenter:
 
     def fingerprint(self) -> str:
         "SHA-256 of weights, configuration and reference: equal ones give equal results."
-        about = [self.model.config.to_dict(), self.reference and asdict(self.reference)]
-        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()
+        from verdiff.model import weights_digest
+
+        about = [self.model.config.to_dict(), self.reference and asdict(self.reference),
+                 weights_digest(self.model)]
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 # %% [markdown]
@@ -946,13 +946,22 @@ def evaluate(
     seed: int = 0,  # of the sampler's noise
     batch_size: int = 8,  # images at once
     progress: bool = True,  # show a bar
+    sampler: str = "ddim",  # or "ddpm", "dpm"
 ) -> Evaluation:
-    "Prior alone, and diffusion at each number of steps, as one sample and as the ensemble's mean."
+    """Prior alone, and diffusion at each number of steps, as one sample and as the ensemble's mean.
+
+    VerdiffError where a letterboxed model would see the films stretched by more than 5 %.
+    """
     import torch.nn.functional as F
     from tqdm import tqdm
 
     check_steps(model, steps)
+    steps = list(dict.fromkeys(steps))
     size, found, seconds = tuple(data.images.shape[-2:]), {}, Counter()
+    (H, W), (h, w) = size, model.size
+    if model.config.fit == "letterbox" and not 0.95 < H * w / (W * h) < 1.05:
+        raise VerdiffError(f"scoring at {H}x{W} would stretch the films of a model for {h}x{w}; "
+                           f"take a size of the same shape, such as {2 * h}x{2 * w}")
     model.eval()
     for first in tqdm(range(0, len(data), batch_size), "evaluate", unit="batch",
                       disable=None if progress else True):
@@ -961,7 +970,7 @@ def evaluate(
         image = data.images[part].to(model.device).float() / 255
         image = F.interpolate(image, model.size, mode="area")  # b 1 H W -> b 1 h w
         for way, prob, took in ways_to_segment(model, image, steps, ensemble, seed=seed,
-                                               first_index=first):
+                                               first_index=first, sampler=sampler):
             large = F.interpolate(prob.float(), size=size, mode="bilinear", align_corners=False)
             found.setdefault(way, []).append(overlaps(large > 0.5, mask))
             seconds[way] += took / len(data)
@@ -975,7 +984,7 @@ def overlaps(pred: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
 
     from verdiff.metrics import dice, iou
 
-    return torch.stack([dice(pred, mask), iou(pred, mask)]).double().cpu().numpy()
+    return torch.stack([dice(pred, mask), iou(pred, mask)]).cpu().double().numpy()
 
 
 # %%

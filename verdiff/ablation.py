@@ -238,7 +238,8 @@ def run_one(
     path.unlink(missing_ok=True)
     model = train(settings, films[0], None, out, resume=not fresh, progress=progress)
     steps = sorted({1, settings.sample_steps})
-    result = evaluate(model, films[1], steps, settings.ensemble, seed=0, progress=progress)
+    result = evaluate(model, films[1], steps, settings.ensemble, seed=0, progress=progress,
+                      sampler=settings.sampler)
     about = json.loads((out / "run.json").read_text(encoding="utf-8"))
     about = {k: about.get(k) for k in ("seconds", "device", "torch", "verdiff", "commit")}
     run = Run(row, seed, key, settings.to_dict(), result.names,
@@ -353,8 +354,12 @@ def effects(
     reference: str | None = "both",  # a row to subtract; None: the Dice itself
     level: float = 0.95,
 ) -> list[Effect]:  # one a row, in the order of the sweep
-    "Means and intervals, paired by seed and film."
+    "Means and intervals, paired by seed and film; VerdiffError where rows have other ones."
     rows = dict.fromkeys(r.row for r in runs)
+    have = {row: sorted((r.seed, r.names) for r in runs if r.row == row) for row in rows}
+    if odd := [row for row in rows if have[row] != have[runs[0].row]]:
+        raise VerdiffError(f"the rows {runs[0].row!r} and {odd[0]!r} have not the same seeds and "
+                           "films, so they cannot be compared in pairs")
     if reference is not None:
         base = scores_of(runs, *choose([reference], {r: () for r in rows}), way)
     found = []

@@ -39,7 +39,8 @@ from .metrics import dice, hd95, iou, paired_difference, summary, surface_dice
 from .model import VerdiffConfig, VerdiffNet
 from .sampling import sample
 from .settings import Settings, VerdiffError, load_settings
-from .training import (Batch, batches, commit, follow, learning_rate, load_checkpoint,
+from .training import (Batch, batches, commit, data_key, follow, generator_for, learning_rate,
+                              load_checkpoint,
                               make_optimizer,
                               polite_interrupt, save_checkpoint, soft_dice_loss, training_loss)
 
@@ -253,7 +254,7 @@ def start_fit(
     out.mkdir(parents=True, exist_ok=True)
     average = deepcopy(network).eval().requires_grad_(False)
     run = Fit(network.train(), average, make_optimizer(network, settings), [])
-    key = hashlib.sha256("\n".join(data.names).encode()).hexdigest()
+    key = data_key(data)
     if state := load_checkpoint(out, settings, key):
         run.restore(state)
     return run, key
@@ -314,6 +315,8 @@ def predict(
 ) -> tuple[Tensor, float]:  # probability (B, 1, H, W), and the seconds that it took
     "Down to the network's size, through it, and up again."
     small = F.interpolate(images.float() / 255, size, mode="area")
+    if small.is_cuda:
+        torch.cuda.synchronize()
     start = time.perf_counter()
     p = network.probability(small, first_index).float()
     if p.is_cuda:
@@ -331,6 +334,8 @@ def score(
 ) -> tuple[dict[str, np.ndarray], float]:  # measure -> (N,), and seconds per image
     "All measures of all films."
     parts, seconds = [], 0.0
+    if torch.device(device).type == "cuda":  # the first call looks for its kernels
+        predict(network, data.images[:batch_size].to(device), size)
     for first in range(0, len(data), batch_size):
         part = slice(first, first + batch_size)
         p, took = predict(network, data.images[part].to(device), size, first)
@@ -528,6 +533,7 @@ class LibraryMedSegDiff(nn.Module):
         super().__init__()
         library, s = need("med_seg_diff_pytorch", "einops"), settings
         self.side, self.ensemble = 16 * round((s.height * s.width) ** 0.5 / 16), s.ensemble
+        self.seed = s.seed
         unet = library.Unet(s.channels[0], self.side, input_img_channels=1, dim_mults=(1, 2, 4, 8),
                             full_self_attn=(False, False, False, True), resnet_block_groups=4)
         self.process = library.MedSegDiff(unet, timesteps=s.timesteps, objective="pred_x0",
@@ -546,7 +552,7 @@ class LibraryMedSegDiff(nn.Module):
     def probability(self, image: Tensor, first_index: int = 0) -> Tensor:
         "The mean of the library's samples, (B, 1, H, W) in [0, 1]."
         with torch.random.fork_rng(), redirect_stderr(io.StringIO()):
-            torch.manual_seed(first_index)
+            torch.manual_seed(generator_for(self.seed, first_index).initial_seed())
             square = self.square(image)
             p = torch.stack([self.process.sample(square) for _ in range(self.ensemble)]).mean(0)
         return F.interpolate(p.clamp(0, 1), image.shape[-2:], mode="bilinear", align_corners=False)
@@ -574,19 +580,19 @@ class MonaiDiffusion(nn.Module):
                                        prediction_type="sample")
 
     def loss(self, image: Tensor, mask: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        "Squared error of x_0; MONAI counts its times from 0."
+        "Squared error of x_0; MONAI counts its times from 0, as we do."
         image, noise = pad_to(image, self.multiple), pad_to(noise, self.multiple)
         x_0 = 2 * pad_to(mask, self.multiple) - 1
-        x_t = self.scheduler.add_noise(x_0, noise, t - 1)
-        return F.mse_loss(self.net(torch.cat([x_t, image], 1), t - 1).float(), x_0)
+        x_t = self.scheduler.add_noise(x_0, noise, t)
+        return F.mse_loss(self.net(torch.cat([x_t, image], 1), t).float(), x_0)
 
     def probability(self, image: Tensor, first_index: int = 0) -> Tensor:
         "The mean of the samples, (B, 1, H, W) in [0, 1]."
         from monai.inferers import DiffusionInferer
 
         s, (height, width) = self.settings, image.shape[-2:]
-        image, draw = pad_to(image, self.multiple), torch.Generator().manual_seed(first_index)
-        self.scheduler.set_timesteps(s.sample_steps, device=image.device)
+        image, draw = pad_to(image, self.multiple), generator_for(s.seed, first_index)
+        self.scheduler.set_timesteps(s.sample_steps)  # stay on the CPU, where MONAI adds one to them
         inferer, found = DiffusionInferer(self.scheduler), []
         for _ in range(s.ensemble):
             noise = torch.randn(image.shape, generator=draw).to(image.device)
@@ -636,11 +642,12 @@ class Result:
             return None
         try:
             found = cls(**json.loads(path.read_text(encoding="utf-8")))
-            there = found.about["settings"] | {"films": len(found.names)}
+            there = found.about["settings"] | {"films": len(found.names),
+                                               "names": found.about["names"]}
         except (ValueError, TypeError, KeyError) as error:
             raise VerdiffError(f"{path} is damaged ({error}); remove it, or start over with "
                                "--fresh") from None
-        here = about["settings"] | {"films": about["films"]}
+        here = about["settings"] | {"films": about["films"], "names": about["names"]}
         if differ := [k for k, v in here.items() if there.get(k) != v and k != "profile"]:
             k = differ[0]
             raise VerdiffError(f"{path} belongs to another run: {k} was {there.get(k)!r} there and "
@@ -649,10 +656,12 @@ class Result:
         return found
 
 # %% ../nbs/16_comparison.ipynb #d9b92382
-def describe(settings: Settings, test_data: Packed,
+def describe(settings: Settings, train_data: Packed, test_data: Packed,
              device: torch.device | str = "cpu") -> dict[str, Any]:
-    "Under what conditions a result was made."
+    "Under what conditions a result was made; `names` tells these films from others."
+    names = json.dumps([list(train_data.names), list(test_data.names)])
     return {"steps": settings.max_steps, "size": list(settings.size), "films": len(test_data),
+            "names": hashlib.sha256(names.encode()).hexdigest(),
             "scored_at": list(test_data.images.shape[-2:]), "device": str(device),
             "threads": torch.get_num_threads(), "torch": torch.__version__,
             "verdiff": verdiff.__version__,
@@ -670,7 +679,7 @@ def run_method(
 ) -> Result:
     "Train and score one method, or read what an earlier run left; a missing extra is no error."
     entry, home = METHODS[name], Path(out) / name
-    about = describe(settings, test_data, device)
+    about = describe(settings, train_data, test_data, device)
     if found := Result.load(home, about):
         return found
     try:
@@ -802,12 +811,17 @@ def masks_result(
 ) -> Result:
     "Score masks that another program made; above zero is vertebra."
     found = {p.stem: p for p in sorted(Path(folder).glob("*.png"))}
+    ways = [Path(film).stem for film in data.names], [f"test_{i:04d}" for i in range(len(data))]
+    stems = max(ways, key=lambda w: len(set(w) & set(found)))  # one way for all
     scores: dict[str, list[float]] = {k: [] for k in MEASURES}
-    for i, film in enumerate(data.names):
-        path = found.get(Path(film).stem, found.get(f"test_{i:04d}"))
+    for i, (film, stem) in enumerate(zip(data.names, stems, strict=True)):
+        path = found.get(stem)
         if path is None:
-            raise VerdiffError(f"{folder}: no mask of {film}; expected {Path(film).stem}.png or "
-                               f"test_{i:04d}.png")
+            raise VerdiffError(f"{folder}: no mask of {film}; expected {ways[0][i]}.png, or "
+                               f"{ways[1][i]}.png if all are numbered")
+        if stems.count(stem) > 1:
+            raise VerdiffError(f"{folder}: several films are called {stem}; number the masks in "
+                               "the films' order, from test_0000.png on")
         pixels = torch.from_numpy(np.array(read_image(path)) > 0).float()[None, None]
         pred = F.interpolate(pixels, data.images.shape[-2:], mode="bilinear",
                              align_corners=False) > 0.5

@@ -191,7 +191,8 @@ def fill_convex(
     height, width = mask.shape
     (left, top) = np.floor(ring.min(0)).astype(int)
     (right, bottom) = np.ceil(ring.max(0)).astype(int)
-    rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
+    rows, columns = (slice(max(low, 0), min(max(high, 0), end))
+                     for low, high, end in ((top, bottom, height), (left, right, width)))
     y, x = np.ogrid[rows, columns]
     inside, outside = True, True
     for (x1, y1), (x2, y2) in zip(ring, np.roll(ring, -1, 0), strict=True):
@@ -1148,7 +1149,7 @@ def drawn_split(
     stem: str,  # path below the folder without the suffix
 ) -> str:
     "`test` for one name in five, by its hash, else `training`."
-    return "test" if _digest(stem)[0] < 51 else "training"
+    return "test" if _digest(unicodedata.normalize("NFC", stem))[0] < 51 else "training"
 
 # %% ../nbs/01_data.ipynb #f7e5d978
 class PairedFiles(CanvasSet):
@@ -1219,6 +1220,8 @@ def open_dataset(
             lacks = "masks" if there == ["images"] else "images"
             raise DataError(f"{top}: there is {there[0]}/ but no {lacks}/; own images need images/ "
                             "and masks/, with the same file names")
+    if split == "all" and all((root / part / "images").is_dir() for part in ("training", "test")):
+        raise DataError(f"{root}: training/ and test/ are kept apart there; ask for one of the two")
     if halves := [part for part in ("training", "test") if (root / part / "images").is_dir()]:
         raise DataError(f"{root}: there is {halves[0]}/images, but no {split}/images and "
                         f"{split}/masks; add them")

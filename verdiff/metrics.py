@@ -29,7 +29,7 @@ def _overlap(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             raise ValueError(
                 f"{name} must hold only 0 and 1; threshold it first, for example > 0.5"
             )
-    p, t = p.bool(), t.bool()
+    p, t = p.bool().cpu(), t.bool().cpu()  # not every device knows float64
     return tuple(x.sum(1, dtype=torch.float64) for x in (p & t, p, t))
 
 
@@ -120,6 +120,8 @@ class Summary(NamedTuple):
     n: int
 
     def __str__(self) -> str:
+        if self.n < 2:  # one image has no spread, and tells nothing of others
+            return f"{self.mean:.3f} (n={self.n})"
         return f"{self.mean:.3f} ± {self.sd:.3f} [{self.lo:.3f}, {self.hi:.3f}] (n={self.n})"
 
 

@@ -6,9 +6,10 @@ Docs: https://verdiff.github.io/verdiff/model.html.md"""
 
 # %% auto #0
 __all__ = ['CONFIG_FILE', 'WEIGHTS_FILE', 'VerdiffConfig', 'Conditioning', 'adapter_below_full', 'make_features',
-           'make_diffusion', 'TwoUNets', 'VerdiffNet', 'read_config', 'weights_difference']
+           'make_diffusion', 'TwoUNets', 'VerdiffNet', 'read_config', 'weights_difference', 'weights_digest']
 
 # %% ../nbs/09_model.ipynb #1544a4eb
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -312,6 +313,14 @@ def weights_difference(model: nn.Module, weights: dict[str, Tensor]) -> str | No
             return f"{key!r} is {tuple(weights[key].shape)} and should be {tuple(value.shape)}"
     extra = [key for key in weights if key not in own]
     return f"it has a {extra[0]!r} that the model does not know" if extra else None
+
+
+def weights_digest(model: nn.Module) -> str:
+    "SHA-256 of all weights, by name: tells one trained network from another."
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
 
 # %% ../nbs/09_model.ipynb #8bb515ce
 def _load(cls: type[VerdiffNet], source: str | Path, **hub: Any) -> VerdiffNet:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .forward import ShiftedDiffusion
-from .model import VerdiffNet
+from .model import Conditioning, VerdiffNet
 from .posterior import predict_x_0, q_posterior, reshift, unshift
 from .settings import VerdiffError
 
@@ -266,7 +266,10 @@ def sample(
     "Segment a batch several times over, from N(f, I); the batch size changes nothing but rounding."
     walk = _walk(model, sampler, steps)
     process = model.process()
-    conditioning = model.condition(image)
+    known = in_batches(lambda a, b: torch.cat(model.condition(image[a:b]), 1), len(image),
+                       batch_size)
+    widths = [image.shape[1], known.shape[1] - image.shape[1] - 2, 1, 1]
+    conditioning = Conditioning(*known.split(widths, 1))  # once an image
     keys = [(i, e) for i in range(len(image)) for e in range(ensemble)]
 
     def run(first: int, end: int) -> Tensor:
