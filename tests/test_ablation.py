@@ -89,6 +89,15 @@ def made(table, seeds=(1, 2, 3), films=5):
             for row, f in table.items() for s in seeds]
 
 
+def test_only_runs_of_the_same_seeds_and_films_are_compared():
+    runs = made({"both": lambda s, i: 0.5, "nsa": lambda s, i: 0.6})
+    assert effects(runs, WAYS[0])[0].mean == pytest.approx(0.1)
+    for odd in (runs[1:], made({"both": lambda s, i: 0.5}, (1, 2)) + made(
+            {"nsa": lambda s, i: 0.6}, (2, 3))):
+        with pytest.raises(VerdiffError, match="not the same seeds and films"):
+            effects(odd, WAYS[0])
+
+
 # ---------------------------------------------------------------- rows
 
 

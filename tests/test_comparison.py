@@ -225,6 +225,51 @@ def test_masks_of_another_program(test_films, films, tmp_path):
         c.masks_result("them", folder, test_films)
 
 
+def test_masks_are_found_by_number_or_by_name_never_by_both(tmp_path):
+    blank = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    truth = blank.clone()
+    truth[0, :, :4], truth[1, :, 4:] = 1, 1
+    twins = Packed(blank, truth, ["left/001.png", "right/001.png"])
+    for name, mask in (("001", truth[0]), ("test_0000", truth[0]), ("test_0001", truth[1])):
+        Image.fromarray(mask[0].numpy() * 255).save(tmp_path / f"{name}.png")
+    assert c.masks_result("them", tmp_path, twins).scores["dice"] == [1.0, 1.0]
+    (tmp_path / "test_0000.png").unlink(), (tmp_path / "test_0001.png").unlink()
+    with pytest.raises(VerdiffError, match="several films are called 001; number the masks"):
+        c.masks_result("them", tmp_path, twins)
+
+
+def test_a_result_of_other_films_is_refused(settings, films, test_films, tmp_path):
+    c.run_method("unet", settings, films, test_films, tmp_path, progress=False)
+    others = Packed(test_films.images, test_films.masks, [f"new-{n}" for n in test_films.names])
+    with pytest.raises(VerdiffError, match="belongs to another run: names"):
+        c.run_method("unet", settings, films, others, tmp_path, progress=False)
+
+
+def test_monai_learns_every_time_and_is_told_the_right_one(settings):
+    method = c.MonaiDiffusion(settings)
+    told = []
+    method.net.forward = lambda x, timesteps, **kw: told.append((x, timesteps)) or x[:, :1]
+    image, mask = torch.zeros(2, 1, 64, 32), torch.ones(2, 1, 64, 32)
+    t, noise = torch.tensor([0, settings.timesteps - 1]), torch.zeros(2, 1, 64, 32)
+    method.loss(image, mask, t, noise)
+    (x, times), = told
+    root = method.scheduler.alphas_cumprod.sqrt()
+    assert times.tolist() == t.tolist()
+    torch.testing.assert_close(x[:, 0, 0, 0], root[t].to(x.dtype))
+    told.clear()
+    method.probability(image)
+    assert {int(s) for _, s in told} == {settings.timesteps - 1}  # one step: the noisiest time
+
+
+def test_samplers_of_others_take_the_seed(settings):
+    method = c.MonaiDiffusion(settings)
+    method.net.forward = lambda x, timesteps, **kw: x[:, :1]
+    image = torch.zeros(1, 1, 64, 32)
+    first, again = method.probability(image), method.probability(image)
+    method.settings = replace(settings, seed=settings.seed + 1)
+    assert torch.equal(first, again) and not torch.equal(first, method.probability(image))
+
+
 # ---------------------------------------------------------------- extras
 
 

@@ -32,7 +32,9 @@ from verdiff.data import (
     decode,
     download_xray,
     draw_phantom,
+    drawn_split,
     fetch,
+    fill_convex,
     find_duplicates,
     find_xray,
     fit_image,
@@ -593,3 +595,26 @@ def test_the_xray_set():
     assert np.abs(np.array(ours)[:, :2]).max() < 0.5
     known = [data.names[481:].index(b) for _, b in CROSS_SPLIT_DUPLICATES]
     assert set(known) == {i - 481 for i in (548, 549, 550, 551, 553, 554, 555, 556)}
+
+
+@pytest.mark.parametrize("box", [(-30, 5, -10, 20), (5, -30, 20, -10), (-30, -30, -10, -10),
+                                 (70, 5, 90, 20), (5, 70, 20, 90)])
+def test_a_vertebra_outside_of_the_canvas_marks_nothing(box):
+    left, top, right, bottom = box
+    mask = np.zeros((64, 64), bool)
+    fill_convex(mask, np.array([[left, top], [right, top], [right, bottom], [left, bottom]], float))
+    assert not mask.any()
+
+
+def test_the_split_does_not_depend_on_how_a_system_writes_umlauts():
+    for i in range(50):
+        a, b = (unicodedata.normalize(form, f"Rücken {i}") for form in ("NFC", "NFD"))
+        assert a != b and drawn_split(a) == drawn_split(b)
+
+
+def test_all_does_not_join_what_is_kept_apart(tmp_path):
+    for half in ("training", "test"):
+        for part in ("images", "masks"):
+            (tmp_path / half / part).mkdir(parents=True)
+    with pytest.raises(DataError, match="kept apart"):
+        open_dataset(tmp_path, "all")

@@ -403,6 +403,25 @@ def packed():
     return Packed(images, masks, names)
 
 
+def test_evaluate_refuses_to_stretch_the_films(model, packed):
+    for height, width in ((96, 96), (64, 96), (200, 64)):
+        wrong = Packed(*(x[:, :, :1, :1].expand(-1, -1, height, width).contiguous()
+                         for x in (packed.images, packed.masks)), packed.names)
+        if abs(height * model.size[1] / (width * model.size[0]) - 1) > 0.05:
+            with pytest.raises(VerdiffError, match=f"scoring at {height}x{width} would stretch"):
+                evaluate(model, wrong, steps=(1,), ensemble=1, progress=False)
+
+
+def test_evaluate_counts_a_number_of_steps_once_and_knows_the_samplers(model, packed):
+    twice = evaluate(model, packed, steps=(2, 2), ensemble=1, progress=False)
+    assert [len(s.dice) for s in twice.scores] == [5, 5]
+    torch.nn.init.normal_(model.diffusion.out[-1].weight, std=0.3)
+    dice = {s: evaluate(model, packed, (5,), 1, progress=False, sampler=s).scores[1].dice.tolist()
+            for s in ("ddim", "ddpm")}
+    torch.nn.init.zeros_(model.diffusion.out[-1].weight)
+    assert dice["ddim"] != dice["ddpm"]
+
+
 def test_evaluate_with_an_oracle(model, packed, monkeypatch):
     monkeypatch.setattr("verdiff.sampling.sample", oracle)
     got = evaluate(model, packed, steps=(1, 3), ensemble=4, batch_size=2, progress=False)

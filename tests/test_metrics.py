@@ -89,3 +89,7 @@ def test_calibration_and_risk():
     error = np.arange(10) / 10
     coverage, risk, area = risk_coverage(error, error)
     assert coverage[-1] == 1 and risk[-1] == error.mean() and area < risk_coverage(error, -error)[2]
+
+
+def test_one_image_has_no_interval_in_print():
+    assert str(summary([0.8])) == "0.800 (n=1)" and "[" in str(summary([0.8, 0.9]))

@@ -192,6 +192,25 @@ def test_short_of_memory_the_batch_is_halved_and_the_result_stays(model, cramped
         assert cramped.seen[0] == 12 and max(fitting) == {1: 1, 3: 3, 4: 3}[room]
 
 
+def test_short_of_memory_the_images_too_are_looked_at_in_parts(model):
+    image = torch.rand(5, 1, 32, 16, generator=torch.Generator().manual_seed(0))
+    whole, seen = sample(model, image, 2, 1), []
+
+    class Narrow(type(model)):
+        def condition(self, image):
+            seen.append(len(image))
+            if len(image) > 2:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return super().condition(image)
+
+    narrow = Narrow(model.config).eval()
+    narrow.load_state_dict(model.state_dict())
+    got = sample(narrow, image, 2, 1)
+    assert sum(n for n in seen if n <= 2) == 5 and max(seen) == 5
+    torch.testing.assert_close(got.samples, whole.samples, atol=1e-3, rtol=0)
+    torch.testing.assert_close(got.prior_prob, whole.prior_prob, atol=1e-4, rtol=0)
+
+
 def test_without_room_for_one_row_it_says_so(cramped):
     cramped.room = 0
     with pytest.raises(VerdiffError, match="does not hold even one sample"):

@@ -227,6 +227,118 @@ def test_other_settings_and_other_images_are_refused(tmp_path):
         train(SMOKE, data.subset([]), None, tmp_path / "x", progress=False)
 
 
+@pytest.mark.parametrize("what", ["images", "masks"])
+def test_changed_pixels_are_another_run(tmp_path, what):
+    "Somebody corrects labels and trains again: the old weights must not pass for new ones."
+    data = films()
+    train(SMOKE, data, None, tmp_path, progress=False)
+    other = films()
+    getattr(other, what)[3, 0, 7, 7] ^= 1
+    with pytest.raises(VerdiffError, match="other images or masks"):
+        train(SMOKE, other, None, tmp_path, progress=False)
+    train(SMOKE, data, None, tmp_path, progress=False)
+    train(SMOKE, other, None, tmp_path, resume=False, progress=False)
+
+
+def test_another_network_to_start_from_is_another_run(tmp_path):
+    torch.manual_seed(1)
+    one, two = (VerdiffNet(VerdiffConfig.from_settings(SMOKE)) for _ in range(2))
+    train(SMOKE, films(), None, tmp_path / "a", progress=False)
+    with pytest.raises(VerdiffError, match="began with other weights"):
+        train(SMOKE, films(), None, tmp_path / "a", progress=False, trained=one)
+    train(SMOKE, films(), None, tmp_path / "b", progress=False, trained=one)
+    with pytest.raises(VerdiffError, match="began with other weights"):
+        train(SMOKE, films(), None, tmp_path / "b", progress=False, trained=two)
+    for same in (one, None):  # goes on also where nobody says again where it began
+        train(SMOKE, films(), None, tmp_path / "b", progress=False, trained=same)
+
+
+def test_pruning_keeps_what_was_just_written(tmp_path):
+    "After a damaged newest checkpoint the run goes on from the one before it, and writes fewer steps."
+    for k in (100, 200, 300):
+        save_checkpoint(tmp_path, {"step": k})
+    path = save_checkpoint(tmp_path, {"step": 250}, keep=1)
+    assert checkpoints(tmp_path) == [path]
+    save_checkpoint(tmp_path, {"step": 260}, keep=2)
+    assert [p.stem[-3:] for p in checkpoints(tmp_path)] == ["250", "260"]
+
+
+def test_one_process_a_run(tmp_path):
+    pytest.importorskip("fcntl")
+    script = ("import sys, time; from pathlib import Path; from verdiff.training import alone\n"
+              "with alone(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)")
+    with subprocess.Popen([sys.executable, "-c", script, tmp_path / "run"], text=True,
+                          stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent) as other:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(VerdiffError, match="another process is training there"):
+            train(SMOKE, films(), None, tmp_path / "run", progress=False)
+        other.kill()  # its lock goes with it
+    train(SMOKE, films(), None, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_fresh_leaves_nothing_of_the_old_run(tmp_path, monkeypatch):
+    train(SMOKE, films(), films(2), tmp_path, progress=False)
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(training, "training_loss", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(SMOKE, films(), films(2), tmp_path, resume=False, progress=False)
+    assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_best_dice_is_that_of_a_model_that_was_written(tmp_path, monkeypatch):
+    run = training.prepare(SMOKE, films(), films(2), tmp_path)
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(VerdiffNet, "save_pretrained", stop)
+    with pytest.raises(KeyboardInterrupt):
+        training.look(run)
+    assert run.best == -1
+
+
+@pytest.mark.parametrize("change, kept", [([], True), (["log_every=7"], True),
+                                          (["val_images=1"], False), (["sample_steps=1"], False)])
+def test_a_best_dice_measured_in_another_way_is_forgotten(tmp_path, change, kept):
+    run = training.prepare(SMOKE, films(), films(2), tmp_path)
+    run.best = 0.9
+    state = training.snapshot(run)
+    again = training.prepare(load_settings("smoke", change), films(), films(2), tmp_path)
+    training.restore(again, state)
+    assert again.best == (0.9 if kept else -1)
+
+
+def test_what_a_worker_complains_of_is_one_sentence():
+    class Bad:
+        names = ["a.png", "b.png"]
+
+        def __len__(self):
+            return 2
+
+        def arrays(self, i):
+            raise VerdiffError(f"{self.names[i]}: damaged; replace it")
+
+    for workers in (0, 2):
+        with pytest.raises(VerdiffError) as found:
+            list(pixel_batches(Streamed(Bad()), [[0], [1]], workers=workers))
+        assert str(found.value) == "a.png: damaged; replace it"
+
+
+def test_blank_masks_are_refused_when_they_are_streamed(tmp_path):
+    from PIL import Image
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        for i in range(40):
+            Image.new("L", (32, 64), 90 * (part == "images")).save(tmp_path / part / f"{i}.png")
+    for stream in ("true", "false"):
+        s = load_settings("smoke", [f"stream={stream}", "val_fraction=0.3"])
+        with pytest.raises(VerdiffError, match="masks is empty"):
+            training.training_data(tmp_path, s)
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     s = load_settings("smoke", ["max_steps=6", "checkpoint_every=1", "keep_checkpoints=2"])
     train(s, films(), None, tmp_path, progress=False)
