@@ -814,7 +814,7 @@ assert not must_stream(load_settings("gpu"), 609) and must_stream(load_settings(
 # %% [markdown]
 # ## 6 · Checkpoints
 #
-# A long run gets interrupted. A checkpoint is one file: weights, their average, optimiser, step, history, settings and a fingerprint of the images. Written under a temporary name, it is forced to the disk and renamed; three are kept.
+# A long run gets interrupted. A checkpoint is one file: weights, their average, optimiser, step, history, settings and a fingerprint of images and masks (whoever corrects a label has begun another run). Written under a temporary name, it is forced to the disk and renamed; three are kept.
 
 # %%
 #| export
@@ -1422,6 +1422,9 @@ twin.out.mkdir()
 loop(twin, tqdm(disable=True), None)
 assert twin.step == 5 and checkpoints(twin.out)
 
+
+# %% [markdown]
+# Two processes in one folder would sweep away each other's half-written files. A lock that ends with its process keeps the second out. And a run that starts over leaves nothing of the old one behind.
 
 # %%
 #| export
