@@ -1,6 +1,6 @@
 # %% [markdown]
 # # 08 · The noise semantic adapter
-# > A gate that sees a window 29 pixels wide and chooses, pixel by pixel, how finely to look
+# > The mask chooses how finely to look, and a gate that sees 29 pixels weighs the near against the far
 #
 # A vertebra is recognised by its neighbours: a block in a column of equal blocks is spine, the
 # same block alone is a marker or a screw. Section 2.4 of the paper adds a module to the encoder of
@@ -295,7 +295,7 @@ assert seen["3×3, then it"].sum() == 21 ** 2  # no holes left
 
 # %% [markdown]
 # Alone it is a comb. A 3×3 *before* it fills the gaps exactly: two cheap kernels ($9+49$ weights)
-# see all of a 21×21 square, for which a plain kernel needs 441. Dilation 4 behind a 3×3 would leave gaps (exercise 1).
+# see all of a 21×21 square, for which a plain kernel needs 441. How large may the dilation be? (Exercise 1.)
 #
 # ## 3 · The gate
 #
@@ -320,7 +320,7 @@ assert pool_channels(torch.tensor([1.0, 2.0, 6.0]).reshape(1, 3, 1, 1)).flatten(
 # %% [markdown]
 # ### Where the printed dimensions do not fit
 #
-# That is our reading. Printed is $T = \mathrm{Sigmoid}\cdot f(F * S)$ with "$*$ the product" and $T$ of $C$ channels;
+# That is our reading. Printed is $T = \mathrm{Sigmoid}\cdot f(F * S)$ ($f$ is a convolution here, not the prior) with "$*$ the product" and $T$ of $C$ channels;
 # Eq. (16) multiplies it with $F$ and $S$ of $C/2$ channels, and the result with the input $X$ of $C$. Literally:
 
 # %%
@@ -338,7 +338,7 @@ except RuntimeError as error:
 #
 # $$ \bar V = \mathrm{conv}_{1\times1}(F\,T_F + S\,T_S), \qquad V = \bar V \cdot X \tag{16} $$
 #
-# The encoder goes on with $X + V$.
+# The encoder goes on with $X + V = X\,(1 + \bar V)$: where $\bar V > 0$ a feature is turned up, where it is $-1$ switched off.
 #
 # | | paper | ours | why |
 # |---|---|---|---|
@@ -491,6 +491,8 @@ assert sees_3.sum() == 27**2 and sees_5.sum() == 29**2
 
 # %% [markdown]
 # ### The puzzle again
+#
+# It has no prior, so both fine kernels are averaged: this tests the reach only.
 
 # %%
 torch.manual_seed(0)
@@ -560,13 +562,13 @@ torch.testing.assert_close(ours(x, -torch.ones(2, 1, 40, 20)), lsk(x))
 
 # %% [markdown]
 # Equal, number for number. In our reading the adapter **is** LSKNet's block plus one idea: a second, finer
-# kernel that takes over where the mask is. And our repair of the dimensions is the arrangement of that block.
+# kernel that takes over where the mask is. The repair of the dimensions is that block's arrangement, too.
 #
 # ## 5 · The gate while $t$ falls
 #
 # What does a *trained* gate do? The network that travels with the package was trained on real radiographs
-# ([15_xray](15_xray.ipynb)). Of its adapters, one a level below full resolution, we listen to the first. The prior is the
-# network's own $f(b)$, and $x_t$ follows Eq. (3) of [04_forward](04_forward.ipynb).
+# ([15_xray](15_xray.ipynb)). It has one adapter at each of the three levels below full resolution; we listen to the first. The prior is the
+# network's own $f(b)$, and $x_t$ follows Eq. (3) of [04_forward](04_forward.ipynb), made from the *true* mask as in training: at $t = 0$ the network is shown the mask itself, and a gate that follows the spine there follows its input.
 
 # %%
 model = VerdiffNet.from_pretrained(Path(verdiff.__file__).parent / "weights" / "xray-384x128")
@@ -693,7 +695,7 @@ print(
 # picture clears. The spatial one is more open in gaps and rim than on the bodies, at every $t$, and in the end most of all far away. But compare both last
 # numbers with 1, the whole range of a sigmoid: the selection is a fine adjustment, which stretched colours alone would have hidden.
 #
-# The slider runs with a kernel; on the rendered page, the animation under it does the same.
+# The slider needs a running notebook; on the rendered page, the animation under it does the same.
 
 # %%
 def at(t):
@@ -747,8 +749,8 @@ plt.legend();
 
 
 # %% [markdown]
-# Can the dilated convolution be had cheaper? Its taps jump by three, so the nine interleaved pictures that each keep every third pixel never
-# meet: one undilated 7×7 convolution of nine small pictures gives the same numbers.
+# Can the dilated convolution be had cheaper? Its taps jump by three, so an output pixel uses only every third row and column, and the picture falls into nine that do not
+# mix: one undilated 7×7 convolution of nine small pictures gives the same numbers.
 
 # %%
 def interleaved(x, conv):
@@ -772,7 +774,7 @@ nine_t = seconds(lambda x, p: interleaved(x, conv), x, None, 4)
 print(f"dilated {plain_t * 1000:.1f} ms, interleaved {nine_t * 1000:.1f} ms, forward + backward")
 
 # %% [markdown]
-# A trap lies in the same place. In bf16, on a CPU and channels last, torch gives this layer's *weights* a gradient that nobody computed. No error, and the loss still falls. `convolve` keeps it in float32:
+# A trap lies in the same place. In bf16 (16-bit numbers, page [10](10_training.ipynb)), on a CPU and channels last, torch gives this layer's *weights* a gradient that nobody computed, whatever lay in that memory: off by 100 %, by a thousand times, by *inf*. No error, and the loss still falls. `convolve` keeps it in float32:
 
 # %%
 def weight_gradient(f, half):
@@ -826,7 +828,7 @@ print(f"adapters: {sum(spent.values()) / total:.0%} of a sampling step of five m
 # <details><summary>Answer</summary>
 #
 # A fine kernel of side $k$ fills the gaps of a comb with distance $d$ exactly when $d \le k$: 1, 2, 3 behind a 3×3, up to 5 behind
-# a 5×5. LSKNet and the paper keep 3 for both.
+# a 5×5. The paper keeps 3 behind both; LSKNet, which has only the 5×5, takes 3 as well.
 #
 # </details>
 
@@ -840,8 +842,8 @@ assert [d for d in range(1, 7) if solid(3, d)] == [1, 2, 3]
 assert [d for d in range(1, 7) if solid(5, d)] == [1, 2, 3, 4, 5]
 
 # %% [markdown]
-# **2. Change.** $V = \bar V\cdot X$ multiplies. Set `expand` to zero: what does the encoder's `x + V` become, and what if
-# in addition `expand.bias` is 1?
+# **2. Change.** $V = \bar V\cdot X$ multiplies. Set weight and bias of `expand` to zero: what does the encoder's `x + V` become, and what if
+# the bias is 1 then?
 #
 # <details><summary>Answer</summary>
 #
@@ -860,7 +862,7 @@ torch.testing.assert_close(x + test(x), 2 * x)
 
 
 # %% [markdown]
-# **3. Implement.** Write a third choice, "straight-through": the hard value going forward, the soft slope going back.
+# **3. Implement.** Write a third choice, "straight-through": the hard value going forward, the soft slope going back. (`y.detach()` has the value of `y` and no gradient.)
 #
 # <details><summary>Answer</summary>
 #
@@ -884,7 +886,7 @@ assert torch.autograd.grad(straight_through(p).sum(), p)[0].abs().sum() > 0
 # ## What we have
 #
 # `NoiseSemanticAdapter(channels)(x, prior)` keeps the shape, sees exactly 29×29 (27×27 where a hard choice takes the 3×3), equals
-# LSKNet's block where the 5×5 alone is taken, and is the smaller part of a step. [09_model](09_model.ipynb) puts it where Figure 3 has it.
+# LSKNet's block where the 5×5 alone is taken, and takes about a sixth of a step. [09_model](09_model.ipynb) puts it where Figure 3 has it.
 #
 # *References: Li et al., Large Selective Kernel Network for Remote Sensing Object Detection, ICCV 2023 (arXiv 2303.09030).
 # Zhang et al., Verdiff-Net, Bioengineering 2024, 11, 1031, Section 2.4.*

@@ -115,7 +115,7 @@ assert fall[-1] < -10
 # %% [markdown]
 # There is no minimum: where $\varepsilon>1$ or $\varepsilon<0$, the loss falls for ever as the output runs to 1 or 0.
 #
-# But the paper's conditional U-Net gives a mask, whose natural loss is a cross entropy against the *true mask*. Eq. (10), the sum of both losses, then trains both networks. With $p=\sigma(\text{logits})$ of that U-Net and $m$ the mask,
+# But the paper's conditional U-Net gives a mask, whose natural loss is a cross entropy against the *true mask*. Eq. (10), the sum of both losses, then trains both networks: as we run it (`detach_prior`) the first term only the diffusion U-Net, the others only the conditional one. With $p=\sigma(\text{logits})$ of that U-Net and $m$ the mask,
 #
 # $$\mathcal L=\underbrace{\lVert\text{target}-\Phi(x_t,t,f(b))\rVert^2}_{\text{Eq. (8)}}+w_1\,\underbrace{\mathrm{BCE}(p,m)}_{\text{Eq. (9), as it must be meant}}+w_2\,\underbrace{\mathrm{softDice}(p,m)}_{\text{ours}}.$$
 #
@@ -200,7 +200,7 @@ print(f"Dice of the prior {prior_dice:.4f}, of the diffusion {diffusion_dice:.4f
 assert diffusion_dice > 0.99 and prior_dice > 0.97
 
 # %% [markdown]
-# It learns. On *different* images ten lines show weaknesses. Here they are with switches, for experiments.
+# It learns. On *different* images the ten lines show weaknesses. To show these one by one, here are the lines again, with switches. Films 0 to 17 are for training. (`random_times` is made in section 3.)
 
 # %%
 def films_at(where):
@@ -370,7 +370,7 @@ print(f"mean change a step, last 20: {roughness(raw, 20):.4f}, average {roughnes
 assert roughness(calm, 20) < 0.5 * roughness(raw, 20)
 
 # %% [markdown]
-# **The learning rate.** A linear warm-up, because Adam has no memory yet and its first steps are the wildest; then half a cosine to zero, so that the run settles. (The paper's rate is constant.) A rate far too large shows both effects:
+# **The learning rate.** A linear warm-up, because Adam has no memory yet and its first steps are the wildest; then half a cosine to zero, so that the run settles. (The paper's rate is constant.) A rate far too large shows both: without warm-up the loss leaps at once, with it later and less; and the cosine ends calmly.
 
 # %%
 #| export
@@ -404,7 +404,7 @@ flat, cosine = tried.values()
 assert roughness(cosine) < roughness(flat) and max(cosine) < max(flat)
 
 # %% [markdown]
-# **Gradient clipping.** Masks with 255 instead of 1 slip into one batch, at step 6. Adam divides by the size of recent gradients, so that step is not large; but it *remembers* the size for some thousand steps, in which good gradients hardly count. Clipped to a norm of 1, the bad one weighs no more than others.
+# **Gradient clipping.** Masks with 255 instead of 1 slip into one batch, at step 6. Adam divides by the size of recent gradients, so that step is not large; but it *remembers* the size for about a thousand steps, in which good gradients count for less. Clipped to a norm of 1, the bad one weighs no more than others. (Here that limit cuts nearly every step; Adam hardly minds, since it divides by the size anyway.)
 
 # %%
 unclipped, clipped = (attempt(clip=c, spoil=6) for c in (math.inf, 1.0))
@@ -418,7 +418,7 @@ print(f"loss, mean of the last 10 steps: {after[0]:.2f}; clipped {after[1]:.2f}"
 assert after[1] < 0.8 * after[0]
 
 # %% [markdown]
-# **Half the bits.** A GPU multiplies bf16 matrices many times faster than float32. But bf16 has 8 significant bits: in *weights* of bf16 a small step vanishes.
+# **Half the bits.** A GPU multiplies matrices of bf16 (bfloat16) many times faster than float32. But bf16 has 8 significant bits: in *weights* of bf16 a small step vanishes.
 
 # %%
 weight, change = torch.tensor(1.0, dtype=torch.bfloat16), 0.003
@@ -436,7 +436,7 @@ print(f"largest difference in the first 5 steps {apart[:5].max():.4f}, in all {a
 assert apart[0] < 0.02 and abs(np.mean(mixed[0][-10:]) / np.mean(constant[-10:]) - 1) < 0.25
 
 # %% [markdown]
-# A curve is a weak check; ours stayed as close while one gradient was noise. So compare gradients, kernel by kernel, on one batch:
+# A curve is a weak check: ours looked as good while the gradient of one kernel was garbage. So compare gradients, kernel by kernel, on one batch:
 
 # %%
 large = pack(PhantomSet(size=(192, 64)), progress=False)
@@ -467,7 +467,7 @@ for part in ("features", "conditional", "diffusion.encoder", "diffusion.decoder"
 assert max(off.values()) < 0.05
 
 # %% [markdown]
-# One or two per cent is what 8 bits leave. When this table was first made, the last line ended in 94 %: `adapters.1.spatial_7`, the dilated depth-wise convolution, got memory that nobody had written as its gradient, whenever training ran in bf16 on a CPU. Its neighbours learned around it, the loss fell, and what gave it away was a loss of nan in one run of two. It stays in float32 there now (`convolve`, page [08](08_nsa.ipynb)), and is faster for it.
+# Half a per cent to three is what 8 bits leave. When this table was first made, the last line ended in 94 %: `adapters.1.spatial_7`, the dilated depth-wise convolution, got memory that nobody had written as its gradient, whenever training ran in bf16 on a CPU. Its neighbours learned around it, the loss fell, and what gave it away was a loss of nan in one run of two. It stays in float32 there now (`convolve`, page [08](08_nsa.ipynb)), and is faster for it.
 
 # %% [markdown]
 # **Accumulation.** A batch too large for the memory is cut in two, and the gradients add up. Our losses are means over images, so four and four equal eight (not with batch normalisation), with half the memory for the backward pass:
@@ -503,7 +503,7 @@ torch.testing.assert_close(gradient_1, gradient_2, atol=close, rtol=1e-3)
 assert memory_2 < 0.6 * memory_1
 
 # %% [markdown]
-# **Validation.** The training loss mixes all times and says nothing in Dice. So, now and then, the averaged weights segment films kept apart, and the best are kept. Why apart? The model of section 2:
+# **Validation.** The training loss mixes all times and says nothing in Dice. So, now and then, the averaged weights segment films that are not trained on, and the weights with the best Dice are kept. Why other films? The model of section 2:
 
 # %%
 #| export
@@ -585,7 +585,7 @@ assert torch.equal(Streamed(source).subset([3, 5]).pack().images, films.subset([
 
 
 # %% [markdown]
-# Both follow a *plan*, lists of image numbers, so their batches are the same.
+# Memory and stream follow a *plan*, lists of image numbers, so their batches are the same.
 
 # %%
 #| export
@@ -814,7 +814,7 @@ assert not must_stream(load_settings("gpu"), 609) and must_stream(load_settings(
 # %% [markdown]
 # ## 6 · Checkpoints
 #
-# A long run gets interrupted. A checkpoint is one file: weights, their average, optimiser, step, history, settings and a fingerprint of images and masks (whoever corrects a label has begun another run). Written under a temporary name, it is forced to the disk and renamed; three are kept.
+# A long run gets interrupted. A checkpoint is one file: weights, their average, optimiser, step, history, settings and a fingerprint of the images: names, and pixels and masks if they lie in memory (so whoever corrects a label begins another run). Written under a temporary name, it is forced to the disk and renamed; three are kept.
 
 # %%
 #| export
@@ -884,7 +884,7 @@ for some in (damaged, damaged[:900]):
     assert read_checkpoint(path) is None
 
 # %% [markdown]
-# A checkpoint of *another* run is refused, naming the settings that differ; those that do not touch the weights may. Four images on each of two devices are the same run as eight on one.
+# A checkpoint of *another* run is refused with a sentence that names the settings that differ; those that do not change the training may. Four images on each of two devices are the same run as eight on one.
 
 # %%
 #| export
@@ -991,7 +991,7 @@ assert "asked to stop: True" in said
 # %% [markdown]
 # ## 7 · The whole loop
 #
-# The library `accelerate` puts the model on its device, runs it in bf16 if asked, and averages gradients over processes. It must see one call of one module per step, so the loss becomes a module:
+# The library `accelerate` puts the model on its device, runs it in bf16 if asked, and averages gradients over processes. It averages only what goes through the module that it has wrapped, so the loss becomes a module:
 
 # %%
 #| export
@@ -1021,7 +1021,7 @@ print({k: round(v.item(), 3) for k, v in Objective(model, tiny)(*whole).items()}
 print(type(make_optimizer(model, tiny)).__name__)
 
 # %% [markdown]
-# A trained network can be *fine-tuned* on other images, or at a larger size (convolutions do not mind). What gives its output a meaning must stay.
+# A trained network can be *fine-tuned* on other images, or at a larger size (convolutions do not mind). The settings that say what its output means (`MEANING`) must be the same.
 
 # %%
 #| export
@@ -1549,7 +1549,7 @@ axes[1].set_xlabel("step")
 assert history[-1]["mse"] < 0.5 * history[0]["mse"]
 
 # %% [markdown]
-# Validation peaks at step 40; those weights are kept. `tensorboard --logdir runs` shows such curves live.
+# The weights with the best validation are kept. After sixty steps the diffusion is still behind its own prior; whether it gets ahead in a real run is measured on page [15](15_xray.ipynb). `tensorboard --logdir runs` shows such curves live.
 #
 # ## 8 · Kill it
 #
@@ -1592,9 +1592,9 @@ print(f"{len(kills)} kills; identical to the undisturbed run: {one == two}")
 assert one == two and len(kills) == 2
 
 # %% [markdown]
-# The flat pieces are Python starting up. The weights are the same byte for byte on a CPU; on a GPU, where sums change their order, up to rounding.
+# The flat pieces are Python starting up. The weights are the same byte for byte on a CPU with as many threads (one, here); where sums change their order, up to rounding.
 #
-# Ctrl-C is kinder: the loop finishes its step and saves. Here it comes from inside the loss:
+# Ctrl-C is kinder: the loop finishes its step and saves. Should an interrupt break into a step all the same, before the weights change, the last whole step is saved. Here one comes from inside the loss of step 8:
 
 # %%
 calls, original = [], training_loss
@@ -1715,7 +1715,7 @@ notebook_launcher(main, (words,), num_processes=torch.cuda.device_count())
 # | | paper | ours | why |
 # |---|---|---|---|
 # | Eq. (9) | cross entropy of the noise | cross entropy of the prior against the mask | the literal one has no minimum |
-# | "optimised by Equation (9)" | | Eq. (10), the sum | Eq. (9) alone has no diffusion loss |
+# | what is optimised | "Equation (9)" | Eq. (10), the sum | Eq. (9) alone has no diffusion loss |
 # | soft Dice | none | weight 1; 0 in `paper` | small foreground |
 # | what the diffusion loss teaches the prior | not said | nothing (`detach_prior`); everything in `paper` | else the prior may become a code for the other net only |
 # | batch, rate, steps | 1, $10^{-4}$, 9,000 | by profile | what the machine can carry |
@@ -1746,7 +1746,7 @@ for kind in ("sample", "epsilon"):
 #
 # <details><summary>Answer</summary>
 #
-# That of the conditional U-Net with respect to the `mse`.
+# That of the `mse` with respect to the weights of the conditional U-Net (`detach_prior`).
 #
 # </details>
 
@@ -1766,7 +1766,7 @@ for detach in (True, False):
 #
 # <details><summary>Answer</summary>
 #
-# With the mask as target, at large t: there only the radiograph helps. At small t copying $x_t$ would nearly do, but after sixty steps the network copies badly. (With the noise as target it is the other way round.)
+# With the mask as target, at large t: there $x_t$ shows only prior and noise, and the network must rely on them and the radiograph. At small t copying $x_t$ would nearly do, but after sixty steps the network copies badly. (With the noise as target it is the other way round.)
 #
 # </details>
 

@@ -1,4 +1,4 @@
-"""A gate that sees a window 29 pixels wide and chooses, pixel by pixel, how finely to look
+"""The mask chooses how finely to look, and a gate that sees 29 pixels weighs the near against the far
 
 Docs: https://verdiff.github.io/verdiff/nsa.html.md"""
 
