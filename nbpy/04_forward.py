@@ -40,13 +40,13 @@ g = torch.Generator().manual_seed(35)
 # %% [markdown]
 # ## 1 · Symbols
 #
-# A mask has values 0 and 1, but noise is symmetric around 0. So inside the process masks live in $[-1, 1]$, $x_0 = 2m - 1$, and so does the prior $f$, the first guess of the conditional U-Net. Time runs over $t = 0, \dots, T-1$ with 0 the least noisy; our $t$ is the paper's $t - 1$.
+# A mask has values 0 and 1, but noise is symmetric around 0. So inside the process masks live in $[-1, 1]$, $x_0 = 2m - 1$, and so does the prior $f$, the first guess of the conditional U-Net. Time runs over $t = 0, \dots, T-1$ with 0 the least noisy; our $t$ is the paper's $t - 1$. But $x_0$ keeps the paper's name: it is always the clean mask, which in our count stands at $t = -1$.
 #
 # | paper | code | meaning |
 # |---|---|---|
 # | $\beta_t$ | `betas[t]` | variance added at step $t$ |
 # | $\alpha_t = 1 - \beta_t$ | `alphas[t]` | share of the signal's power that survives step $t$ |
-# | $\bar\alpha_t = \prod_{s \le t} \alpha_s$ | `alphas_cumprod[t]` | what survives all steps up to $t$ |
+# | $\bar\alpha_t = \prod_{r \le t} \alpha_r$ | `alphas_cumprod[t]` | what survives all steps up to $t$; $\bar\alpha_{-1} = 1$ |
 # | $s_t = \sqrt{1 - \bar\alpha_t}$ | `sigmas[t]` | amplitude of the noise at $t$; $s_{-1} = 0$ |
 # | $f(b)$ | `prior` | first guess from the image $b$ |
 # | $x_0, x_t, \varepsilon$ | `x_0, x_t, noise` | mask, noisy mask, standard normal noise |
@@ -146,7 +146,7 @@ axes[1].set(xlabel="t", ylabel="signal to noise", ylim=(1e-6, 1e4))
 axes[0].legend()
 
 # %% [markdown]
-# The paper names neither. Ours is the linear one unless a profile (a set of settings) says otherwise. Both agree with the field's libraries:
+# The paper names neither. Ours is the linear one unless a profile (a set of settings) says otherwise. Both agree with a public library:
 
 # %%
 for name, theirs in (("linear", "linear"), ("cosine", "squaredcos_cap_v2")):
@@ -275,9 +275,9 @@ film_strip(
 
 
 # %% [markdown]
-# At the end nothing of the spine is left. A network that walks back must invent all of it. But a small U-Net can guess from the image where the vertebrae are. Why should the way back begin in the middle of nowhere?
+# At the end nothing of the spine is left. A network that walks back must put all of it together again from the image. But a small U-Net can guess at once where the vertebrae are. Why should the way back begin in the middle of nowhere?
 #
-# Verdiff-Net's idea: let the noise be centred at the guess. Eq. (3) and (5):
+# Verdiff-Net's idea: let the noise be centred at the guess. Eq. (3), and the same as a distribution, Eq. (5):
 #
 # $$x_t = \sqrt{\bar\alpha_t}\,x_0 + s_t\,f + s_t\,\varepsilon, \qquad s_t = \sqrt{1-\bar\alpha_t}.$$
 #
@@ -348,7 +348,7 @@ except ValueError as error:
 # %% [markdown]
 # The last picture still knows where the spine is. That is the whole idea.
 #
-# One trap: the end is $\mathcal N(f, I)$ only where $\bar\alpha_{T-1}$ is all but zero. A shorter chain with the same $\beta$ stops half-way, and sampling would start from noise that training never showed. The remedy is larger steps, by $1000/T$:
+# One trap: the end is $\mathcal N(f, I)$ only where $\bar\alpha_{T-1}$ is all but zero. A shorter chain with the same $\beta$ stops half-way, and sampling would start from noise that training never showed. The remedy is a larger $\beta$, by $1000/T$ (for $T > 20$; below, the last one would reach 1):
 
 # %%
 for T in (1000, 250, 50):
@@ -435,7 +435,7 @@ torch.testing.assert_close(
 )
 
 # %% [markdown]
-# And with noise, the *distribution*. We send 20,000 walkers (independent pixels) down a chain of 200 steps, all from $x_0 = -1$ with $f = 0.8$, and compare their mean and variance with Eq. (3). Chance allows a standard error of $s/\sqrt n$ for the mean and $s^2\sqrt{2/n}$ for the variance. With the same noise, other walkers follow the printed kernel.
+# And with noise, the *distribution*. We send 20,000 walkers (independent pixels) down a chain of 200 steps (so $\beta$ is five times larger), all from $x_0 = -1$ with $f = 0.8$, and compare their mean and variance with Eq. (3). Chance allows a standard error of $s/\sqrt n$ for the mean and $s^2\sqrt{2/n}$ for the variance. With the same noise, other walkers follow the printed kernel.
 
 # %%
 n, short = 20_000, ShiftedDiffusion(linear_schedule(200, 5e-4, 0.1))
@@ -490,7 +490,7 @@ axes[1].legend(fontsize=8)
 #
 # $$y_t = x_t - s_t f = \sqrt{\alpha_t}\,(x_{t-1} - s_{t-1} f) + \sqrt{\beta_t}\,\varepsilon = \sqrt{\alpha_t}\,y_{t-1} + \sqrt{\beta_t}\,\varepsilon .$$
 #
-# **In $y$ the process is exactly plain DDPM.** Keep this sentence. It gives every sampler of the field for nothing: take the shift off, do the usual step, put the shift of the new time on. It also says what the shift cannot do: it moves *where* the network looks, and adds nothing to what it could know, since $f$ is among its inputs anyway.
+# **In $y$ the process is exactly plain DDPM.** Keep this sentence. It gives every sampler of the field for nothing: take the shift off, do the usual step, put the shift of the new time on. It also says what the shift cannot do: it moves *where* the network looks, and adds nothing to what it could know, since the network gets $f$ as an input as well (page [09](09_model.ipynb)).
 
 # %%
 steps = torch.tensor([3, 250, 600])
@@ -542,11 +542,11 @@ film_strip(
 )
 
 # %% [markdown]
-# The means without noise, Verdiff-Net above, CARD below. Where mask and guess agree, Verdiff-Net's mean bulges to $\pm\sqrt2$ on the way (the glow in the upper row), and the guess comes in earlier than CARD's. With inputs normalised for $[-1, 1]$ one should know that.
+# The means without noise, Verdiff-Net above, CARD below. Where mask and guess agree, Verdiff-Net's mean bulges to $\pm\sqrt2$ on the way (the glow in the upper row), and the guess comes in earlier than CARD's. A network whose inputs are expected in $[-1, 1]$ gets more than that.
 #
 # ## 7 · Good guesses, bad guesses
 #
-# What does the shift do when $f$ is perfect, blurred, wrong by one vertebra, or zero? "Off by one" is the classical slip of level, each vertebra named after its neighbour. In a mask without names only the top one is lost.
+# What does the shift do when $f$ is perfect, blurred, wrong by one vertebra, or zero? "Off by one" is the classical slip in counting: each vertebra is taken for its neighbour. In a mask without names only the top one is lost.
 
 # %%
 below = torch.from_numpy(landmarks_to_mask(film.landmarks[4:] / 3, 192, 64)).float()[None, None]
@@ -661,7 +661,7 @@ HTML(html)
 #
 # <details><summary>Answer</summary>
 #
-# At both ends. At the beginning $k_0 = s_0 = \sqrt{\beta_0} = 0.01$, because all of the shift is still missing. Then it falls to a third. Towards the end $s_t \approx 1$, and $k_t \approx 1 - \sqrt{\alpha_t} \approx \beta_t/2$ grows again with $\beta_t$: the guess has to be kept alive against the factor $\sqrt{\alpha_t}$.
+# At both ends. At the beginning $k_0 = s_0 = \sqrt{\beta_0} = 0.01$, because $s_t$, a root, rises most steeply from 0. Then it falls to a third. Towards the end $s_t \approx 1$, and $k_t \approx 1 - \sqrt{\alpha_t} \approx \beta_t/2$ grows again with $\beta_t$: the guess has to be kept alive against the factor $\sqrt{\alpha_t}$.
 #
 # </details>
 
@@ -678,7 +678,7 @@ assert abs(pull[0] - 0.01) < 1e-12 and pull[1:-1].max() < pull[-1] < 0.0101 and 
 #
 # <details><summary>Answer</summary>
 #
-# The printed kernel is wrong on every schedule, by another amount: what piles up depends on how the $\beta$ are spread. (Here the last steps, with $\beta$ near 1, forget most of it again.) The exact kernel is right on every schedule, by construction.
+# The printed kernel is wrong on every schedule, by a different amount on each: what piles up depends on how the $\beta$ are spread. (Here the last steps, with $\beta$ near 1, forget most of it again.) The exact kernel is right on every schedule, by construction.
 #
 # </details>
 
@@ -705,7 +705,7 @@ torch.testing.assert_close(
 #
 # <details><summary>Answer</summary>
 #
-# The weight of $f$ is $w_t = 1 - \sqrt{\bar\alpha_t}$, so the pull is $w_t - \sqrt{\alpha_t}\,w_{t-1} = 1 - \sqrt{\alpha_t}$. Here the kernel has the form of a plain average.
+# The weight of $f$ is $w_t = 1 - \sqrt{\bar\alpha_t}$, so the pull is $w_t - \sqrt{\alpha_t}\,w_{t-1} = 1 - \sqrt{\alpha_t}$. So the mean of a step is a weighted average of $x_{t-1}$ and $f$; the variance is $\beta_t$ as before.
 #
 # </details>
 

@@ -83,7 +83,7 @@ torch.testing.assert_close(reshift(process, unshift(process, x, t, f), t, f), x)
 assert torch.equal(reshift(process, x, torch.full((4,), -1), f), x)
 
 # %% [markdown]
-# Five walkers of one pixel, all from $x_0 = -1$ and with the same noise, but each with another prior. In $x$ they part. In $y$ there is only one walker:
+# Five walkers, each one pixel, all from $x_0 = -1$ and with the same noise, but each with another prior. In $x$ they part. In $y$ there is only one walker:
 
 # %%
 guesses = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0]).double()
@@ -114,7 +114,7 @@ assert (plain - plain[:, :1]).abs().max() < 1e-12
 #
 # $$q(z \mid y_t, x_0) \;\propto\; \underbrace{q(y_t \mid z)}_{\text{the step}}\;\underbrace{q(z \mid x_0)}_{\text{the marginal}} .$$
 #
-# Both factors are known from page 04, and both are Gaussian. Their logarithms are parabolas in $z$, so their product is a Gaussian again. **Line 1**, the sum of the two:
+# (A step depends on where it starts, $z$, and not on $x_0$.) Both factors are known from page 04, and both are Gaussian. Their logarithms are parabolas in $z$, so their product is a Gaussian again. **Line 1**, the sum of the two logarithms up to a constant, for $t \ge 1$ ($t = 0$ is exercise 1):
 #
 # $$\ell(z) = -\frac{(y_t - \sqrt{\alpha_t}\,z)^2}{2\beta_t} - \frac{(z - \sqrt{\bar\alpha_{t-1}}\,x_0)^2}{2 (1-\bar\alpha_{t-1})} .$$
 #
@@ -157,6 +157,8 @@ same_up_to_a_constant(line2, line3)
 # **Line 4**: the variance in the paper's form. On a common denominator $P = \dfrac{\alpha_t(1-\bar\alpha_{t-1}) + \beta_t}{\beta_t(1-\bar\alpha_{t-1})}$, and the numerator is $\alpha_t - \bar\alpha_t + 1 - \alpha_t = 1 - \bar\alpha_t$. So
 #
 # $$\sigma_t^2 = \frac1P = \frac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}\,\beta_t .$$
+#
+# (Beware: $\sigma_t$ is the paper's name; in the code it is the root of `variance`, while `sigmas` holds $s_t$.)
 
 # %%
 torch.testing.assert_close(a * (1 - bar_prev) + b, 1 - bar)
@@ -242,7 +244,7 @@ assert (
 
 
 # %% [markdown]
-# The exact weight is tiny: most of the shift is already in $x_t$, and one step adds or removes only the difference. The printed one pays the whole shift again at every step. It is the weight that Eq. (5) gives the prior in the marginal, not in a step.
+# The exact weight is tiny: $B_t x_t$ already holds most of the shift, $B_t s_t f$, and one step adds only what that lacks of $s_{t-1} f$. The printed one pays the whole shift again at every step. It is the weight that Eq. (5) gives the prior in the marginal, not in a step.
 
 # %%
 #| export
@@ -316,7 +318,7 @@ print(f"largest difference to Bayes' rule: {worst:.1e}")
 assert worst < 1e-9
 
 # %% [markdown]
-# All three densities: where the walker could have been a step ago if one only knew $x_0$ and $f$ (the marginal at $t-1$), how well each place explains $x_t$ (the step), and their product, the posterior, each scaled to height one. The dashed line is our mean, the red one Eq. (6) as printed.
+# All three densities: where the walker could have been a step ago if one only knew $x_0$ and $f$ (the marginal at $t-1$), how well each place explains $x_t$ (the step), and their product, the posterior, each scaled to height one. The dashed line is our mean, the red one Eq. (6) as printed; $x_0 = 1$, $x_t = 0.4$ and $f = 0.8$ throughout.
 
 # %%
 grid = torch.linspace(-2.6, 2.6, 2601, dtype=torch.float64)
@@ -348,7 +350,7 @@ three(100)
 
 # %%
 def off(how, t=100):
-    "How far a mean is from Bayes', in standard deviations of the step."
+    "How far a mean is from Bayes', in standard deviations of the posterior."
     mean, _ = how(process, scalar(1.0), scalar(0.4), torch.tensor([t]), scalar(0.8))
     true_mean, variance = bayes(t, 1.0, 0.4, 0.8)
     return (abs(mean - true_mean) / variance.sqrt()).item()
@@ -356,11 +358,11 @@ def off(how, t=100):
 
 print(
     f"at t = 100 Eq. (6) misses Bayes' mean by {off(q_posterior_printed):.1f} standard deviations "
-    f"of the step, ours by {off(q_posterior):.0e}"
+    f"of the posterior, ours by {off(q_posterior):.0e}"
 )
 
 # %% [markdown]
-# Drag $t$, or play the film: early in the chain the start $x_0$ has a say, and pulls the posterior from the green curve towards the orange one; later the marginal is so wide that only $x_t$ counts. The red line moves away from the posterior all the while. (The four pictures show less of the axis.)
+# Drag $t$, or play the film: at small $t$ the start $x_0$ has a say, and pulls the posterior from the green curve towards the orange one; at large $t$ the marginal is so wide that only $x_t$ counts. The red line moves away from the posterior as $t$ grows, and then stays far off. (The four pictures show less of the axis.)
 
 # %%
 interact(lambda t: three(t), t=IntSlider(20, 1, 999, 1, continuous_update=False));
@@ -448,7 +450,7 @@ print("1000 steps back, the same at each of them")
 #
 # $$y_t = \cos\varphi\;x_0 + \sin\varphi\;\varepsilon, \qquad v_t = \frac{d y_t}{d\varphi} = \cos\varphi\;\varepsilon - \sin\varphi\;x_0 .$$
 #
-# Draw $x_0$ to the right and $\varepsilon$ upwards: $y_t$ walks on a circle from the mask to the noise, and $v_t$ is its direction of travel.
+# Draw $x_0$ to the right and $\varepsilon$ upwards: $y_t$ walks on a circle from the mask to the noise, and $v_t$ is its direction of travel (drawn at half its length). The dotted lines end at the two parts of $y_t$, $\sqrt{\bar\alpha_t}\,x_0$ and $s_t\,\varepsilon$.
 
 # %%
 def triangle(t, axis=None):
@@ -492,7 +494,7 @@ for axis, t in zip(axes, (50, 200, 350, 700)):
 # %% [markdown]
 # Reading the picture backwards: the mask is $y_t$ minus the noise, rescaled; or $y_t$ turned back by the angle:
 #
-# $$x_0 = \frac{y_t - s_t\,\varepsilon}{\sqrt{\bar\alpha_t}} = \sqrt{\bar\alpha_t}\,y_t - s_t\,v .$$
+# $$x_0 = \frac{y_t - s_t\,\varepsilon}{\sqrt{\bar\alpha_t}} = \sqrt{\bar\alpha_t}\,y_t - s_t\,v_t .$$
 
 # %%
 #| export
@@ -572,7 +574,7 @@ torch.testing.assert_close(
 
 
 # %% [markdown]
-# And what should each kind of network be *trained* to say? Eq. (8) is `epsilon`.
+# And what should each kind of network be *trained* to say? The paper's loss, Eq. (8), asks for the noise: `epsilon`.
 
 # %%
 #| export
@@ -633,9 +635,9 @@ print(f"an error of the noise is multiplied by {amplify:.0f} at the loudest time
 assert 150 < amplify < 170
 
 # %% [markdown]
-# At quiet times the noise is the safer thing to say. But at the start of sampling an error in $\varepsilon$ is multiplied by more than a hundred: the circle is almost at its top, and the mask is what little $y_t$ leans to the right. Later steps can mend that in a chain of a thousand; it is ruinous for a segmenter that wants to take one. A mask is nothing but $-1$ and $1$; a network can say it outright. So outside the profile `paper` our networks predict $x_0$ (`sample`); Eq. (8), the noise, is one word away in the settings, and [13](13_paper_checked.ipynb) compares them.
+# At quiet times (small $t$, little noise) the noise is safer to say than the mask. But at the start of sampling an error in $\varepsilon$ is multiplied by more than a hundred: $y_t$ is almost at the top of the circle, and of the mask only its small lean to the right is left. Later steps can mend that in a chain of a thousand; it is ruinous for a segmenter that wants to take one. The velocity is safe at both ends, if it is as easy to say. But it contains noise, and a mask is nothing but $-1$ and $1$; a network can say it outright. So outside the profile `paper` our networks predict $x_0$ (`sample`); Eq. (8), the noise, is one word away in the settings, and [13](13_paper_checked.ipynb) compares them.
 #
-# One step from the loudest time, if the output is wrong by about 0.05 per pixel:
+# One step from the loudest time, with $f = x_0/2$, if the output is wrong by about 0.05 per pixel:
 
 # %%
 film = draw_phantom(3)
@@ -667,7 +669,7 @@ assert (shown[0] - x_0).abs().mean() > 4 > 0.1 > (shown[1] - x_0).abs().mean()
 # | | paper | ours | why |
 # |---|---|---|---|
 # | prior in the posterior | $s_t\,f$ | $(s_{t-1} - B_t s_t)\,f$ | Bayes' rule |
-# | ancestral step, Eq. (7) | leaves the shift out | takes it off, steps, puts the next one on | otherwise $x_t$ leaves its own marginal |
+# | one step back with the network's noise, Eq. (7) (exercise 3) | leaves the shift out | takes it off, steps, puts the next one on | otherwise $x_t$ leaves its own marginal |
 # | prediction | $\varepsilon$, Eq. (8) | $x_0$; $\varepsilon$ in `paper` | an error of $\varepsilon$ is multiplied by more than a hundred at the start |
 #
 # ## Exercises
@@ -699,9 +701,11 @@ torch.testing.assert_close(left, process.alphas_cumprod_prev.sqrt() + process.si
 
 
 # %% [markdown]
-# **3 · Implement.** Write the ancestral step of Eq. (7) for a network that predicts noise, with the shift put right, and show that it equals `q_posterior` fed with `predict_x_0`:
+# **3 · Implement.** Write the ancestral step of Eq. (7) for a network that predicts noise, with the shift put right, and show that its mean equals that of `q_posterior` fed with `predict_x_0`:
 #
-# $$x_{t-1} = \frac{1}{\sqrt{\alpha_t}}\Bigl(x_t - s_t f - \frac{\beta_t}{s_t}\,\hat\varepsilon\Bigr) + s_{t-1} f + \sigma_t z .$$
+# $$x_{t-1} = \frac{1}{\sqrt{\alpha_t}}\Bigl(x_t - s_t f - \frac{\beta_t}{s_t}\,\hat\varepsilon\Bigr) + s_{t-1} f + \sigma_t\,\varepsilon' ,$$
+#
+# with $\hat\varepsilon$ the network's output and $\varepsilon'$ fresh noise.
 #
 # <details><summary>Answer</summary>
 #

@@ -2,7 +2,7 @@
 # # 11 · Sampling
 # > From noise around a guess to a mask: in a thousand steps, in ten, in one
 #
-# You will run Algorithm 2 with a perfect network, so that every error is the algorithm's; test the printed version; take a hundred times fewer steps; turn many samples into a probability and a doubt; and ask whether this is worth it. Half a minute on a laptop, no GPU.
+# You will run Algorithm 2 with a perfect network, so that every error is the algorithm's; test the printed version; take a hundred times fewer steps; turn many samples into a probability and a doubt; and ask whether this is worth it. Half a minute on a laptop, no GPU; sections 6 and 7 take ten minutes more and are shown as recorded.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/11_sampling.ipynb)
 
@@ -116,7 +116,7 @@ assert gap[0] < 1e-6 < 0.1 < gap[1]
 #
 # ## 2 · Algorithm 2
 #
-# Start at $\mathcal N(f, I)$, ask the network for the mask $\hat x_0$, draw $x_{t-1}$ from the posterior of page [05](05_posterior.ipynb), repeat: *ancestral sampling*.
+# Algorithm 2 of the paper, put right: start at $\mathcal N(f, I)$, ask the network for the mask $\hat x_0$, draw $x_{t-1}$ from the posterior of page [05](05_posterior.ipynb), repeat: *ancestral sampling*.
 
 # %%
 #| export
@@ -261,7 +261,7 @@ HTML(html)
 # %% [markdown]
 # ## 3 · The printed algorithm
 #
-# Does Algorithm 2 as printed do as well? It starts at $\mathcal N(0, I)$, never takes the shift off, and has $\sqrt{1-\alpha_t}$ where Eq. (7) has $\sqrt{1-\bar\alpha_t}$ (`bar=True`).
+# Does Algorithm 2 as printed do as well? It starts at $\mathcal N(0, I)$, never takes the shift off, and has $\sqrt{1-\alpha_t}$ under the noise where Eq. (7) has $\sqrt{1-\bar\alpha_t}$ (`bar=True` is Eq. (7)).
 
 # %%
 #| export
@@ -369,7 +369,7 @@ assert (
 
 
 # %% [markdown]
-# All three end near 1, because a perfect network pulls the walkers home from anywhere: a good end is no proof of an equation. A real network was trained only where Eq. (3) leads, so we take the exact form.
+# The 0.81 of both is the missing $f$ at the start; Algorithm 2 makes up for it in some fifty steps, Eq. (7) swings past. All three end near 1, because a perfect network pulls the walkers home from anywhere: a good end is no proof of an equation. A real network was trained only where Eq. (3) leads, so we take the exact form.
 #
 # ## 4 · A hundred times fewer steps
 #
@@ -379,9 +379,9 @@ assert (
 #
 # $$y_{t'} = \sqrt{\bar\alpha_{t'}}\,\hat x_0 + \sqrt{s_{t'}^2 - \sigma^2}\;\hat\varepsilon + \sigma z, \qquad \sigma = \eta\,\frac{s_{t'}}{s_t}\sqrt{1 - \frac{\bar\alpha_t}{\bar\alpha_{t'}}} .$$
 #
-# $\eta = 0$ is deterministic; $\eta = 1$ takes as much fresh noise as the posterior, and with all steps is DDPM again.
+# (This $\sigma$ is not `process.sigmas`, which holds $s_t$.) $\eta = 0$ is deterministic; $\eta = 1$ takes as much fresh noise as the posterior, and with all steps is DDPM again.
 #
-# The times begin with the last, where sampling starts ("trailing", Lin et al. 2024). Counted from zero they would tell the network $t = 900$ and show it the noise of $t = 999$.
+# The times begin with the last, where sampling starts ("trailing", Lin et al. 2024). Ten times counted from zero (0, 100, …) would tell the network $t = 900$ and show it the noise of $t = 999$.
 
 # %%
 #| export
@@ -494,7 +494,7 @@ for steps in (1, 2, 3, 5, 10, 50):
     ends[steps] = ddim_sample(process, perfect(f), start, f, steps=steps)
     grey = (ends[steps].abs() < 0.9).double().mean()
     print(
-        f"{steps:3d} steps: {grey:.1%} of pixels undecided, "
+        f"steps {steps:3d}: {grey:.1%} of pixels undecided (|x| < 0.9), "
         f"distance to the nearest reader {nearest(ends[steps]).values.mean():.4f}"
     )
 panel(
@@ -622,7 +622,7 @@ axis.legend(fontsize=7)
 
 
 # %% [markdown]
-# Both do, but at the very end (dashed) second order frays, though it stays ahead: as $s_t \to 0$, $\lambda$ runs to infinity, and the last steps stay long however many there are.
+# Both do at $t = 1023$, a time that all numbers of steps visit. At the very end (dashed) the second-order error falls unevenly, though it stays smaller: as $s_t \to 0$, $\lambda$ runs to infinity, and the last steps stay long however many there are.
 #
 # ## 5 · Ensembles
 #
@@ -867,7 +867,7 @@ for r in bench["rows"]:
 print(bench.get("machine", "no record here: run `make bench` in a clone"))
 
 # %% [markdown]
-# The factor comes from fewer steps (open to everybody: MONAI's DDIM row), a cheaper network, and a smaller canvas with a smaller network. Page [16](16_comparison.ipynb) trains the tutorial network beside ours, for its Dice. Its cost grows faster than its pixels because of the attention on its lowest level:
+# "Times" compares with the first row. The factor comes from fewer steps (open to everybody: MONAI's DDIM row), a cheaper network, and a smaller canvas with a smaller network. Page [16](16_comparison.ipynb) trains the tutorial network beside ours, for its Dice. MONAI's cost grows faster than its pixels because of the attention on its lowest level (the other panels: our network on 192×64):
 
 # %%
 titles = dict(pixels="pixels, 1 evaluation", steps="steps", samples="samples", images="films")
@@ -888,7 +888,7 @@ axes[0].set_ylabel("seconds");
 # %% [markdown]
 # ## 6 · Printed or exact, with networks that had to learn
 #
-# Does the difference of section 3 reach the mask of a trained network? Five small networks, one a seed, learn to predict *noise* as Eq. (8) asks (without the adapters of page [08](08_nsa.ipynb), which double the time of an evaluation; $T = 50$ with $\beta$ enlarged to match: the paper names neither). Each samples the same twelve unseen phantoms from the same noise in the three ways of section 3, and once more with $\hat x_0$ clipped to $[-1, 1]$.
+# Does the difference of section 3 reach the mask of a trained network? Five small networks, one a seed, learn to predict *noise* as Eq. (8) asks (without the adapters of page [08](08_nsa.ipynb), which double the time of an evaluation; and with $T = 50$ and $\beta$ enlarged to match: the paper gives neither $T$ nor $\beta$). Each samples the same twelve unseen phantoms from the same noise in the three ways of section 3, and once more with $\hat x_0$ clipped to $[-1, 1]$.
 #
 # *To the end of section 7 you see a recorded run of some ten minutes on one core.*
 
@@ -1029,11 +1029,11 @@ axes[1].legend(fontsize=7)
 
 
 # %% [markdown]
-# **Algorithm 2 to the letter finds next to nothing.** The oracle hid the misprint; a trained network errs, and its errors are multiplied at every step.
+# **Algorithm 2 to the letter finds next to nothing.** The oracle hid the misprint. Here too the noise is at first too small (right, below 1); then the network, asked about pictures it never saw, errs, and its errors are multiplied at every step. The curve shows how far the walk is from Eq. (3), not whether the sign, all that Dice sees, is right: Eq. (7) is farther off and finds more.
 #
 # **The missing shift alone does not decide.** The exact form stays nearer to Eq. (3) (right), yet has the lower Dice for most seeds. Both end far away: under loud noise, the $\hat x_0$ behind a predicted noise is wrong by many times its size (page [05](05_posterior.ipynb)).
 #
-# **Clipping decides.** With it the exact form is best for every seed, and the steadiest that finds anything. (It too leaves 1, where $s_t$ is tiny and a wrong pixel counts many times.) But clipping needs $\hat x_0$, hence the shift taken off, for which Eq. (7) has no place.
+# **Clipping decides, where we tried it.** With it the exact form is best for every seed, and the steadiest that finds anything. (It too leaves 1, where $s_t$ is tiny and a wrong pixel counts many times.) But clipping needs $\hat x_0$, hence the shift taken off, for which Eq. (7) has no place.
 #
 # The networks are small, the chain is short and the intervals are wide; we claim no more.
 #
@@ -1309,7 +1309,7 @@ print(f"{'a perfect order':22s} AURC × 1000 {best:.2f}; no order at all {none:.
 # %% [markdown]
 # ### What comes out
 #
-# **Steps** do not help: the mean Dice falls from one to fifty, with overlapping intervals. One step gives the *mean* of all masks that fit the image, which, cut at one half, suits Dice; a single sharp sample pays for every wrong choice. DPM-Solver++ buys nothing: what is left is the network's error.
+# **Steps** do not help: the mean Dice falls from one to fifty, with overlapping intervals. One step gives what the network takes for the *mean* of all masks that fit the image, which, cut at one half, suits Dice (a true mean would also be calibrated; this one is too shy); a single sharp sample pays for every wrong choice. DPM-Solver++ buys nothing: what is left is the network's error.
 #
 # **Samples** help, the first few most, because averaging undoes the choosing. At equal cost, many samples of few steps beat one of many.
 #
@@ -1366,7 +1366,7 @@ assert nearest(out).values.max() < 1e-6
 #
 # <details><summary>Answer</summary>
 #
-# No. The first member that leans to a reader drags the others along to the same mask, and the spread is gone.
+# No. All members are told the same $\hat x_0$, and the last step returns it, so the spread is zero by construction. Their joint average leans to one reader, and that mask is what all return.
 #
 # </details>
 
@@ -1378,6 +1378,7 @@ print(
     f"by consensus {together.std(0).mean():.3f}"
 )
 assert together.std(0).mean() < 0.01 < 0.1 < ends[10].std(0).mean()
+assert nearest(together).values.max() < 1e-6
 
 # %% [markdown]
 # Next: [12 · Segment](12_segment.ipynb): any file, and the command line.

@@ -84,7 +84,7 @@ from verdiff.training import Streamed
 # %% [markdown]
 # ## Whatever the file holds
 #
-# `read_image` (section 8 of page [01](01_data.ipynb)) brings any file to 8 bits of grey. For later, one phantom in two files: with 8 bits, and as a hospital
+# `read_image` (section 8 of page [01](01_data.ipynb)) brings any PNG, JPEG, TIFF or BMP to 8 bits of grey. For later, one phantom in two files: with 8 bits, and as a hospital
 # would export it, 12 bits of 16 and a bright lead marker. And a letter that only claims to be a picture.
 
 # %%
@@ -483,7 +483,7 @@ for part, found in zip(
     print(f"{part:12s} {found:6.1%} of all errors")
 
 # %% [markdown]
-# On phantoms hardly any lie in the lowest half, but most lie outside the most uncertain 2 %.
+# On phantoms hardly any lie in the lowest half, but most lie outside the most uncertain 2 %; the most uncertain fifth holds nearly all.
 #
 # ## Does the question make sense?
 #
@@ -560,7 +560,7 @@ for name, picture, result_ in (
 #
 # $$z_j = \frac{\lvert x_j - m_j \rvert}{\lvert l_j - m_j \rvert}, \qquad \text{confidence} = \frac{1}{1 + \left(\max_j z_j\right)^4}.$$
 #
-# Below one half, where the worst trait passes its limit, we warn. The power 4 changes no warning.
+# Below one half, where the worst trait passes its limit, we warn. It says how usual the result looks; it is not the probability that the mask is right. The power 4 changes no warning.
 
 # %%
 #| export
@@ -652,7 +652,7 @@ for name, limits in segmenter.reference.limits.items():
     print(f"{name:10s}", *(f"{x:6.2f}" for x in limits))
 
 # %% [markdown]
-# The first line is the price: good films warned about for nothing, each judged by the others' limits. Now pictures that are no upright
+# The first line is the price: good films warned about for nothing, each judged by the others' limits. Then lower limit, median and upper limit of each trait (the upper one counts only where the table says so). Now pictures that are no upright
 # radiograph (the photograph comes with matplotlib), with their confidence:
 
 # %%
@@ -718,7 +718,7 @@ assert counts["films"] <= 2 and counts["noise"] == len(held_out)
 
 # %% [markdown]
 # What is foreign is caught; a flagged phantom is a false alarm. A
-# phantom on its head mostly passes, because its vertebrae grow little downwards; real ones [grow more](#a-real-radiograph).
+# phantom on its head mostly passes, because its vertebrae grow little downwards; real ones [grow more, and all are caught](#a-real-radiograph).
 #
 # The check has two limits. A mask off by one vertebra looks usual: the check asks only whether the model knows this kind of picture. And another clinic's films need their own calibration: `verdiff calibrate` writes the reference beside the weights, with
 # their SHA-256; for other weights it does not count.
@@ -993,7 +993,7 @@ evaluation = evaluate(model, test, steps=(1, 5), ensemble=3, progress=False)
 print(evaluation)
 
 # %% [markdown]
-# Here no row beats the prior's mean. The
+# Here no row beats the prior's mean. (The prior's time is not measured; one sample's is the ensemble's divided by its size.) The
 # intervals overlap; on the same images the paired difference ([03](03_metrics.ipynb)) is the sharper test.
 
 # %%
@@ -1003,7 +1003,7 @@ print(*files[1].read_text().splitlines()[:3], sep="\n")
 
 
 # %% [markdown]
-# This is the picture that `verdiff demo` leaves in `runs/demo/`:
+# A picture like the one that `verdiff demo` leaves in `runs/demo/`, here of two training phantoms:
 
 # %%
 #| export
@@ -1060,7 +1060,7 @@ Image.open(folder / "result.png")
 # %% [markdown]
 # ## Files
 #
-# Each radiograph gives four PNGs (16 bits for probability and uncertainty) and a small JSON: the confidence, and how the mask was made.
+# Each radiograph gives four PNGs (in 16 bits the probability, value / 65535, and the uncertainty, value / 131070; the prior is not saved) and a small JSON: the confidence, and how the mask was made.
 # `atomic_write` ([00](00_settings.ipynb)) leaves no half-written file when the disk is full or the power fails. Each file
 # says inside that `verdiff` wrote it, so a hand-drawn mask, or the notes of a labelling program, are never overwritten.
 
@@ -1155,7 +1155,7 @@ assert np.abs(probability - result.probability).max() < 1e-5
 [p.name for p in written]
 
 # %% [markdown]
-# All five files carry the signature of the run that wrote them, so a long one can be broken off: the same command again leaves out what is done.
+# The PNGs carry the signature of the run that wrote them, the JSON its details, so a long run can be broken off: the same command again leaves out what is done.
 
 # %%
 #| export
@@ -1273,7 +1273,7 @@ assert [p.name for p, _ in list_images([mixed], "out")] == ["a.png"]
 # %% [markdown]
 # ## The command line
 #
-# Each command is two functions: one runs and returns an exit code, one declares its words.
+# Each command is two functions: one runs and returns an exit code, one declares its options.
 
 # %%
 #| export
@@ -1377,7 +1377,7 @@ def run_segment(args: argparse.Namespace) -> int:
         try:
             paths, image = result_paths(out / stem.parent, stem.name), read_image(path)
         except VerdiffError as error:
-            count["failed"] += 1
+            count["could not be done"] += 1
             say(f"error: {error}")
             continue
         pixels = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()
@@ -1390,9 +1390,9 @@ def run_segment(args: argparse.Namespace) -> int:
         if result.warning:
             count["with a warning"] += 1
             say(f"warning: {path}: {result.warning}")
-    print(f"{len(images) - count['failed']} of {len(images)} images segmented, results in {out}"
+    print(f"{len(images) - count['could not be done']} of {len(images)} images segmented, results in {out}"
           + "".join(f"; {n} {what}" for what, n in count.items()))
-    return 2 if count["failed"] else 0
+    return 2 if count["could not be done"] else 0
 
 
 # %%
@@ -1822,7 +1822,7 @@ if __name__ == "__main__":
     sys.exit(main())
 
 # %% [markdown]
-# In a terminal you type `verdiff segment …`; here we call it on three films,
+# In a terminal you type `verdiff segment scans -o results --model model`; here we call it on three films,
 # one of them 16-bit, and the letter:
 
 # %%
@@ -1849,7 +1849,7 @@ shown = [Image.open(folder / f"results/{name}_overlay.png") for name in ("plain"
 _ = show([np.asarray(x) for x in shown], ["plain.png", "deep.tif", "wide.jpg"])
 
 # %% [markdown]
-# The command samples as the calibration did, so the warning is the film's own: no calibration film had the shape of `wide.jpg`.
+# The command uses the steps and samples of the calibration, so a warning is the film's own: no calibration film had the shape of `wide.jpg`. And no warning is no proof: look at the marker in `deep.tif`.
 #
 # A typing error gets one sentence with the nearest right word:
 
@@ -1880,7 +1880,7 @@ else:
 
 # %% [markdown]
 # We check its confidence on every fifth test film, and on strange pictures made from some.
-# The count of real films is fair: they had no say in the limits. The counts of strange ones are *optimistic*: traits and limits were chosen after looking at pictures of these very kinds (a blank one had slipped through). Of other kinds they say nothing.
+# The count of real films is fair, but for twins in both splits: they had no say in the limits. The strange pictures are made from every third of them. The counts of strange ones are *optimistic*: traits and limits were chosen after looking at pictures of these very kinds (a blank one had slipped through). Of other kinds they say nothing.
 
 # %%
 #| slow
@@ -1903,10 +1903,10 @@ if XRAY and bundled_model():
 # |---|---|---|---|
 # | size of the images | resized (250×750 for X-ray) | letterboxed on the way in, undone on the way out | Section 2.4 itself warns that resizing harms the shape; a mask must fit its file |
 # | number of samples | not given | 5, `--ensemble` | the spread needs some; each costs |
-# | steps | all T (Algorithm 2) | 10 by DDIM, `--steps` | measured on page [11](11_sampling.ipynb) |
-# | mask from samples | not stated | mean above one half | the mean is also a probability; the vote ([11](11_sampling.ipynb)) differs in few pixels |
+# | steps | all T (Algorithm 2) | 10 by DDIM, `--steps` | enough for the samples to differ; for Dice alone one step is better (pages [11](11_sampling.ipynb) and [15](15_xray.ipynb)) |
+# | mask from samples | not stated | mean above one half | the mean is also a probability; the vote ([11](11_sampling.ipynb)) drops how sure each sample is |
 # | what is scored | mean Dice, mean IoU | mean ± sd, 95 % interval, with and without duplicates, at one size for all | Table 1's rows cannot all come from the same averaging ([03](03_metrics.ipynb)) |
-# | uncertainty | not reported | standard deviation of the samples | sampling gives it for free |
+# | uncertainty | not reported | standard deviation of the samples | the samples are there anyway |
 # | pictures that are no spine | not asked | a confidence, calibrated on validation films | a network that knows only spines draws them on anything |
 # | depth of files | not stated | 8 bits unchanged, deeper ones windowed | detectors use part of the 16 bits, markers outshine bone |
 #
@@ -1941,7 +1941,7 @@ assert (high <= middle).all() and (middle <= low).all() and low.sum() > high.sum
 #
 # </details>
 #
-# **3. Implement.** Write `to_canvas(points, placement)`, which takes points $(X, Y)$ of the radiograph to the canvas by the formula above, and check it by
+# **3. Implement.** Write `to_canvas(points, placement)`, which takes points $(X, Y)$ of the radiograph to the canvas by the formula above (`placement.scale` holds $s$ after rounding, vertical first), and check it by
 # drawing the landmarks' mask directly on the canvas.
 
 # %%

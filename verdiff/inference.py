@@ -823,7 +823,7 @@ def run_segment(args: argparse.Namespace) -> int:
         try:
             paths, image = result_paths(out / stem.parent, stem.name), read_image(path)
         except VerdiffError as error:
-            count["failed"] += 1
+            count["could not be done"] += 1
             say(f"error: {error}")
             continue
         pixels = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()
@@ -836,9 +836,9 @@ def run_segment(args: argparse.Namespace) -> int:
         if result.warning:
             count["with a warning"] += 1
             say(f"warning: {path}: {result.warning}")
-    print(f"{len(images) - count['failed']} of {len(images)} images segmented, results in {out}"
+    print(f"{len(images) - count['could not be done']} of {len(images)} images segmented, results in {out}"
           + "".join(f"; {n} {what}" for what, n in count.items()))
-    return 2 if count["failed"] else 0
+    return 2 if count["could not be done"] else 0
 
 # %% ../nbs/12_segment.ipynb #d4fe98fd
 def sampling_options(parser: argparse.ArgumentParser) -> None:
