@@ -77,7 +77,7 @@ assert all(pixels == 2 * n + 1 for n, pixels in stacks.items())
 #
 # ## 2 · Telling the time
 #
-# The diffusion U-Net must know how much noise there is. A bare number $t$ would say it poorly: to a linear layer, 999 is just 999 times 1. Vaswani et al. (2017) wrote numbers like the hands of many clocks, each slower than the last:
+# Verdiff-Net has two U-Nets: the *conditional* one guesses the mask from the image (its guess is the *prior* $f$), the *diffusion* one cleans a noisy mask. The second must know how much noise there is, told by the step $t$. A bare number $t$ would say it poorly: to a linear layer, 999 is just 999 times 1. Vaswani et al. (2017) wrote numbers like the hands of many clocks, each slower than the last:
 #
 # $$e(t) = \bigl[\cos(\omega_1 t), \dots, \cos(\omega_{d/2} t), \sin(\omega_1 t), \dots, \sin(\omega_{d/2} t)\bigr], \qquad \omega_k = 10000^{-(k-1)/(d/2)} .$$
 #
@@ -141,7 +141,7 @@ assert likeness.argmax() == 300
 torch.testing.assert_close(e[300] @ e[350], e[700] @ e[750], atol=0.01, rtol=0)
 
 # %% [markdown]
-# Times close together are alike, and the likeness falls off as they move apart: a linear layer can read that. The fast hands make the pale curve wiggle; the mean of 51 neighbours (dark) shows the fall. Around any other time the curve is the same, for $\cos\omega t\cos\omega u + \sin\omega t\sin\omega u = \cos\omega(t - u)$. The same numbers come out of diffusers:
+# Times close together are alike, and the likeness falls off, with bumps, as they move apart: a linear layer can tell early from late. The fast hands make the pale curve wiggle; the mean of 51 neighbours (dark) shows the fall. Around any other time the curve is the same, for $\cos\omega t\cos\omega u + \sin\omega t\sin\omega u = \cos\omega(t - u)$. The same numbers come out of diffusers:
 
 # %%
 from diffusers.models.embeddings import get_timestep_embedding
@@ -176,7 +176,7 @@ print(*(make_norm("group", c).num_groups for c in (4, 8, 16, 128)), make_norm("b
 
 
 # %% [markdown]
-# The residual block does most of the work: normalise, activate, convolve, twice, and add what came in. The time enters between the two as a scale and a shift of every channel, $h \leftarrow (1 + a(t))\,h + b(t)$.
+# The residual block does most of the work: normalise, activate, convolve, twice, and add what came in. The time, after two linear layers on $e(t)$, enters behind the second norm as a scale and a shift of every channel, $h \leftarrow (1 + \gamma(t))\,h + \delta(t)$.
 
 # %%
 #| export
@@ -336,7 +336,7 @@ print(tuple(Decoder((8, 16, 24))(encoder(torch.randn(1, 1, 40, 24))).shape))
 
 
 # %% [markdown]
-# Halving needs even sides, all the way down. A radiograph of 750×250, the paper's size, fails at the second level: 375 is odd. Rather than demand sizes that fit, we pad inside, repeating the border, and crop at the end. Nobody outside needs to know.
+# Halving needs even sides, all the way down. A radiograph of 750×250, the paper's size, fails at the second level: 375 becomes 188 and comes back as 376, which does not fit its bridge. Rather than demand sizes that fit, we pad inside, repeating the border, and crop at the end. Nobody outside needs to know.
 
 # %%
 #| export
@@ -442,7 +442,7 @@ torch.testing.assert_close(net(x, t)[1:2], net(x[1:2], t[1:2]), atol=1e-5, rtol=
 # %% [markdown]
 # ## 5 · Where the parameters are, and where the work
 #
-# A forward hook on every convolution and linear layer writes down its output's shape, its parameters and its multiply-adds: each output number costs as many as one filter has weights,
+# A forward hook on every layer with weights writes down its output's shape, its parameters and, but for norms, its multiply-adds: each output number costs as many as one filter has weights,
 #
 # $$\text{multiply-adds} = \underbrace{C_\text{out} H W}_{\text{outputs}} \cdot \underbrace{C_\text{in}\, k^2}_{\text{weights of one filter}} .$$
 
@@ -503,7 +503,7 @@ axes[0].tick_params(axis="y", labelsize=8);
 
 
 # %% [markdown]
-# The channels double where the pixels quarter. So all encoder blocks do the same work, and so do all decoder blocks, but more than half of the parameters sit in the deepest level. One more level at the bottom multiplies the parameters and adds little work (exercise 2); one more at the *top*, as wide as the present first one, would cost about as much work as the whole net and add hardly a parameter. When a network is called large, ask which of the two is meant.
+# The channels double where the pixels quarter. So all encoder blocks do nearly the same work, and so do all decoder blocks, but more than half of the parameters sit in the deepest level (`encoder.downs.2` and `encoder.blocks.3`). One more level at the bottom multiplies the parameters and adds little work (exercise 2); one more at the *top*, as wide as the present first one and for a picture of twice the sides, would more than double the work and add hardly a parameter. When a network is called large, ask which of the two is meant.
 #
 # ## 6 · How far it sees
 #
@@ -584,7 +584,7 @@ class HourGlass(UNet):
 
 
 # %% [markdown]
-# The loss is the one that the paper's Eq. (9) must mean: binary cross entropy of the guess against the mask (page [10](10_training.ipynb) shows what happens if one takes the equation literally). With $p = \sigma(\text{logits})$,
+# The loss is the one that the paper's Eq. (9) must mean: binary cross entropy of the guess against the mask (page [10](10_training.ipynb) shows what happens if one takes the equation literally). With the mask $m$ and $p = \sigma(\text{logits})$,
 #
 # $$\mathcal L = -\,m \log p - (1 - m)\log(1 - p) .$$
 
@@ -630,11 +630,11 @@ assert scores["U-Net"] > 0.75 and scores["U-Net"] > scores["hour-glass"] + 0.1
 
 
 # %% [markdown]
-# The hour-glass knows where the spine is and no vertebra in it: what is lost on the way down cannot come back. The U-Net has the edges, straight from its first level. Its output is the prior $f(b)$ that page [04](04_forward.ipynb) asked for.
+# The hour-glass knows where the spine is and no vertebra in it: what is lost on the way down cannot come back. The U-Net has the edges, straight from its first level. Its output $p$ gives the prior $f(b) = 2p - 1$ that page [04](04_forward.ipynb) asked for.
 #
 # ## 8 · Batch norm with a batch of one
 #
-# The paper's Section 3.3 says batch norm and batch size 1. Over one image, batch norm normalises each channel by *this image's* mean and spread (that is instance norm), and meanwhile collects running averages, which take over once the net is in use. So two functions share one set of weights:
+# The paper's Section 3.3 says batch norm and batch size 1. Over one image, batch norm normalises each channel by *this image's* mean $\mu$ and spread $\sigma$ (not the sigmoid here; that is instance norm), and meanwhile collects running averages, which take over once the net is in use. So two functions share one set of weights:
 #
 # $$\text{training: } \frac{h - \mu(h)}{\sigma(h)}, \qquad \text{in use: } \frac{h - \bar\mu}{\bar\sigma}, \quad \bar\mu \leftarrow 0.9\,\bar\mu + 0.1\,\mu(h).$$
 #
@@ -792,7 +792,7 @@ print(count, round(count[1] / count[0], 2))
 assert 3.8 < count[1] / count[0] < 4.05
 
 # %% [markdown]
-# **2 · Change.** Give the laptop's U-Net one more level of 128 channels. By what share do parameters and multiply-adds grow?
+# **2 · Change.** Give the laptop's U-Net one more level of 128 channels. By about what share do parameters and multiply-adds grow, and which new block costs most?
 #
 # <details><summary>Answer</summary>
 #

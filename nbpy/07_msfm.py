@@ -95,7 +95,7 @@ axes[4].set(xlabel="t", ylabel="image's share of the variance", ylim=(0, None));
 
 
 # %% [markdown]
-# Of what leaves an untrained first layer only a small share is image: a radiograph in $[0, 1]$ varies far less than a mask in $[-1, 1]$ and its noise. Training can turn the image up, but it starts out drowned. The second limit is reach: a 3×3 window sees nine pixels of the image. How much of the mask can the best linear rule on a window explain?
+# Of what leaves an untrained first layer only a small share is image: a radiograph in $[0, 1]$ varies far less than a mask in $[-1, 1]$ and its noise. Training can turn the image up, but it starts out drowned. The second limit of this layer is reach: a 3×3 window sees nine pixels of the image (the U-Net behind it sees more, [06](06_unet.ipynb)). How much of the mask can the best linear rule on a window explain?
 
 # %%
 def explained(window):
@@ -112,7 +112,7 @@ print({f"{k}×{k}": round(r, 3) for k, r in windows.items()})
 assert windows[1] < windows[3] < windows[5] < windows[7]
 
 # %% [markdown]
-# A larger window explains more, though not by much. So there are two reasons for features of the image that are prepared *before* they meet the noise: several channels of them against the one noisy mask, and windows larger than three pixels. Section 6 asks whether a trained network agrees.
+# A larger window must explain more, and the gain is small. So there are two reasons, the second a weak one, for features of the image that are prepared *before* they meet the noise: several channels of them against the one noisy mask, and windows larger than three pixels. Section 6 asks whether a trained network agrees.
 #
 # ## 2 · The idea
 #
@@ -140,7 +140,7 @@ compress, norm = nn.Linear(8, 4), nn.BatchNorm1d(4)  # d = 4
 z = F.elu(norm(compress(s)))  # b d
 
 # %% [markdown]
-# Three rows of numbers $A_n, B_n, C_n$ for every channel, and a softmax over the three, so that the weights sum to one:
+# Three rows of $d$ learned numbers $A_n, B_n, C_n$ for every channel $n$ (the paper's letters; not the branches, and the weight $b_n$ is not the image $b$), and a softmax over the three, so that the weights sum to one:
 #
 # $$a_n, b_n, c_n = \mathrm{softmax}(A_n z,\, B_n z,\, C_n z)$$
 
@@ -171,7 +171,7 @@ for axis, picture, title in zip(axes, (images[3], A[3], B[3], C[3], fused[3], X[
 # %% [markdown]
 # ## 3 · The naive module sees nothing
 #
-# That was the paper at its word: the branches are convolutions, nothing else is said. Take stripes, and a plain grey of the same brightness. What does $s$ know of them?
+# That was the paper at its word: the branches are convolutions, nothing else is said. Take stripes, and a plain grey of the same brightness, call it fog. What does $s$ know of them?
 
 # %%
 stripes = ((torch.arange(32) % 4 < 2).float()).expand(1, 1, 96, 32)
@@ -181,11 +181,11 @@ print("largest difference of s:", (descriptor(stripes) - descriptor(grey)).abs()
 assert torch.allclose(descriptor(stripes), descriptor(grey), atol=1e-5)
 
 # %% [markdown]
-# The same for stripes and for fog! And it must be: averaging over the image and convolving are both linear, so the average of a convolved image is the average brightness times the sum of the kernel. *A linear branch makes the selection blind to everything but brightness.* (We padded in a circle so that it is exact; at borders a little leaks in.) The fix is a bend, a nonlinear function, before the average. SKNet has one in every branch, and the paper surely means
+# The same for stripes and for fog! And it must be: averaging over the image and convolving are both linear, so the average of a convolved image is the average brightness times the sum of the kernel, plus the bias. *A linear branch makes the selection blind to everything but brightness.* (We padded in a circle so that it is exact; at borders a little leaks in.) The fix is a bend, a nonlinear function, before the average. SKNet has one in every branch, and the paper surely means
 # the same block. We take ELU, the function that the paper names two lines later.
 
 # %%
-bend = lambda x: F.elu(4 * x)
+bend = F.elu
 print(
     "the descriptors now differ by up to",
     round((descriptor(stripes, bend) - descriptor(grey, bend)).abs().max().item(), 2),
@@ -354,7 +354,7 @@ axes[1].set_ylabel("change of weight")
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center");
 
 # %% [markdown]
-# They differ, but by little (compare the scale of the changes with that of the weights), and blurring the phantoms hardly moves a bar. The choice is possible and must be learned.
+# They differ, but by little (compare the scale of the changes with that of the weights), and for phantoms mostly because they are darker than this fog; only the stripes have its brightness. Blurring the phantoms hardly moves a bar. The choice is possible and must be learned.
 #
 # ### d, how many numbers may decide
 #
@@ -378,11 +378,11 @@ for d in (1, 2, 4, 16, 64):
 
 
 # %% [markdown]
-# With $d = 1$ all weights are equal (exercise 1). From $d = 2$ on, more numbers cost parameters and do not widen the range of the untrained weights.
+# With $d = 1$ all weights are equal (exercise 1). From $d = 2$ on, more numbers cost parameters and hardly change the range of the untrained weights.
 #
 # ## 6 · Does it pay at the door?
 #
-# A network that predicts $x_0$ from $x_t$ and the image, once with the image spliced in as one channel, once with $X$ of eight. Same U-Net, same films, same 130 steps; the test is $\hat x_0$ on eight unseen phantoms at every $t$.
+# A network that predicts $x_0$ from $x_t$ and the image, once with the image spliced in as one channel, once with $X$ of eight. Same U-Net but for its first layer, same films, same 130 steps; the test is $\hat x_0$ on eight unseen phantoms at every $t$.
 
 # %%
 class Denoiser(nn.Module):
@@ -431,7 +431,7 @@ print({name: f"t = 0: {curve[0]:.3f}, t = 999: {curve[-1]:.3f}" for name, curve 
 assert all(curve[0] > curve[-1] for curve in curves.values())  # less noise, better answer
 
 # %% [markdown]
-# Where there is little noise the mask can be read off $x_t$ and the image hardly matters; where there is nothing but noise, all depends on the image. Here MSFM does *not* pay: the splice is slightly ahead at every $t$. One seed and a short training are no ranking; [14_ablation](14_ablation.ipynb) puts Table 2's question with several seeds. And the choice itself, before and after training:
+# Where there is little noise the mask can be read off $x_t$ and the image hardly matters; where there is nothing but noise, all depends on the image. Here MSFM does *not* pay: the splice is slightly ahead at every $t$. One seed and a short training are no ranking; [14_ablation](14_ablation.ipynb) puts the question of the paper's Table 2 (with and without MSFM, with and without NSA) with several seeds. And the choice itself, before and after training:
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(6.5, 2.4), layout="constrained", sharey=True)
@@ -532,9 +532,9 @@ assert apart(0, 1).max() > 1e-3
 
 # %% [markdown]
 # What a *channel* is decides most; each settles on its own mix of kernel sizes. Chest or loin moves the weights a little. Sharpness, the very thing that
-# kernels of different size see differently, moves them least: $s$ is a mean over the film, and blurring hardly changes a mean, bent or not. The paper's figure suggests a module that looks anew at every radiograph; the trained one is mostly a bank of learned kernels of mixed size with a fine adjustment to what is exposed.
+# kernels of different size see differently, moves them least: $s$ is a mean over the film, and blurring hardly changes a mean, bent or not. The paper's figure suggests a module that looks anew at every radiograph; the trained one is mostly a bank of learned kernels of mixed size with a fine adjustment to the part of the body it sees.
 #
-# Its output, the first eight channels:
+# Its output, the first eight channels, counted from 0 as in the bars:
 
 # %%
 with torch.no_grad():
@@ -564,7 +564,7 @@ for axis, picture, title in zip(
 #
 # <details><summary>Answer</summary>
 #
-# One third each, for every image: the layer norm of a single number is zero, so $A_n z = B_n z = C_n z = 0$. It is the trap of the batch of one again, in another dimension. With $d \ge 2$ the choice is alive.
+# One third each, for every image: the layer norm of a single number is zero, so $A_n z = B_n z = C_n z = 0$. It is the trap of the batch of one again, in another dimension. With $d = 2$ the norm leaves only a sign, a switch of two positions; from $d = 3$ on the choice is free.
 #
 # </details>
 

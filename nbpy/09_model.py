@@ -196,7 +196,7 @@ print(complaint(lambda: VerdiffConfig.from_dict({"channels": "8,16"})))
 #
 # $$ f(b) = 2\,\sigma(\text{logits}) - 1 \in [-1, 1], $$
 #
-# on the scale of the mask $x_0$, as Eq. (3) needs it.
+# on the scale of the mask $x_0$, as Eq. (3), $x_t = \sqrt{\bar\alpha_t}\,x_0 + s_t f + s_t\varepsilon$, needs it.
 
 # %%
 #| export
@@ -224,7 +224,7 @@ class Conditioning(NamedTuple):
 # %% [markdown]
 # ## 3 · The model
 #
-# $$ X = \mathrm{MSFM}(b), \qquad f(b) = \mathrm{cond}(X), \qquad \text{output} = \Phi_\theta\big([x_t,\; f(b),\; X],\; t,\; f(b)\big) $$
+# $$ X = \mathrm{MSFM}(b), \qquad f(b) = 2\,\sigma(\mathrm{cond}(X)) - 1, \qquad \text{output} = \Phi_\theta\big([x_t,\; f(b),\; X],\; t,\; f(b)\big) $$
 #
 # The first $f(b)$ is an input channel, the second drives the adapters. Where do these sit?
 
@@ -383,7 +383,7 @@ print(
 # %% [markdown]
 # ### The naive way to use it
 #
-# `forward` does everything, so why not call it at every sampling step, for every member of an ensemble? It works. Count the seconds
+# `forward` does everything, so why not call it at every sampling step, for every member of an ensemble (several masks drawn for one image, [11](11_sampling.ipynb))? It works. Count the seconds
 # for 10 steps and 5 members at 192×64, against `condition` once, `repeat`, and ten times `denoise`:
 
 # %%
@@ -415,16 +415,16 @@ plt.xlabel("seconds, 10 steps × 5 members");
 
 # %%
 ratio = times[0] / times[1]
-print(f"{ratio:.1f} times faster, the same result")
+print(f"{ratio:.1f} times faster")
 assert ratio > 1.2
 
 
 # %% [markdown]
 # ## 4 · Figure 3, drawn from the module tree
 #
-# The figure below is not a sketch. The model of the `gpu` profile is built on PyTorch's **meta** device, where tensors have a
+# The blocks of the figure below are not a sketch. The model of the `gpu` profile is built on PyTorch's **meta** device, where tensors have a
 # shape and no numbers. Hooks write down what every block gives for a 752×256 radiograph, and matplotlib draws that list with the names of
-# `model.named_modules()`. If the code changes, the figure changes. (Its "doors" are section 5.)
+# `model.named_modules()`. If a width or a depth changes, the blocks change; the arrows are placed by hand. (Its "doors" are section 5; V is what an adapter returns, added behind the residual blocks of its level, [08](08_nsa.ipynb).)
 
 # %%
 def trace(model, height, width):
@@ -579,7 +579,7 @@ assert [s for _, kind, s in blocks if kind == "NoiseSemanticAdapter"] == [
 # | | paper | ours | why |
 # |---|---|---|---|
 # | MSFM | "introduced into the conditional U-Net", its output fused with $x_t$ | before it, one $X$ for both U-Nets | Section 2.3's order: $b$ passes it "before" the conditional U-Net |
-# | fusion with $x_t$ | "fused", not said how | channels side by side into the first 3×3 convolution | that convolution *is* the learned mixture; a second one at full size would cost the most of all |
+# | fusion with $x_t$ | "fused", not said how | channels side by side into the first 3×3 convolution | that convolution *is* the learned mixture; a second one at full size would be the most expensive layer |
 # | $f(b)$ in $\Phi(x_t,t,f(b))$ | not said how | an input channel, and the adapters | both are cheap; section 5 measures them |
 # | NSA | "U-Net of the conditional model", then "encoder of the diffusion model" | diffusion encoder, below full resolution | conclusion and Figure 3; cost, see [08](08_nsa.ipynb) |
 # | widths, depth | not said | `settings.ini` | ours to choose |
@@ -681,13 +681,13 @@ assert (felt[:, 1:] > 0).all()
 
 
 # %% [markdown]
-# Door 1 closes as $t\to0$ by construction: its strength is $s_t=\sqrt{1-\bar\alpha_t}$ times what the network makes of $x_t$. Then door 2 carries most.
-# Without it the network would have to tell prior from noise inside $x_t$, where they come as a sum. Door 3 is the weakest of the three here, except at the very end.
+# Door 1 closes as $t\to0$ by construction: its strength is $s_t=\sqrt{1-\bar\alpha_t}$ times what the network makes of $x_t$. There door 2 carries most.
+# Without it the network would have to tell prior from noise inside $x_t$, where they come as a sum. At large $t$ door 1 is the widest; door 3 is the narrowest here, except at $t = 0$, where door 1 is narrower still.
 #
 # ## 6 · Detached or joint?
 #
 # Algorithm 1 descends one total loss, which suggests *joint*: the diffusion loss also pulls at the conditional U-Net, through all three
-# doors. *Detached*, the prior learns from its own loss only. First, does the switch do what it says?
+# doors. *Detached*, the conditional U-Net learns from the prior's own loss only. First, does the switch do what it says?
 
 # %%
 def pull(model):
@@ -707,7 +707,7 @@ print("joint   ", pull(joint[0][0]))
 assert pull(detached[0][0])["conditional"] == 0 < pull(joint[0][0])["conditional"]
 
 # %% [markdown]
-# `features` (MSFM) feels the diffusion loss either way: $X$ is meant to serve both. And what does the switch do to learning?
+# `features` (MSFM) feels the diffusion loss either way: $X$ is meant to serve both, so a little of that loss reaches even a detached prior. And what does the switch do to learning?
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.6))
@@ -786,7 +786,7 @@ for name, m in rows.items():
 
 
 # %% [markdown]
-# Plain DDPM is `VerdiffNet(msfm=False, nsa=False, shift=False)`. A count that is printed by the model itself
+# Plain DDPM, though with the prior among its inputs, is `VerdiffNet(msfm=False, nsa=False, shift=False)`. A count that is printed by the model itself
 # proves little, so here is the adapters' share by hand: for $C$ channels $C(10+26+50)$ depth-wise, $C^2 + C$ to halve twice,
 # $198$ for the gate, $C^2/2 + C$ to expand.
 
@@ -933,7 +933,7 @@ print(*[f"{p.name}: {p.stat().st_size:,} bytes" for p in sorted(folder.iterdir()
 
 
 # %% [markdown]
-# What it says when something is wrong, on purpose four times:
+# What it says when something is wrong; we break it four times:
 
 # %%
 def refusal(name, change):
@@ -951,7 +951,7 @@ print(refusal(CONFIG_FILE, lambda b: b.replace(b'"nsa": true', b'"nsa": false'))
 print(refusal(WEIGHTS_FILE, lambda b: b[:len(b) // 2]))
 
 # %% [markdown]
-# `torch.export` turns the diffusion U-Net into one graph without Python, so nothing in it depends on values. `torch.compile(model.diffusion)` works for
+# `torch.export` can turn the diffusion U-Net into one graph without Python, because no branch in it depends on values. `torch.compile(model.diffusion)` works for
 # the same reason, without a break in the graph. The tests compile it forward and backward with the backend that needs no C++ compiler, and with
 # `VERDIFF_INDUCTOR=1` also with the one that does and takes its time on a CPU.
 
@@ -1014,7 +1014,7 @@ t = torch.tensor([500])
 assert torch.equal(plain.q_sample(x_0, t, -x_0, noise), plain.q_sample(x_0, t, x_0, noise))
 
 # %% [markdown]
-# **2. Change.** An ensemble of 4 for 3 images: get the conditioning of image 1's members back out of the repeated one.
+# **2. Change.** An ensemble of 4 for 3 images: get the conditioning of the members of image 1 (counted from 0) back out of the repeated one.
 #
 # <details><summary>Answer</summary>
 #
@@ -1033,7 +1033,7 @@ assert all(torch.equal(p, c.prior[1]) for p in members.prior)
 #
 # <details><summary>Answer</summary>
 #
-# `requires_grad_(False)` on the two children; an optimiser over the remaining parameters.
+# `requires_grad_(False)` on the two children; an optimiser over the remaining parameters. With `norm="batch"` also `.eval()` on the two, or their running averages move.
 #
 # </details>
 
