@@ -1,6 +1,6 @@
 # %% [markdown]
 # # 13 · The paper, checked
-# > Every equation, both algorithms, every row of both tables, and what the text says of them: one verdict each, computed on this page
+# > Every equation, both algorithms, every row of both tables, and the main numbers of the text, each with a verdict from this page
 #
 # You will run each formula of Verdiff-Net as printed, beside the form that works, let four small networks compete on phantoms, and get one table of verdicts. What can be computed stands behind an assert; where the wording itself is the matter, it is quoted. The derivations are on the pages named in the table. About a minute on a laptop, no GPU.
 #
@@ -39,7 +39,7 @@ process = ShiftedDiffusion(linear_schedule())
 one = torch.ones(1).double()
 
 # %% [markdown]
-# There are four verdicts. **Holds.** **Holds after correction**: a slip, and the row says which. **Cannot hold**: no reading that we found makes it true, and the row says why. **Not stated**: the paper leaves it open, and we had to choose. Each finding is noted where it is computed.
+# There are four verdicts. **Holds.** **Holds after correction**: a slip, and the row says which. **Cannot hold**: not as printed, whatever single sign or symbol one mends, and the row says why (for Table 1 with ± read as the standard deviation over images). **Not stated**: the paper leaves it open, and we had to choose. Each finding is noted where it is computed.
 
 # %%
 HOLDS, FIXED, CANNOT, OPEN = "holds", "holds after correction", "cannot hold", "not stated"
@@ -230,7 +230,7 @@ note(
 )
 
 # %% [markdown]
-# Eq. (7) and Algorithm 2, with a perfect noise predictor, $x_0 = 1$ and $f = 0.8$, both started at $\mathcal N(0, I)$ as printed:
+# Eq. (7) and Algorithm 2, with a perfect noise predictor, $x_0 = 1$ and $f = 0.8$, both started at $\mathcal N(0, I)$, as Algorithm 2 prints. Its own distance is that of the start; what its root does to the noise, a mean does not show:
 
 # %%
 f8, noise = torch.full((1000, 1), 0.8).double(), randn(torch.Generator().manual_seed(0))
@@ -433,15 +433,22 @@ try:
     half * torch.randn(1, C, 8, 8)  # F (C/2 channels) times T (C channels)
     raise AssertionError
 except RuntimeError:
-    for where in ("Eq. (15)", "Eq. (16)"):
-        note(
-            where,
-            FIXED,
-            "F, S with C/2 channels, T with C",
-            "the product does not exist; with one gate map for each branch and a 1×1 convolution "
-            "to C it does",
-            "08_nsa",
-        )
+    note(
+        "Eq. (16)",
+        FIXED,
+        "F, S with C/2 channels, T with C",
+        "the product does not exist; with one gate map for each branch and a 1×1 convolution "
+        "to C it does",
+        "08_nsa",
+    )
+note(
+    "Eq. (15)",
+    FIXED,
+    "T = Sigmoid · f(F ∗ S)",
+    "a product is printed, the text concatenates mean and maximum; with that, and one gate map "
+    "for each branch, it can be built",
+    "08_nsa",
+)
 wide = nn.Conv2d(C, C, 7, padding=9, dilation=3, groups=C)
 same, x = nn.Conv2d(C, C, 7, padding=3, groups=C), torch.zeros(1, C, 41, 41, requires_grad=True)
 wide(x)[..., 20, 20].sum().backward()
@@ -526,7 +533,7 @@ for method in methods:
 assert sum(row[3] != "fits" for row in checked) > 8
 
 # %% [markdown]
-# Half of the pairs fail, baselines included, in both directions. So the two columns were averaged over different images or in different ways, and a difference of one per cent between rows means little. Table 2 prints no standard deviations, so only the lower bound applies:
+# Half of the pairs fail, baselines included, in both directions. Five are too low, whatever ± means; the others are too high if ± is the spread over images. So the columns were averaged over different images or in different ways, or misprinted, and a difference of one point between rows is not to be trusted. Table 2 prints no standard deviations, so only the lower bound applies:
 
 # %%
 names = {
@@ -542,7 +549,7 @@ for key, (d, j) in TABLE_2.items():
         f"Table 2, {names[key]}",
         HOLDS,
         f"Dice {d}, IoU {j}",
-        f"mean IoU must be at least {low:.2f}, and is",
+        f"mean IoU must be at least {low:.2f}, and is; that tests one side only",
         "03_metrics",
     )
 gain = {names[key]: TABLE_2[key][0] - TABLE_2[False, False][0] for key in TABLE_2}
@@ -552,7 +559,7 @@ note(
     HOLDS,
     "+3.28 by MSFM, +1.59 by NSA, over 5 by both",
     f"the differences are right ({gain['MSFM']:.2f}, {gain['NSA']:.2f}, {gain['both']:.2f}); "
-    f"one run each, no intervals",
+    f"number of runs not given, no intervals",
     "14_ablation",
 )
 mr = {c.method: c for c in TABLE_1 if c.data == "MR"}
@@ -569,7 +576,7 @@ note(
 )
 
 # %% [markdown]
-# The text against the tables, sentence by sentence:
+# What the text says in numbers, against the tables:
 
 # %%
 best = {
@@ -637,7 +644,7 @@ assert mr["SAM"].dice_sd > max(c.dice_sd for m, c in mr.items() if m != "SAM")
 note(
     "Section 4.1",
     HOLDS,
-    "SAM's spread on MR is the largest",
+    "SAM's spread on MR is higher (the paper: significantly; not tested)",
     f"{mr['SAM'].dice_sd} against {mr['Swin-U-Net'].dice_sd} of the next",
     "03_metrics",
 )
@@ -811,12 +818,13 @@ note(
     OPEN,
     "the prior in the mean helps",
     f"not measured in the paper; here mask with shift {means['mask', 10]:.2f}, "
-    f"without {means['mask, no shift', 10]:.2f} (10 steps; one seed, phantoms)",
+    f"without {means['mask, no shift', 10]:.2f} with 10 steps, {means['mask', 1]:.2f} and "
+    f"{means['mask, no shift', 1]:.2f} with 1 (one seed, phantoms)",
     "04_forward",
 )
 
 # %% [markdown]
-# Read it with care: little training, one seed, phantoms. It shows that predicting noise is a poor choice for few steps and short training, for the reason derived on page [05](05_posterior.ipynb). It does not show that a run of 9,000 steps could not make up for it. The shift's difference is so small that another seed may reverse it, and no network beats its own prior here. More seeds are on pages [11](11_sampling.ipynb) and [14](14_ablation.ipynb).
+# Read it with care: little training, one seed, phantoms. It shows that predicting noise is a poor choice for few steps and short training, for the reason derived on page [05](05_posterior.ipynb). Whether 9,000 steps make up for it, page [15](15_xray.ipynb) tries. The shift's difference changes its sign between one step and ten, and no network beats its own prior here. More seeds are on pages [11](11_sampling.ipynb) and [14](14_ablation.ipynb).
 #
 # ## The verdicts
 #
@@ -862,11 +870,11 @@ Markdown(
 )
 
 # %% [markdown]
-# None of this says that Verdiff-Net does not work. A network is trained by code, and the authors' code is not public; who has it may never notice most of these slips. The table says what must be read differently to build the method from the paper, and how far its numbers carry. The idea itself, noise that is centred at a first guess, is sound: Eq. (3) holds, and everything else follows from it.
+# None of this says that Verdiff-Net does not work. A network is trained by code, and the authors' code is not public; who has it may never notice most of these slips. The table says what must be read differently to build the method from the paper, and how far its numbers carry. The idea itself, noise that is centred at a first guess, is sound: Eq. (3) holds, and step, posterior and sampler follow from it. Whether it helps is another question.
 #
 # ## Paper, ours, why
 #
-# The table above *is* that table. Three lines matter most: the kernel of Eq. (2), the prior's weight in Eq. (6), and the target of Eq. (9). Whoever implements these as printed builds something other than Eq. (3).
+# The table above *is* that table. Three lines matter most: the kernel of Eq. (2), the prior's weight in Eq. (6), and the target of Eq. (9). Whoever implements the first two as printed leaves Eq. (3); the third has no minimum.
 #
 # ## Exercises
 #
@@ -904,7 +912,7 @@ assert abs(x.item() - 1) > 0.05
 #
 # <details><summary>Answer</summary>
 #
-# The standard error $5/\sqrt n$ must be below $1.03/1.96$: $n > (1.96 \cdot 5/1.03)^2 \approx 90.5$. The 128 test images would do, if they were paired, and if each number were not one training run.
+# The standard error $5/\sqrt n$ must be below $1.03/1.96$: $n > (1.96 \cdot 5/1.03)^2 \approx 90.5$. That many find a true difference of 1.03 half of the time; for four times in five it takes $(2.8 \cdot 5/1.03)^2 \approx 185$. The 128 test images lie between, if they are paired, and if each number were not one training run.
 #
 # </details>
 

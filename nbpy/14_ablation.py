@@ -2,7 +2,7 @@
 # # 14 · Ablation
 # > Take one part out, train again, and again with other random numbers: what Table 2 can say, and what nobody can say from one run
 #
-# You will write the sweep behind the paper's Table 2 and five choices that the paper leaves open, interrupt it, see a ranking depend on the seed, and build an interval that knows about films *and* seeds. **A cell without output has not been run yet; those marked `#| cuda` wait for a GPU.** The recorded runs, thirty on phantoms and eighteen on radiographs, took less than an hour of one CPU core at 96×32 pixels, the rest half a minute.
+# You will write the sweep behind the paper's Table 2 and five other choices, the paper's noise prediction among them, interrupt it, see a ranking depend on the seed, and build an interval that knows about films *and* seeds. **A cell without output has not been run yet; those marked `#| cuda` wait for a GPU.** The recorded runs, thirty on phantoms and eighteen on radiographs, took less than an hour of one CPU core at 96×32 pixels, the rest half a minute.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/14_ablation.ipynb)
 
@@ -74,7 +74,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "msfm": ("msfm=on", "nsa=off"),
     "nsa": ("msfm=off", "nsa=on"),
     "both": ("msfm=on", "nsa=on"),
-    # what the paper leaves open: the other choice
+    # other choices: ours against the paper's (epsilon), or against what neither takes
     "no-shift": ("shift=off",),
     "joint-prior": ("detach_prior=off",),
     "epsilon": ("prediction_type=epsilon",),
@@ -224,7 +224,7 @@ assert len(few["squash"]) == len(set(few["squash"].names)) == 6
 assert few["squash"].fingerprint() != few["letterbox"].fingerprint()
 
 # %% [markdown]
-# Dice can be compared between the two canvases: stretching an axis multiplies all three areas in $2|P\cap T|/(|P|+|T|)$ by the same factor, which cancels. (What a network paints into the black bars does count as an error.)
+# Dice can be compared between the two canvases: stretching an axis multiplies all three areas in $2|P\cap T|/(|P|+|T|)$ by the same factor, which cancels, but for the rounding of pixels. (What a network paints into the black bars does count as an error.)
 
 # %%
 picture = torch.rand(2, 1, 60, 40, generator=torch.Generator().manual_seed(0)) > 0.6
@@ -525,7 +525,7 @@ for axis, w in zip(axes, ways):
 axes[0].set_ylabel("place")
 
 # %% [markdown]
-# Each line of the print could have been published, and the stories differ, though only the seed has changed. One run a row ranks four *networks*, each a random draw from its *method*.
+# Each line could have been published, and within a way to segment they differ though only the seed has changed. Not in all: `neither` is above `both` in eight of nine lines, the reverse of Table 2. One run a row ranks four *networks*, each a random draw from its *method*.
 #
 # ## 5 · Two sources of chance
 #
@@ -537,7 +537,7 @@ axes[0].set_ylabel("place")
 #
 # $$\widehat{\mathrm{Var}}(\bar d)=\frac{\mathrm{var}_s(\bar d_{s\cdot})}{S}+\frac{\mathrm{var}_i(\bar d_{\cdot i})}{N},$$
 #
-# which counts $e$ twice and so errs on the safe side. The rest is Student's $t$, with Satterthwaite's (1946) degrees of freedom: near $S-1$ if the seeds dominate. For three seeds that is two, and a factor of 4.3 where one is used to 1.96.
+# which counts $e$ twice, so the variance errs on the safe side. The rest is Student's $t$, with Satterthwaite's (1946) degrees of freedom: near $S-1$ if the seeds dominate. For three seeds that is two, and a factor of 4.3 where one is used to 1.96.
 
 # %%
 #| export
@@ -831,7 +831,7 @@ forest_plot(everything, limit=0.12, published=paper)
 # %% [markdown]
 # Red diamonds are the differences that the paper prints for its MR images (Table 2, against its full model), one number a row, so without an interval.
 #
-# At 95 % one honest interval in twenty misses: among the 27 in this picture, one or two. A stricter reading (Bonferroni) divides the 5 % by the number of looks:
+# At 95 % one honest interval in twenty misses: among the 27 in this picture, one or two, and rather together: all subtract the same three runs of `both`. (Four rows leave the prior as it is.) A stricter reading (Bonferroni) divides the 5 % by the number of looks:
 
 # %%
 #| slow
@@ -849,7 +849,7 @@ for w in ways:
     print(f"{again.row}, {w}: {again.text('+')}, seed by seed", np.round(again.by_seed, 3))
 
 # %% [markdown]
-# `again` is called better twice, though it differs from `both` in nothing. Rows that move no further, `msfm` and `no-shift`, have shown nothing yet. The stricter reading keeps only `epsilon`.
+# `again` is called better twice, though it differs from `both` in nothing. (It shares no random numbers with `both`, so it moves further than a paired row would.) `msfm` and `no-shift` are worse at 95 % only. The stricter reading keeps only `epsilon`.
 #
 # ## 7 · Beside Table 2
 #
@@ -866,7 +866,7 @@ need = max(np.std(e.by_seed, ddof=1) for e in gains)
 print(f"from seed to seed these gains have a standard deviation of up to {need:.3f}")
 
 # %% [markdown]
-# How many seeds would show a difference of one point of Dice with that restlessness? The half-width of the interval for $S$ seeds, films left aside, is $t_{S-1}\,\sigma/\sqrt S$:
+# How many seeds make the interval ± one point with that restlessness? (A true difference of one point is then found half of the time.) The half-width of the interval for $S$ seeds, films left aside, is $t_{S-1}\,\sigma/\sqrt S$:
 
 # %%
 #| slow
@@ -888,10 +888,10 @@ print("seeds for an interval of +-0.01:", enough[0] if len(enough) else f"more t
 # %% [markdown]
 # ### How to read all this
 #
-# * **What an interval allows.** A thin line on one side of zero says: with this budget, at this size, on films like these, the row differs from `both`, whatever the seed. Longer training or other images may say otherwise.
+# * **What an interval allows.** A thin line on one side of zero says: with this budget, at this size, on films like these, the row differs from `both` in the mean over seeds, unless this is one of the intervals that miss, as for `again`. Longer training or other images may say otherwise.
 # * **What it does not allow.** *Open* is not *equal*. An effect as large as the far end of the thin line may hide in it.
-# * **Some losses are arithmetic, not chance.** For `epsilon` one step from pure noise means $\hat x_0=(y_T-s_T\hat\epsilon)/\sqrt{\bar\alpha_T}$, and the root is tiny: every error of the network is multiplied a hundredfold and more, then clipped. Many steps mend that in part, no seed does.
-# * **Beside the paper, fairly.** With other images, far fewer pixels, minutes instead of hours and a baseline that keeps prior and shift, a printed gain inside our interval is not confirmed, one outside is not refuted. But a table of single runs cannot tell a module from a seed (section 4): nobody knows on which side the paper's gains of two to five points lie.
+# * **Some losses are arithmetic, not chance.** For `epsilon` one step from pure noise (with $y_T=x_T-s_Tf$) means $\hat x_0=(y_T-s_T\hat\epsilon)/\sqrt{\bar\alpha_T}$, and the root is tiny: every error of the network is multiplied a hundredfold and more, then clipped. Many steps mend that in part, no seed does.
+# * **Beside the paper, fairly.** With other images, far fewer pixels, minutes instead of hours and a mask predicted instead of noise, and a baseline that keeps prior and shift, a printed gain inside our interval is not confirmed, one outside is not refuted. But a table of single runs cannot tell a module from a seed (section 4): nobody knows whether the paper's gains of two to five points are the modules' or the seed's.
 #
 # ## 8 · From the command line
 #
@@ -977,7 +977,7 @@ print(said.getvalue().replace(str(folder), "..."))
 # %% [markdown]
 # ## 9 · The radiographs
 #
-# Phantoms are not patients. So six rows more, on the public X-ray set without twins; rows, seeds and profile were fixed before any result was seen.
+# Phantoms are not patients. So six of the rows again, on the public X-ray set without twins; rows, seeds and profile were fixed before any result was seen.
 #
 # ```sh
 # verdiff ablate --data scoliosis-xray-single-view.zip --rows neither,msfm,nsa,both,no-shift,again --out runs/ablation-xray
@@ -1025,7 +1025,7 @@ forest_plot(xray, limit=0.05, published=paper)
 # | | paper | ours | why |
 # |---|---|---|---|
 # | data of Table 2 | MR, not public | phantoms of three shapes, then the X-ray set | anyone can repeat it |
-# | rows | 4 | 10 | silent choices matter too; `again` shows chance |
+# | rows | 4 | 10 | other choices matter too; `again` shows chance |
 # | runs a row | one, as far as it says | 3 seeds | single runs rank the seeds too |
 # | interval | none | over seeds and films, paired | without one no difference can be judged |
 # | baseline | "DDPM" | neither module, but prior and shift | one thing changes at a time |
@@ -1068,7 +1068,7 @@ assert effect.row == "no-dice" and len(effect.by_seed) == 2
 #
 # <details><summary>Answer</summary>
 #
-# `both - msfm - nsa + neither`, then `crossed_interval`. The paper's two gains add up almost exactly; the cell's made-up scores have 0.05.
+# `both - msfm - nsa + neither`, then `crossed_interval`. The paper's two gains add up but for 0.31 points, whose chance is unknown; the cell's made-up scores have 0.05.
 #
 # </details>
 

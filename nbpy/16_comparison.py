@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 16 · The comparison
-# > Eight ways to find a spine, one loop to train them all, and error bars on every difference
+# > The paper's eight ways to find a spine and some more, one loop to train them all, and error bars on every difference
 #
-# **No GPU was at hand for the recorded run.** Its networks were trained on one CPU core at 192×64 pixels, for 1,000 steps of four films, and scored at 768×256. All are undertrained, equally. So the page compares methods *on a laptop's budget*. It says little about any at its best, nothing about the paper's Table 1.
+# **No GPU was at hand for the recorded run.** Its networks were trained on one CPU core at 192×64 pixels, for 1,000 steps of four films, and scored at 768×256. All had the same steps, and all are undertrained, some more than others. So the page compares methods *on a laptop's budget*. It says little about any at its best, nothing about the paper's Table 1.
 #
 # You will put the paper's eight methods into one registry, train three on phantoms, learn which differences mean anything, read the table on radiographs, and add a method.
 #
@@ -79,7 +79,7 @@ folder = Path(tempfile.mkdtemp())
 # Is a network better, or was it tuned for longer? The paper's Table 1 cannot tell. Here all else is held equal:
 #
 # * the same batches in the same order, with the same random augmentation;
-# * the same optimiser, learning rate and steps, and the *last* averaged weights: nothing is chosen by a score;
+# * the same optimiser, learning rate and steps, and the *last* averaged weights: no weights are chosen by a score (the one step of the diffusions is: page [15](15_xray.ipynb) saw test films);
 # * the same masks at the same size, and the same four measures.
 #
 # Only time cannot be equal: a step of one method costs many times a step of another. So the table prints seconds too. A method is a function from settings to an untrained network, under a name:
@@ -747,7 +747,7 @@ def build_sam(settings: Settings) -> nn.Module:
 
 
 # %% [markdown]
-# **MedSegDiff** comes twice: as our own code with shift, MSFM and NSA off (pages [04](04_forward.ipynb), [07](07_msfm.ipynb), [08](08_nsa.ipynb)), and as the public re-implementation `med-seg-diff-pytorch` with its Fourier filter. That one takes squares only, so the canvas becomes a square of as many pixels. It is slow: the list `laptop` omits it, the recorded run has it.
+# **MedSegDiff** comes twice: as a stand-in, our own code without shift, MSFM and NSA, which has no Fourier filter and is rather an ablation of ours (pages [04](04_forward.ipynb), [07](07_msfm.ipynb), [08](08_nsa.ipynb)), and as the public re-implementation `med-seg-diff-pytorch` with its Fourier filter. That one takes squares only, so the canvas becomes a square of as many pixels. It is slow: the list `laptop` omits it, the recorded run has it.
 
 # %%
 #| export
@@ -800,7 +800,7 @@ def build_medsegdiff_lib(settings: Settings) -> nn.Module:
 
 
 # %% [markdown]
-# **DDPM** is the network of [MONAI](https://monai.io)'s tutorial on segmentation by diffusion, layer for layer: it sees the image beside the noisy mask, and no prior. Like all diffusions here it predicts $x_0$, not the noise: at one step only that gives a mask (page [14](14_ablation.ipynb)). `laptop` omits it too.
+# **DDPM** is the network of [MONAI](https://monai.io)'s tutorial on segmentation by diffusion, layer for layer: it sees the image beside the noisy mask, and no prior. Like all diffusions here it predicts $x_0$, not the noise, which at one step gives no mask (page [14](14_ablation.ipynb)). `laptop` omits it too.
 
 # %%
 #| export
@@ -876,7 +876,7 @@ if "nnunet" in here:
     assert outputs[0].shape == b.shape and len(outputs) > 1
 
 # %% [markdown]
-# In a few steps on four films, the loss of each but the two large ones must fall. SAM's weights cannot travel with a course; a tiny `SamModel` of random weights stands in, whose loss falls beyond the printed digits.
+# In a few steps on four films, the loss of each but the two large ones must end lower than it began. SAM's weights cannot travel with a course; a tiny `SamModel` of random weights stands in, whose loss falls in the last printed digit only.
 
 # %%
 try:
@@ -1350,7 +1350,7 @@ print("the true masks, shrunk to the network's size and enlarged again:",
       *(f"{MEASURES[k]} {v.mean():.3f} " for k, v in measure(back, big.masks > 0).items()))
 
 # %% [markdown]
-# A perfect network of this size could reach that line: pixels of four by four blur borders, but cost little beside the gaps in the table. The budget costs more: page [15](15_xray.ipynb) has our row after more training at a larger size. Here the order is one of *how fast a method learns from nothing*; a night on a GPU may well turn it round.
+# A perfect network of this size could reach that line: pixels of four by four blur borders; that costs little beside the gaps to the lower rows, but as much as those among the first four. The budget costs more: page [15](15_xray.ipynb) has our row after more training at a larger size. Here the order is one of *how fast a method learns from nothing*; a night on a GPU may well turn it round.
 
 # %%
 #| slow
@@ -1372,7 +1372,7 @@ axes[1].margins(y=0.12)
 axes[0].tick_params(labelsize=8)
 
 # %% [markdown]
-# The right half is the fairer picture: the same steps are not the same minutes (by the clock, on a machine with other work). Was anybody done learning? The losses differ in kind, so compare slopes, not heights:
+# The right half shows the price: the same steps are not the same minutes (by the clock, on a machine with other work). Scores at equal minutes it does not show. Was anybody done learning? The losses differ in kind, so ask of each curve only whether it is still falling:
 
 # %%
 #| slow
@@ -1404,7 +1404,7 @@ for n in names:
               f"[{r[n]['difference_low']:+.3f}, {r[n]['difference_high']:+.3f}]")
 
 # %% [markdown]
-# This is the trap of section 4 on real films. With the first seed nnU-Net's network wins by a margin that its interval puts beyond doubt, and MedSegDiff is second. With the second, Verdiff-Net is ahead of both. Over the three, nnU-Net's network has the best mean, as on the X-rays of Table 1, with many times the parameters; Verdiff-Net and our MedSegDiff cannot be told apart. The seeds agree only that Verdiff-Net is a little ahead of its prior.
+# This is the trap of section 4 on real films. With the first seed nnU-Net's network wins by a margin that its interval puts beyond doubt, and MedSegDiff is second. With the second, Verdiff-Net is ahead of both. Over the three, nnU-Net's network has the best mean, with many times the parameters, but by the interval of page [14](14_ablation.ipynb) over three seeds none of the differences to ours is decided. The seeds agree only that Verdiff-Net is a little ahead of its prior, for about twice the minutes.
 
 # %% [markdown]
 # **And with all its steps?** MONAI's tutorial samples with a thousand steps. Perhaps its network only needs them. One sample a film, on eight films (every fourteenth without a twin), with the weights of the table:
@@ -1437,7 +1437,7 @@ gap = np.subtract(at_steps("verdiff", 1)["dice"], at_steps("monai_diffusion", 10
 print("ours with one step minus MONAI's with 100, film by film:", np.round(gap, 3))
 
 # %% [markdown]
-# It does not: both networks lose by more steps, MONAI's from a lower start. So the shortcut of page [11](11_sampling.ipynb), one step and five samples, does not buy its speed with Dice, here, after 1,000 short steps of training. (All thousand steps would cost a film minutes; we stopped at a hundred.) One flaw is on our side: when MONAI's network was trained for this page its times were counted one too low, so one film in a thousand got the wrong amount of noise, and the noisiest time, at which a sampler begins, was replaced by its neighbour. The code above is mended; the network was not trained again.
+# Up to a hundred steps, on eight films and with one seed, no: both networks lose by more steps, MONAI's from a lower start. So the shortcut of page [11](11_sampling.ipynb), one step and five samples, does not buy its speed with Dice, here, after 1,000 short steps of training. (All thousand steps would cost a film minutes; we stopped at a hundred.) One flaw is on our side: when MONAI's network was trained for this page its times were counted one too low, so one film in a thousand got the wrong amount of noise, and the noisiest time, at which a sampler begins, was replaced by its neighbour. The code above is mended; the network was not trained again.
 #
 # Three films without a twin, not chosen: the first of each third. White is the label, orange a method's mask. Look for single vertebrae, or one long tube.
 
@@ -1497,10 +1497,10 @@ main(["compare", "--data", str(find_xray()), "--profile", "gpu", "--methods", "v
 # |---|---|---|---|
 # | budgets of the others | not given | same steps, batches, augmentation, rate; seconds printed | a table compares what it holds equal |
 # | learning rate | 1e-4 for its own | one for all, not tuned | tuning eight costs eight times, and whoever tunes has a favourite |
-# | FCN, DeepLabv3 | backbone not named | MobileNetV3 here, ResNet-50 for a GPU, from nothing | what two cores can train; pretrained weights would be another comparison |
+# | FCN, DeepLabv3 | backbone not named | MobileNetV3 here, ResNet-50 for a GPU, from nothing | what one core can train; pretrained weights would be another comparison |
 # | Swin-U-Net | Cao et al. | SwinUNETR of MONAI | kept by a library, tested |
 # | SAM | prompt, training not given | frozen encoder, box of the whole image, decoder trained | a box around the true spine gives the answer away |
-# | MedSegDiff | ensemble, steps not given | one step, mean of five, as for ours | page [15](15_xray.ipynb): more steps cost Dice |
+# | MedSegDiff | ensemble, steps not given | one step, mean of five, as for ours | page [15](15_xray.ipynb): more steps cost Dice, as seen on test films; the other methods give one mask, not a mean of five |
 # | error bars | one sd | sd over films, interval of the mean, paired differences, spread over seeds | section 4 |
 #
 # ## Exercises
@@ -1546,7 +1546,7 @@ assert (p > 0.7).sum() < (p > 0.3).sum()
 # %%
 @method("mine", "three convolutions")
 def build_mine(settings):
-    "Dilated 3x3 convolutions with 1, 2 and 4 pixels between the taps."
+    "Dilated 3x3 convolutions with taps 1, 2 and 4 pixels apart."
     c = settings.channels[0]
     return nn.Sequential(nn.Conv2d(1, c, 3, padding=1), nn.ReLU(),
                          nn.Conv2d(c, c, 3, padding=2, dilation=2), nn.ReLU(),

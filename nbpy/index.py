@@ -175,7 +175,7 @@ show(radiograph, result)
 # - the posterior's coefficient of the prior and the sampling step of Eq. (7) leave part of the shift out, and Algorithm 2 starts at
 #   N(0, I) where Eq. (5) and the text say N(f, I) ([05](05_posterior.ipynb), [11](11_sampling.ipynb));
 # - Eq. (9) would be a cross entropy with Gaussian noise as its target, which is unbounded ([10](10_training.ipynb));
-# - the shapes in Eq. (15)–(16) do not match, and batch normalisation of one descriptor does not work at the batch size of one
+# - the shapes in Eq. (16) do not match, and batch normalisation of one descriptor does not work at the batch size of one
 #   ([08](08_nsa.ipynb), [07](07_msfm.ipynb));
 # - half of the pairs of mean Dice and mean IoU in Table 1, all four of Verdiff-Net among them, cannot be averages over the same images: some fall
 #   below Jensen's inequality, the others exceed what the printed spread allows ([03](03_metrics.ipynb));

@@ -42,7 +42,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "msfm": ("msfm=on", "nsa=off"),
     "nsa": ("msfm=off", "nsa=on"),
     "both": ("msfm=on", "nsa=on"),
-    # what the paper leaves open: the other choice
+    # other choices: ours against the paper's (epsilon), or against what neither takes
     "no-shift": ("shift=off",),
     "joint-prior": ("detach_prior=off",),
     "epsilon": ("prediction_type=epsilon",),

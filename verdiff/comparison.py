@@ -1,4 +1,4 @@
-"""Eight ways to find a spine, one loop to train them all, and error bars on every difference
+"""The paper's eight ways to find a spine and some more, one loop to train them all, and error bars on every difference
 
 Docs: https://verdiff.github.io/verdiff/comparison.html.md"""
 
