@@ -67,7 +67,7 @@ print("X-ray set:", "here" if XRAY else "not here: cells that need it are skippe
 
 # %%
 records = sorted(bundled_model().glob("*run.json"),
-                 key=lambda p: p.name == "run.json")  # the last stage is run.json
+                 key=lambda p: (p.name == "run.json", p.name))  # the last stage is run.json
 stages = [[json.loads(p.with_name(p.name.replace("run", part)).read_text())
            for part in ("run", "history")] for p in records]
 for run, _ in stages:
