@@ -16,6 +16,7 @@
 # %%
 #| export
 import argparse
+import gc
 import hashlib
 import json
 import math
@@ -618,12 +619,15 @@ def pixel_batches(
     loader = DataLoader(data, batch_sampler=plan, num_workers=count,
                         worker_init_fn=_ignore_interrupt,
                         pin_memory=torch.device(device).type == "cuda")
+    said = None
     try:
         for images, masks in loader:
             yield images.to(device, non_blocking=True), masks.to(device, non_blocking=True)
     except VerdiffError as error:  # torch wraps what a worker raised in its whole traceback
         said = str(error).strip().splitlines()[-1]
-        raise VerdiffError(said.partition("Error: ")[2] or said) from None
+    if said is not None:
+        gc.collect()  # torch's error holds on to the loader in a circle: let go of its workers
+        raise VerdiffError(said.partition("Error: ")[2] or said)
 
 
 # %%

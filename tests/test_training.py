@@ -1,5 +1,6 @@
 "The loop: one batch overfits, runs resume to the last bit, wrong runs are refused."
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -325,6 +326,7 @@ def test_what_a_worker_complains_of_is_one_sentence():
         with pytest.raises(VerdiffError) as found:
             list(pixel_batches(Streamed(Bad()), [[0], [1]], workers=workers))
         assert str(found.value) == "a.png: damaged; replace it"
+        assert not multiprocessing.active_children()  # though the error is still held
 
 
 def test_blank_masks_are_refused_when_they_are_streamed(tmp_path):

@@ -15,6 +15,7 @@ __all__ = ['FREE', 'MEANING', 'LOSSES', 'LEFT_BY_A_RUN', 'soft_dice_loss', 'trai
 
 # %% ../nbs/10_training.ipynb #7a306c65
 import argparse
+import gc
 import hashlib
 import json
 import math
@@ -240,12 +241,15 @@ def pixel_batches(
     loader = DataLoader(data, batch_sampler=plan, num_workers=count,
                         worker_init_fn=_ignore_interrupt,
                         pin_memory=torch.device(device).type == "cuda")
+    said = None
     try:
         for images, masks in loader:
             yield images.to(device, non_blocking=True), masks.to(device, non_blocking=True)
     except VerdiffError as error:  # torch wraps what a worker raised in its whole traceback
         said = str(error).strip().splitlines()[-1]
-        raise VerdiffError(said.partition("Error: ")[2] or said) from None
+    if said is not None:
+        gc.collect()  # torch's error holds on to the loader in a circle: let go of its workers
+        raise VerdiffError(said.partition("Error: ")[2] or said)
 
 # %% ../nbs/10_training.ipynb #db01896f
 class Batch(NamedTuple):
