@@ -392,14 +392,14 @@ class AdapterMaps(NamedTuple):
 
 # %%
 #| export
-def convolve(
+def depthwise_conv(
     conv: nn.Conv2d,  # one filter a channel
     x: Tensor,  # (B, C, H, W)
 ) -> Tensor:  # (B, C, H, W), float32 on a CPU
     """A depth-wise convolution; in mixed precision on a CPU it stays in float32.
 
-    There bf16 is two to four times slower, and the gradient of a dilated one, channels last, is
-    wrong: memory that nobody wrote (torch 2.13).
+    There bf16 is slower for the large kernels, and the weights' gradient of a dilated one, channels
+    last, is wrong: memory that nobody wrote (torch 2.13).
     """
     if x.device.type != "cpu":
         return conv(x)
@@ -443,8 +443,8 @@ class NoiseSemanticAdapter(nn.Module):
     def maps(self, x: Tensor, prior: Tensor | None = None) -> AdapterMaps:
         "The adapter with everything that it computes on the way."
         w = fine_weight(x, prior, self.choice, self.threshold, self.window, self.sharpness)
-        near = w * convolve(self.fine_3, x) + (1 - w) * convolve(self.fine_5, x)  # b c h w
-        fine, spatial = self.halve_f(near), self.halve_s(convolve(self.spatial_7, near))  # b c/2 h w
+        near = w * depthwise_conv(self.fine_3, x) + (1 - w) * depthwise_conv(self.fine_5, x)  # b c h w
+        fine, spatial = self.halve_f(near), self.halve_s(depthwise_conv(self.spatial_7, near))  # b c/2 h w
         gate = torch.sigmoid(self.mix(pool_channels(torch.cat([fine, spatial], 1))))  # b 2 h w
         v_bar = self.expand(fine * gate[:, :1] + spatial * gate[:, 1:])  # b c h w
         return AdapterMaps(w, fine, spatial, gate, v_bar, v_bar * x)
@@ -774,7 +774,7 @@ nine_t = seconds(lambda x, p: interleaved(x, conv), x, None, 4)
 print(f"dilated {plain_t * 1000:.1f} ms, interleaved {nine_t * 1000:.1f} ms, forward + backward")
 
 # %% [markdown]
-# A trap lies in the same place. In bf16 (16-bit numbers, page [10](10_training.ipynb)), on a CPU and channels last, torch gives this layer's *weights* a gradient that nobody computed, whatever lay in that memory: off by 100 %, by a thousand times, by *inf*. No error, and the loss still falls. `convolve` keeps it in float32:
+# A trap lies in the same place. In bf16 (16-bit numbers, page [10](10_training.ipynb)), on a CPU and channels last, torch gives this layer's *weights* a gradient that nobody computed, whatever lay in that memory (so the number below changes from run to run, up to *inf*). No error, and the loss still falls. `depthwise_conv` keeps it in float32:
 
 # %%
 def weight_gradient(f, half):
@@ -788,10 +788,10 @@ def weight_gradient(f, half):
 x, upstream = torch.randn(2, 4, 32, 96, 32).unbind()
 x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
 right = weight_gradient(conv, False)
-for name, f in (("the layer itself", conv), ("convolve", lambda x: convolve(conv, x))):
+for name, f in (("the layer itself", conv), ("depthwise_conv", lambda x: depthwise_conv(conv, x))):
     error = (weight_gradient(f, True) - right).norm() / right.norm()
     print(f"gradient in bf16, {name}: off by {error:.2%}")
-assert error < 0.02  # of convolve; the layer itself depends on torch and the processor
+assert error < 0.02  # of depthwise_conv; the layer itself depends on torch and the processor
 
 # %% [markdown]
 # What share of a sampling step do all adapters of the trained network take?

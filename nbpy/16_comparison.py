@@ -832,7 +832,7 @@ class MonaiDiffusion(nn.Module):
 
         s, (height, width) = self.settings, image.shape[-2:]
         image, draw = pad_to(image, self.multiple), generator_for(s.seed, first_index)
-        self.scheduler.set_timesteps(s.sample_steps)  # stay on the CPU, where MONAI adds one to them
+        self.scheduler.set_timesteps(s.sample_steps)  # on the CPU, as MONAI's sampler expects
         inferer, found = DiffusionInferer(self.scheduler), []
         for _ in range(s.ensemble):
             noise = torch.randn(image.shape, generator=draw).to(image.device)
@@ -957,16 +957,17 @@ class Result:
         try:
             found = cls(**json.loads(path.read_text(encoding="utf-8")))
             there = found.about["settings"] | {"films": len(found.names),
-                                               "names": found.about["names"]}
+                                               "names": found.about.get("names")}
         except (ValueError, TypeError, KeyError) as error:
             raise VerdiffError(f"{path} is damaged ({error}); remove it, or start over with "
                                "--fresh") from None
         here = about["settings"] | {"films": about["films"], "names": about["names"]}
         if differ := [k for k, v in here.items() if there.get(k) != v and k != "profile"]:
             k = differ[0]
-            raise VerdiffError(f"{path} belongs to another run: {k} was {there.get(k)!r} there and "
-                               f"is {here[k]!r} here; use another --out, or start over with "
-                               "--fresh")
+            said = "it is of other films" if k == "names" else (
+                f"{k} was {there.get(k)!r} there and is {here[k]!r} here")
+            raise VerdiffError(f"{path} belongs to another run: {said}; use another --out, or "
+                               "start over with --fresh")
         return found
 
 

@@ -241,7 +241,7 @@ def test_masks_are_found_by_number_or_by_name_never_by_both(tmp_path):
 def test_a_result_of_other_films_is_refused(settings, films, test_films, tmp_path):
     c.run_method("unet", settings, films, test_films, tmp_path, progress=False)
     others = Packed(test_films.images, test_films.masks, [f"new-{n}" for n in test_films.names])
-    with pytest.raises(VerdiffError, match="belongs to another run: names"):
+    with pytest.raises(VerdiffError, match="belongs to another run: it is of other films"):
         c.run_method("unet", settings, films, others, tmp_path, progress=False)
 
 

@@ -266,8 +266,8 @@ def test_pruning_keeps_what_was_just_written(tmp_path):
 
 def test_one_process_a_run(tmp_path):
     pytest.importorskip("fcntl")
-    script = ("import sys, time; from pathlib import Path; from verdiff.training import alone\n"
-              "with alone(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)")
+    script = ("import sys, time; from pathlib import Path; from verdiff.training import run_lock\n"
+              "with run_lock(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)")
     with subprocess.Popen([sys.executable, "-c", script, tmp_path / "run"], text=True,
                           stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent) as other:
         assert other.stdout.readline() == "in\n"

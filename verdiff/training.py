@@ -9,9 +9,9 @@ __all__ = ['FREE', 'MEANING', 'LOSSES', 'LEFT_BY_A_RUN', 'soft_dice_loss', 'trai
            'batch_indices', 'random_times', 'follow', 'learning_rate', 'validate', 'Streamed', 'worker_count',
            'pixel_batches', 'Batch', 'disturb', 'batches', 'ahead', 'must_stream', 'training_data', 'checkpoints',
            'save_checkpoint', 'read_checkpoint', 'check_same_run', 'load_checkpoint', 'polite_interrupt', 'Objective',
-           'make_optimizer', 'start_from', 'data_key', 'Run', 'patience', 'prepare', 'take_step', 'stream_of', 'agree',
-           'check_finite', 'snapshot', 'restore', 'commit', 'save', 'look', 'report', 'open_log', 'loop', 'alone',
-           'resume_run', 'work', 'train', 'options', 'main']
+           'make_optimizer', 'start_from', 'data_key', 'Run', 'group_timeout', 'prepare', 'take_step', 'stream_of',
+           'agree', 'check_finite', 'snapshot', 'restore', 'commit', 'save', 'look', 'report', 'open_log', 'loop',
+           'run_lock', 'resume_run', 'work', 'train', 'options', 'main']
 
 # %% ../nbs/10_training.ipynb #7a306c65
 import argparse
@@ -532,7 +532,7 @@ class Run:
         return self.accelerator.is_main_process
 
 # %% ../nbs/10_training.ipynb #59322ad7
-def patience() -> Any:
+def group_timeout() -> Any:
     "For `Accelerator`: processes wait for the one that validates, however long it takes."
     from accelerate import InitProcessGroupKwargs
 
@@ -554,7 +554,7 @@ def prepare(
         raise VerdiffError("there is no image to train on")
     AcceleratorState._reset_state()  # a second run in one process may want another precision
     accelerator = Accelerator(mixed_precision=settings.mixed_precision,
-                              kwargs_handlers=[patience()])
+                              kwargs_handlers=[group_timeout()])
     key = data_key(train_data)
     if isinstance(train_data, Packed):
         pixels = (x.to(accelerator.device) for x in (train_data.images, train_data.masks))
@@ -759,7 +759,7 @@ LEFT_BY_A_RUN = ("run.json", "history.json", f"model/{CONFIG_FILE}", f"model/{WE
 
 
 @contextmanager
-def alone(
+def run_lock(
     out: Path,  # folder of the run; made if missing
 ) -> Iterator[None]:
     "Keep other processes out of a run, as long as this one lives; VerdiffError where one is there."
@@ -829,11 +829,11 @@ def train(
     a checkpoint of another run, a disk that is full.
     """
     run = prepare(settings, train_data, val_data, Path(out), trained)
-    with alone(run.out) if run.main else nullcontext():
-        return _go_on(run, resume, progress)
+    with run_lock(run.out) if run.main else nullcontext():
+        return _train(run, resume, progress)
 
 
-def _go_on(run: Run, resume: bool = True, progress: bool = True) -> VerdiffNet:
+def _train(run: Run, resume: bool = True, progress: bool = True) -> VerdiffNet:
     "What `train` does with a run that is prepared."
     resume_run(run, resume)
     settings = run.settings
@@ -874,7 +874,7 @@ def main(
         settings = load_settings(args.profile, args.set)
         out = Path(args.out or f"runs/{args.profile}")
         trained = VerdiffNet.from_pretrained(args.start_from) if args.start_from else None
-        first = Accelerator(kwargs_handlers=[patience()])
+        first = Accelerator(kwargs_handlers=[group_timeout()])
         with first.main_process_first():  # the others find the images decoded
             parts = training_data(args.data, settings, out / "images.npz")
         train(settings, *parts, out, resume=not args.fresh, trained=trained)
