@@ -251,7 +251,7 @@ for sampler, steps in (("ddim", 10), ("ddpm", 100)):
 #
 # ### With a GPU
 #
-# The full size is one command, and the page may be executed again with `--model runs/gpu` in place of the bundled network:
+# Not run yet: the cell below waits for a GPU. The full size is one command, and the page may be executed again with `--model runs/gpu` in place of the bundled network:
 
 # %%
 from verdiff.inference import main

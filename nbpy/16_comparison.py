@@ -1464,7 +1464,7 @@ for column, (label, found) in zip(axes.T, masks.items(), strict=True):
 # %% [markdown]
 # ### The full-size run
 #
-# The same command with the profile `gpu` (752×256, 20,000 steps of 16) and large backbones; it resumes when repeated. Other seeds should follow (section 4), with `--set seed=36` and another `--out`.
+# Not run yet: these cells wait for a GPU. The same command with the profile `gpu` (752×256, 20,000 steps of 16) and large backbones; it resumes when repeated. Other seeds should follow (section 4), with `--set seed=36` and another `--out`.
 
 # %%
 #| cuda
