@@ -280,6 +280,32 @@ def test_nnunet_plans_with_its_own_planner():
     assert list(plan["patch_size"]) == [192, 64] and all(n % s == 0 for n, s in zip((192, 64), strides, strict=True))
 
 
+@pytest.mark.skipif(not has("nnunetv2"), reason="needs nnunetv2")
+def test_nnunet_trains_and_predicts_by_itself(settings, films, test_films, tmp_path, monkeypatch):
+    run = lambda: c.run_nnunet(settings, films, test_films, test_films, tmp_path, epochs=2, iterations=2,
+                                    batch_size=2, progress=False)
+    c.need_torchvision()
+    trainer = c.need("nnunetv2.training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
+    end = trainer.on_epoch_end
+
+    def stop(self):
+        end(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(trainer, "on_epoch_end", stop)
+        run()
+    steps = []
+    monkeypatch.setattr(trainer, "on_epoch_end", lambda self: (steps.append(self.current_epoch), end(self)))
+    first = run()
+    assert steps == [1]  # the second epoch only
+    assert len(first.scores["dice"]) == len(test_films) and len(first.about["losses"]) == 2
+    assert np.isfinite(list(first.scores.values())).all() and first.parameters > 1e6 and first.train_seconds > 0
+    assert run().scores == first.scores
+    with pytest.raises(c.VerdiffError, match="another run"):
+        c.run_nnunet(settings, films, test_films, test_films, tmp_path, epochs=3, iterations=2, batch_size=2)
+
+
 @pytest.mark.skipif(not has("transformers"), reason="needs transformers")
 def test_sam_of_random_weights_learns_only_its_decoder():
     if has("torchvision"):

@@ -16,7 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, redirect_stderr, suppress
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -52,7 +52,8 @@ __all__ = ['METHODS', 'MEASURES', 'LAPTOP', 'Missing', 'Method', 'method', 'pad_
            'nnunet_plan', 'build_nnunet', 'build_swin', 'PromptedSAM', 'build_sam', 'build_medsegdiff',
            'LibraryMedSegDiff', 'build_medsegdiff_lib', 'MonaiDiffusion', 'build_monai_diffusion', 'Result', 'describe',
            'run_method', 'compare', 'film_sets', 'records', 'score_lines', 'cost_lines', 'table', 'write_nnunet_raw',
-           'masks_result', 'chosen', 'named_folders', 'run_data', 'run']
+           'masks_result', 'nnunet_prepare', 'nnunet_train', 'nnunet_probability', 'run_nnunet', 'chosen',
+           'named_folders', 'run_data', 'run']
 
 # %% ../nbs/16_comparison.ipynb #21d2d12a
 class Missing(VerdiffError):
@@ -830,6 +831,115 @@ def masks_result(
             scores[key].append(float(value[0]))
     return Result(name, name, f"masks of {Path(folder).name}", "", list(data.names), scores, 0, 0.0,
                   0.0, {})
+
+# %% ../nbs/16_comparison.ipynb #0bb655f7
+def nnunet_prepare(
+    home: Path,  # Dataset501_Spine among the raw data
+    batch_size: int | None = None,  # None: as planned
+) -> None:
+    "nnU-Net's fingerprint, plan and preprocessing, unless they are there."
+    plans = Path(os.environ["nnUNet_preprocessed"]) / home.name / "nnUNetPlans.json"
+    if (ready := plans.with_name("ready.json")).exists():
+        return
+    api = need("nnunetv2.experiment_planning.plan_and_preprocess_api")
+    with patch.dict(os.environ, nnUNet_n_proc_DA="1"):
+        api.extract_fingerprints([501], num_processes=1, verbose=False)
+        api.plan_experiments([501])
+        plan = json.loads(plans.read_text(encoding="utf-8"))
+        if batch_size:
+            plan["configurations"]["2d"]["batch_size"] = batch_size
+            write_json(plans, plan)
+        api.preprocess([501], configurations=("2d",), num_processes=(1,))
+    write_json(ready, plan["configurations"]["2d"])
+
+# %% ../nbs/16_comparison.ipynb #00fa1466
+def nnunet_train(
+    device: torch.device,
+    epochs: int = 1000,  # nnU-Net's own number
+    iterations: int = 250,  # steps of an epoch; its own number
+    progress: bool = True,
+) -> Any:  # its trainer, trained
+    "Train nnU-Net on all films of the training part; goes on after the last whole epoch."
+    trainer = need("nnunetv2.run.run_training").get_trainer_from_args("501", "2d", "all",
+                                                                      device=device)
+    trainer.num_epochs, trainer.num_iterations_per_epoch = epochs, iterations
+    trainer.num_val_iterations_per_epoch = trainer.save_every = 1  # it looks at training films
+    trainer.initialize()
+    done = [p for name in ("final", "latest")
+            if (p := Path(trainer.output_folder) / f"checkpoint_{name}.pth").exists()]
+    if done:
+        trainer.load_checkpoint(str(done[0]))
+    bar = tqdm(total=epochs, initial=trainer.current_epoch, desc="nnU-Net", unit="epoch",
+               disable=None if progress else True)
+    end = trainer.on_epoch_end
+    trainer.on_epoch_end = lambda: (end(), bar.update())
+    with bar:
+        if not done or done[0].stem != "checkpoint_final":
+            trainer.run_training()
+    return trainer
+
+# %% ../nbs/16_comparison.ipynb #dbd370d4
+def nnunet_probability(
+    trainer: Any,  # of `nnunet_train`
+    home: Path,  # Dataset501_Spine among the raw data
+) -> tuple[Tensor, float]:  # (N, 1, H, W) in [0, 1] of the test films, and seconds a film
+    "nnU-Net's own prediction: sliding window, mean of four mirrored views."
+    predictor = need("nnunetv2.inference.predict_from_raw_data").nnUNetPredictor(
+        device=trainer.device, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(Path(trainer.output_folder).parent),
+                                                   ("all",), "checkpoint_final.pth")
+    films = [[str(p)] for p in sorted((home / "imagesTs").glob("*.png"))]
+    start = time.perf_counter()
+    found = predictor.predict_from_files_sequential(films, None, save_probabilities=True)
+    took = (time.perf_counter() - start) / len(films)
+    return torch.stack([torch.as_tensor(p[1]).float() for _, p in found]), took
+
+# %% ../nbs/16_comparison.ipynb #236314fa
+def run_nnunet(
+    settings: Settings,  # of the comparison
+    train_data: Packed,  # at the network's size
+    small: Packed,  # the test films at the network's size
+    test_data: Packed,  # the test films at the size at which to score
+    out: str | Path,  # folder of the comparison; nnU-Net's files go to nnunet_trainer in it
+    device: torch.device | str = "cpu",
+    epochs: int = 1000,  # nnU-Net's own number
+    iterations: int = 250,  # steps of an epoch; its own number
+    batch_size: int | None = None,  # None: as it plans
+    progress: bool = True,
+) -> Result:
+    "nnU-Net with its own trainer, film by film; read from `out` if it is there. Missing without it."
+    home, device = Path(out) / "nnunet_trainer", torch.device(device)
+    about = describe(settings, train_data, test_data, device) | {
+        "epochs": epochs, "iterations": iterations, "batch_size": batch_size}
+    same = ("names", "size", "epochs", "iterations", "batch_size")
+    if (mark := home / "run.json").exists() and json.loads(mark.read_text()) != {
+            k: about[k] for k in same}:
+        raise VerdiffError(f"{home} belongs to another run; use another folder, or remove it")
+    if found := Result.load(home, about):
+        return found
+    need_torchvision()
+    need("nnunetv2")
+    home.mkdir(parents=True, exist_ok=True)
+    write_json(mark, {k: about[k] for k in same})
+    own = {f"nnUNet_{n}": str((home / n).resolve()) for n in ("raw", "preprocessed", "results")}
+    if device.type == "cpu":
+        own["nnUNet_n_proc_DA"] = "0"  # augmentation in this process
+    with patch.dict(os.environ, own), redirect_stdout(io.StringIO()):
+        raw = write_nnunet_raw(train_data, small, own["nnUNet_raw"])
+        nnunet_prepare(raw, batch_size)
+        trainer = nnunet_train(device, epochs, iterations, progress)
+        small_p, seconds = nnunet_probability(trainer, raw)
+    p = F.interpolate(small_p, test_data.images.shape[-2:], mode="bilinear", align_corners=False)
+    scores = measure(p > 0.5, test_data.masks > 0)
+    log = trainer.logger.get_value
+    spent = np.subtract(log("epoch_end_timestamps", None), log("epoch_start_timestamps", None))
+    result = Result("nnunet_trainer", "nnU-Net v2 (its own trainer)",
+                    "own augmentation, loss, optimiser, mirrored views", "", list(test_data.names),
+                    {k: v.tolist() for k, v in scores.items()},
+                    sum(q.numel() for q in trainer.network.parameters()), float(sum(spent)),
+                    seconds, about | {"losses": [float(v) for v in log("train_losses", None)]})
+    result.save(home)
+    return result
 
 # %% ../nbs/16_comparison.ipynb #dd69a569
 LAPTOP = ("verdiff", "prior", "unet", "fcn", "deeplabv3", "nnunet", "swin", "sam", "medsegdiff")
