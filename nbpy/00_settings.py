@@ -46,8 +46,8 @@ import matplotlib.pyplot as plt
 #
 # Three habits will help:
 #
-# - **Run every cell** and change a number in it. The phantoms (drawn spines) need no download; where real radiographs are shown,
-#   the cell says what to do without them.
+# - **Run every cell** and change a number in it. The phantoms (drawn spines) need no download. Cells that show real radiographs do nothing where the
+#   X-ray set is missing; page [01](01_data.ipynb) says how to get it.
 # - **Predict before you look.** Each lesson ends with three exercises: predict, change, implement. The answers fold out, and an
 #   `assert` checks them.
 # - **Keep the paper beside you.** Where an equation of the paper is used, its number stands near the code that computes it. Where the paper
@@ -66,7 +66,7 @@ import matplotlib.pyplot as plt
 #
 # ## 2 · Symbols
 #
-# The paper counts time from 1 to $T$, the code from 0 to $T-1$. In the code the least noisy mask is `t = 0`. Use the table for reference; page 04 explains the process.
+# The paper counts time from 1 to $T$, the code from 0 to $T-1$. In the code the least noisy mask is `t = 0`, the paper's $x_1$; the clean mask is always called $x_0$. Use the table for reference; page 04 explains the process.
 #
 # | paper | code | meaning | range |
 # |---|---|---|---|
@@ -264,7 +264,6 @@ assert states == [["broken"] * 6 + ["new"], ["old"] * 6 + ["new"]]
 # ## 5 · The numbers of a run
 #
 # Sizes, widths, learning rates, seeds: all live in `settings.ini`, one section a *profile*. `[DEFAULT]` holds what profiles share.
-# A profile is a scale at which somebody really works:
 #
 # | profile | for | takes |
 # |---|---|---|
@@ -453,7 +452,7 @@ class Settings(_RunKeys):
 
 
 # %% [markdown]
-# Types are read from the annotations, so a new key is one new line. What may a value be? Two small tables say, and a few rules that join keys:
+# Types are read from the annotations, so a new key is one line here and one rule below. What may a value be? Two small tables say, and a few rules that join keys:
 
 # %%
 #| export
@@ -619,8 +618,12 @@ seen = {
     for name, s in ((n, load_settings(n)) for n in profiles())
 }
 fig, ax = plt.subplots(figsize=(5.5, 2.4), layout="constrained")
-ax.barh(list(seen), list(seen.values()), color="#443983")
+ax.plot(list(seen.values()), list(seen), "o", color="#443983")
+for name, pixels in seen.items():
+    ax.annotate(f"{pixels:.0e}", (pixels, name), (6, -3), textcoords="offset points", fontsize=8)
 ax.set(xscale="log", xlabel="pixels seen in training")
+ax.margins(x=0.12)
+ax.grid(axis="y", lw=0.3)
 ax.invert_yaxis()
 
 # %% [markdown]
@@ -633,7 +636,7 @@ assert Settings.from_dict(short.to_dict()) == short and short != laptop
 assert short.size == laptop.size == (laptop.height, laptop.width) and len(short.eval_size) == 2
 
 # %% [markdown]
-# And nonsense is refused with a sentence. Where a word is near to an allowed one, it ends with all that are allowed; only the first shows them here, the keys are many:
+# And nonsense is refused with a sentence. Where a word is near to an allowed one, it ends with all that are allowed; the first and the fifth show them here, the keys are too many:
 
 # %%
 for profile, override in [
@@ -664,7 +667,7 @@ assert set(free) == {"profile", "shift", "channels", "msfm", "nsa", "detach_prio
 #
 # | | paper | ours (`gpu`, `laptop`) | why |
 # |---|---|---|---|
-# | size | 250×750 | letterboxed | squashing changes angles; [06](06_unet.ipynb), section 9 |
+# | size | 250×750 (width first, as the paper prints it) | letterboxed | squashing changes angles; [06](06_unet.ipynb), section 9 |
 # | normalisation | batch norm, batch of one | group norm | with a batch of one, batch norm is one function in training and another in use ([06](06_unet.ipynb)); of MSFM's vector it has no statistics at all ([07](07_msfm.ipynb)) |
 # | $T$, schedule | not stated | 1000, linear 1e-4 … 0.02 | Ho et al. 2020; the shift was analysed for it in [04](04_forward.ipynb) |
 # | network predicts | $\epsilon$ | $x_0$ | a mask is learned faster than noise at this budget; [13](13_paper_checked.ipynb), section 7 |

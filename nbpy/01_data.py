@@ -87,7 +87,7 @@ fig, axis = plt.subplots(figsize=(2.2, 2.4), layout="constrained")
 for k, (x, y) in enumerate(three.reshape(-1, 2)):
     axis.plot(x, y, "o", color="orange", ms=4)
     axis.annotate(k + 1, (x, y), (3, 3), textcoords="offset points", fontsize=8)
-axis.set(xlim=(5, 80), ylim=(100, 0), xlabel="x", ylabel="y")
+axis.set(xlim=(5, 80), ylim=(100, 0), xlabel="x, pixels", ylabel="y, pixels")
 assert (
     three.reshape(-1, 2)[4:8].tolist() == three[1].tolist()
 )  # four points in a row are one vertebra
@@ -123,7 +123,7 @@ print("X-ray set:", XRAY.name if XRAY else "not here; the cells that need it are
 # %% [markdown]
 # ## 2 · Any image on one canvas
 #
-# A batch has one size; the radiographs have many. The paper squashes all of them to 250×750. Try this on a film with a wheel and a box:
+# A batch has one size; the radiographs have many. The paper squashes all of them to 250×750 (width first, as it prints sizes; we put the height first). Try this on a film with a wheel and a box:
 
 # %%
 wheel = Image.new("L", (200, 300), 60)
@@ -414,7 +414,7 @@ assert (np.roll(landmarks_to_mask(square, 60, 60), (5, 3), (0, 1)) == moved).all
 #
 # $$\theta_{ij} = \arccos \frac{u_i \cdot u_j}{|u_i|\,|u_j|}, \qquad \text{Cobb} = \max_{i,j} \theta_{ij}.$$
 #
-# The set carries three angles per image. The other two lie above and below the main pair: for an S-shaped spine the largest angle on that side, else the angle to the first and to the last vertebra.
+# The set carries three angles per image. The other two lie above and below the main pair: for one bend they are the angles to the first and to the last vertebra, for an S the largest angles above and below the main pair. (If the main pair of an S lies in the lower half of the film, the third angle is taken above the second.)
 
 # %%
 #| export
@@ -446,7 +446,7 @@ def is_s_shaped(
 def cobb_angles(
     landmarks: np.ndarray,  # (68, 2) x, y in pixels
     height: int,  # of the image: tells the upper from the lower half
-) -> np.ndarray:  # (3,) degrees: main curve, then above it, then below it
+) -> np.ndarray:  # (3,) degrees: main curve, then the two beside it
     "The three Cobb angles, by the rules of the public X-ray set."
     angles = tilt_angles(landmarks)
     upper, lower = np.unravel_index(angles.argmax(), angles.shape)
@@ -992,7 +992,7 @@ if XRAY:
     assert list(faults.values()).count("crossed") == 6 and faults[480] == "dent"
 
 # %% [markdown]
-# And the angles. The challenge's notes call the columns *proximal thoracic, main thoracic, thoracolumbar*; our rule gives the main curve first.
+# And the angles. The set comes from the AASCE challenge of 2019, whose notes call the columns *proximal thoracic, main thoracic, thoracolumbar*; our rule gives the main curve first.
 
 # %%
 if XRAY:
@@ -1068,7 +1068,7 @@ print(len(train), "to train on,", len(val), "to validate on")
 
 # %%
 #| export
-Features = tuple[np.ndarray, np.ndarray]  # points (n, 2), descriptors (n, 128) of length one
+Features = tuple[np.ndarray, np.ndarray]  # points (n, 2), x and y in pixels; descriptors (n, 128) of length one
 
 
 def local_features(
@@ -1109,7 +1109,7 @@ print([len(points) for points, _ in features], "features, each", features[0][1].
 def votes(
     features: Sequence[Features],  # of each image
     progress: bool = True,
-) -> Counter[tuple[int, int]]:  # how many features of i and j are nearest neighbours of the other's
+) -> Counter[tuple[int, int]]:  # (i, j), i < j: votes between these two images
     "Let each feature vote for the image, other than its own, that holds its nearest neighbour."
     owner = torch.cat([torch.full((len(f[0]),), i) for i, f in enumerate(features)])
     every = torch.from_numpy(np.concatenate([f[1] for f in features]))
@@ -1127,7 +1127,7 @@ print(votes(features, progress=False))
 
 
 # %% [markdown]
-# Picture and crop, (0, 2), collect most votes, but a vote is only a suspicion. For a proof the matched points must agree on *one* map (rotation, scale, shift; by RANSAC), and the images, laid over each other, must show the same *details*: after a high-pass filter, which removes the exposure, their grey values must correlate. This tells one film, printed twice, from two films of one patient with the same metal rods.
+# Picture and crop, (0, 2), collect most votes, but a vote is only a suspicion. For a proof the matched points must agree on *one* map (rotation, scale, shift; found by RANSAC, which tries many and keeps the one that most points obey), and the images, laid over each other, must show the same *details*: after a high-pass filter, which removes the exposure, their grey values must correlate. This tells one film, printed twice, from two films of one patient with the same metal rods.
 
 # %%
 #| export
@@ -1200,7 +1200,7 @@ lines = match(features[0], features[2])
 fig, axis = plt.subplots(figsize=(2.8, 2.8), layout="constrained")
 axis.imshow(np.hstack([one, np.pad(crop, ((0, 40), (0, 0)))]), cmap="gray")
 axis.set_axis_off()
-axis.plot(*np.stack([lines[0], lines[1] + (200, 0)])[:, ::6].transpose(2, 0, 1), lw=0.6)
+axis.plot(*np.stack([lines[0], lines[1] + (200, 0)])[:, ::12].transpose(2, 0, 1), lw=1.5)
 dx, dy = (lines[1] - lines[0] * 190 / 180).T
 assert (
     np.median(np.abs(dx - np.median(dx))) < 1 and np.median(np.abs(dy - np.median(dy))) < 1
@@ -1223,7 +1223,7 @@ pairs = find_duplicates(thumbnails, progress=False)
 across = [p for p in pairs if xray.splits[p[0]] != xray.splits[p[1]]]
 print(
     len(pairs),
-    "pairs show one film,",
+    "pairs are alike,",
     len(across),
     "of them across the official split, with",
     len({j for _, j, *_ in across}),
@@ -1237,7 +1237,7 @@ for i, j, n, c in across:
 
 
 # %% [markdown]
-# Most pairs carry one number: a film twice, or two exposures a moment apart. `SAME_STUDY` joins the numbers that hide one patient.
+# A pair is one film twice, or two exposures of one moment. `SAME_STUDY` joins the numbers that hide one patient.
 #
 # Test film `239 D` adds two more pairs, with `238 D` and `239 D` of the training: too dark for the search to be sure of, but in the same run of numbers and alike to the eye. With it **16 of the 128 test images have a twin in the training split**, of which only eight had been known. So our results are given three times: on all 128 test images, on the 120 without those eight, and on the 112 without any twin. Judge a model by the last.
 
@@ -1286,7 +1286,7 @@ if XRAY:
     assert [len(clean_test_indices(test_names, strict)) for strict in (False, True)] == [120, 112]
 
 # %% [markdown]
-# The proof of each pair and of each entry of `SAME_STUDY`, beside thirty pairs of strangers:
+# The test on each pair and each entry of `SAME_STUDY`, beside thirty pairs of strangers. The two pairs of test film `239 D` fail it:
 
 # %%
 if XRAY:
@@ -1319,7 +1319,8 @@ if XRAY:
         )
         for a, b in SAME_STUDY.items()
     }
-    print(", ".join(f"{pair}: {n}, {c:.2f}" for pair, (n, c) in best.items()))
+    print("features that agree, and correlation of details:")
+    print("\n".join(f"  {pair:18s} {n:3d}  {c:.2f}" for pair, (n, c) in best.items()))
     assert all(n >= 10 and c >= 0.6 for n, c in best.values())
 
 # %%
@@ -2137,7 +2138,7 @@ assert list(kinds.values()) == ["MaskFolder", "XRaySet"]
 # %% [markdown]
 # ## 9 · Packed
 #
-# All 609 radiographs at 192×64 are 7 MB, so they are decoded once and cached in one file, whose key is a fingerprint of what went in. A batch is an index into a tensor; no `DataLoader` is needed.
+# Images and masks of all 609 radiographs at 192×64 are 15 MB, so they are decoded once and cached in one file, whose key is a fingerprint of what went in. A batch is an index into a tensor; no `DataLoader` is needed.
 
 # %%
 #| export
@@ -2514,11 +2515,11 @@ assert Flaky.asked[3:] == [
 #
 # ## Exercises
 #
-# **1 · Predict.** A phantom of 35° is letterboxed and squashed to 250×750. Where does `cobb_angles` of the canvas landmarks still say 35°?
+# **1 · Predict.** A phantom of 35°, 576 pixels high and 240 wide, is letterboxed and squashed to the paper's 250×750. Where does `cobb_angles` of the canvas landmarks still say 35°?
 #
 # <details><summary>Answer</summary>
 #
-# Only in the letterboxed one: one scale for both axes keeps angles. (Squashing 576×192 to 750×250 keeps them too.)
+# Only in the letterboxed one: one scale for both axes keeps angles. (A phantom 192 wide would keep them when squashed, too: it has the canvas's shape.)
 #
 # </details>
 
@@ -2537,7 +2538,7 @@ assert abs(seen["letterbox"] - 35) < 0.2 and abs(seen["squash"] - 35) > 2
 #
 # <details><summary>Answer</summary>
 #
-# `ImageDraw.polygon` also takes every pixel that the border touches: each vertebra grows by half a (fine) pixel on every side, an error as large as the differences between methods. So `fill_convex` tests pixel centres.
+# `ImageDraw.polygon` also takes every pixel that the border touches: each vertebra grows by half a (fine) pixel on every side. So `fill_convex` tests pixel centres. A finer grid does not improve the total area of that; it decides each pixel by the area covered instead of by its centre.
 #
 # </details>
 

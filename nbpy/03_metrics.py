@@ -122,7 +122,7 @@ print(
 # %% [markdown]
 # ## 2 · What Dice hides
 #
-# Take a perfect mask and move it down by one level, so that every vertebra is named after its neighbour: a surgeon would operate on the wrong one. Or leave one vertebra out, or make each a little too big, or slide the whole mask down by half a vertebra.
+# Take a perfect mask and name each vertebra after the one above it: every name sits one vertebra too low, the top vertebra gets no box, and a surgeon would operate on the wrong level. Or leave one vertebra out, or make each a little too big, or slide the whole mask down by half a vertebra.
 
 # %%
 film = draw_phantom(3)
@@ -271,8 +271,8 @@ scores = 1 - np.random.default_rng(1).beta(2, 18, 30)
 low, high = bootstrap_interval(scores)
 fig, axis = plt.subplots(figsize=(4.5, 2.2), layout="constrained")
 axis.plot(scores, np.zeros(30), "|", ms=14, color="orange", label="30 images")
-axis.plot([low, high], [0, 0], "k", lw=4, label="95 % of their mean")
-axis.axvline(scores.mean(), color="k", lw=0.8)
+axis.plot([low, high], [0, 0], "k", lw=4, label="95 % interval of the mean")
+axis.axvline(scores.mean(), color="k", lw=0.8, label="mean")
 axis.set(xlabel="Dice", yticks=[], ylim=(-1, 2))
 axis.legend(fontsize=8, loc="upper left")
 assert low < scores.mean() < high and bootstrap_interval([0.5]) == (0.5, 0.5)
@@ -317,6 +317,9 @@ print(
 )
 assert 0.90 < hits.mean() < 0.97
 
+# %% [markdown]
+# The first 80 trials. Blue intervals hold the true mean (the line), red ones miss it:
+
 # %%
 fig, axis = plt.subplots(figsize=(6, 2.2), layout="constrained")
 for k, ((low, high), hit) in enumerate(zip(tries[:80], hits)):
@@ -326,7 +329,7 @@ axis.set(xlabel="trial", ylabel="mean Dice");
 
 
 # %% [markdown]
-# A little less often than it says: with 30 skewed scores the interval is somewhat too narrow. We keep it, because everybody can read it; a difference that it barely separates is no difference.
+# A little less often than it says: with 30 skewed scores the interval is somewhat too narrow. We keep it, because everybody can read it; a difference that it barely separates is not shown. (It also takes films for independent. Films of one study are not, which makes it too narrow again.)
 
 # %% [markdown]
 # ### Two methods on the same images
@@ -485,6 +488,8 @@ axis.plot(100 * d, 100 * iou_from_dice(d), "k", lw=1, label="lowest possible mea
 for verdict, colour in (("fits", "tab:green"), ("too low", "crimson"), ("too high", "tab:purple")):
     xy = [(c.dice, c.iou) for c, *_, v in rows if v == verdict]
     axis.plot(*zip(*xy), "o", ms=5, color=colour, label=f"{verdict} ({len(xy)})")
+own = [(c.dice, c.iou) for c, *_ in rows if c.method == "Verdiff-Net"]
+axis.plot(*zip(*own), "o", ms=11, mfc="none", color="k", label="Verdiff-Net")
 axis.set(
     xlim=(58, 96),
     ylim=(40, 94),
@@ -495,7 +500,7 @@ axis.set(
 axis.legend();
 
 # %% [markdown]
-# Points below the curve are impossible if both columns are means over the same images. Points far above it are impossible too, unless the ± is something else than the spread of images. Not only the paper's own row: half of the table fails, baselines included, in both directions. So the two columns were averaged over different images or in different ways, and differences of one per cent between rows mean little.
+# Points below the curve, five, cannot be means over the same images, whatever the ± is. The eleven far above it cannot if the ± is the spread over images. Not only the paper's own row (ringed): half of the table fails, baselines included, in both directions.
 #
 # Table 2 has no standard deviations, so only the lower bound applies. All four pairs respect it:
 
@@ -603,7 +608,7 @@ assert areas == sorted(areas) and np.isclose(risk[-1], error.mean())
 #
 # | | paper | ours | why |
 # |---|---|---|---|
-# | averaging | not said | one score an image, then the mean | a statement about patients; Jensen holds |
+# | averaging | not said | one score an image, then the mean | a statement about films; Jensen holds |
 # | ± | not said | standard deviation over images, and a bootstrap interval of the mean | two different things |
 # | both masks empty | not said | 1 | the right answer to an empty question |
 # | borders | none | HD95, surface Dice | Dice hides a lost vertebra |

@@ -240,7 +240,7 @@ def is_s_shaped(
 def cobb_angles(
     landmarks: np.ndarray,  # (68, 2) x, y in pixels
     height: int,  # of the image: tells the upper from the lower half
-) -> np.ndarray:  # (3,) degrees: main curve, then above it, then below it
+) -> np.ndarray:  # (3,) degrees: main curve, then the two beside it
     "The three Cobb angles, by the rules of the public X-ray set."
     angles = tilt_angles(landmarks)
     upper, lower = np.unravel_index(angles.argmax(), angles.shape)
@@ -576,7 +576,7 @@ def grouped_split(
     return [i for i, g in enumerate(group) if g not in held], val
 
 # %% ../nbs/01_data.ipynb #91e8feb9
-Features = tuple[np.ndarray, np.ndarray]  # points (n, 2), descriptors (n, 128) of length one
+Features = tuple[np.ndarray, np.ndarray]  # points (n, 2), x and y in pixels; descriptors (n, 128) of length one
 
 
 def local_features(
@@ -596,7 +596,7 @@ def local_features(
 def votes(
     features: Sequence[Features],  # of each image
     progress: bool = True,
-) -> Counter[tuple[int, int]]:  # how many features of i and j are nearest neighbours of the other's
+) -> Counter[tuple[int, int]]:  # (i, j), i < j: votes between these two images
     "Let each feature vote for the image, other than its own, that holds its nearest neighbour."
     owner = torch.cat([torch.full((len(f[0]),), i) for i, f in enumerate(features)])
     every = torch.from_numpy(np.concatenate([f[1] for f in features]))
