@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import verdiff
-from verdiff.inference import (evaluate, natural, output_folder, phantom_options,
+from verdiff.inference import (check_shape, evaluate, natural, output_folder, phantom_options,
                                settings_options, write_csv, write_json)
 from verdiff.settings import Settings, VerdiffError, load_settings
 
@@ -123,7 +123,7 @@ def row_settings(
     overrides: Sequence[str] = (),  # "key=value" for all rows; the row's own words win
 ) -> Settings:
     "The numbers of one run."
-    return load_settings(profile, [*overrides, f"seed={seed}", *(w.format(seed=seed) for w in row)])
+    return load_settings(profile, [*overrides, f"seed={seed}", *(w.replace("{seed}", str(seed)) for w in row)])
 
 
 # %%
@@ -422,6 +422,11 @@ def sweep(
     """
     plan = [(row, seed, row_settings(words, seed, profile, overrides))
             for seed in dict.fromkeys(seeds) for row, words in rows.items()]
+    if len({(s.sample_steps, s.ensemble) for *_, s in plan}) > 1:
+        raise VerdiffError("the rows differ in sample_steps or ensemble, so they share no column to be "
+                           "compared in; set these for all rows, with --set")
+    for *_, s in plan:
+        check_shape(s.size, s.eval_size, s.fit)
     out, films, runs = Path(out), {}, []
     for row, seed, settings in plan:
         canvas = settings.fit, settings.size, settings.eval_size

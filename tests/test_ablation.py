@@ -385,6 +385,14 @@ def test_bad_words_get_a_sentence_and_change_nothing(done, phantoms, more, sente
     assert "\n" not in str(error.value) and files(done[0]) == before
 
 
+def test_rows_that_share_no_column_are_refused(phantoms, tmp_path):
+    with pytest.raises(VerdiffError, match="rows differ in sample_steps or ensemble"):
+        sweep(phantoms, {"a": (), "b": ("sample_steps=1",)}, (35,), tmp_path / "out", "smoke", progress=False)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(VerdiffError, match="channels"):
+        row_settings(("channels={a}",), 35, "smoke", ())
+
+
 def test_data_that_do_not_exist_leave_no_folder(tmp_path):
     with pytest.raises(VerdiffError, match="nowhere"):
         sweep("nowhere.zip", out=tmp_path / "out")

@@ -147,7 +147,7 @@ def test_own_pairs_are_data_too(tmp_path):
         (tmp_path / "own" / part).mkdir(parents=True)
     for i in range(12):
         for part in ("images", "masks"):
-            pixels = rng.integers(0, 2, (80, 40), dtype=np.uint8) * 255
+            pixels = np.uint8(rng.random((80, 40)) < 0.3) * 255
             Image.fromarray(pixels).save(tmp_path / "own" / part / f"{i}.png")
     assert main(["train", "--data", str(tmp_path / "own"), *SMOKE, "--set", "max_steps=1",
                  "--out", str(tmp_path / "run")]) == 0
@@ -368,9 +368,8 @@ def test_a_warning_is_printed_and_written_and_is_no_error(mine, phantoms, tmp_pa
     for middle, odd in ((0.5, False), (-0.9, True)):  # limits that everything, and nothing, meets
         wide = dict.fromkeys(TRAITS, (middle - (0.01 if odd else 5), middle, middle + (
             0.01 if odd else 5)))
-        save_reference(Reference(wide, 9, sha256_of_weights(model)), model)
-        assert main(["segment", str(image), "-o", str(tmp_path), "--model", str(mine), "--steps",
-                     "1", "--ensemble", "1"]) == 0
+        save_reference(Reference(wide, 9, sha256_of_weights(model), 1, 1), model)
+        assert main(["segment", str(image), "-o", str(tmp_path), "--model", str(mine)]) == 0
         said = capsys.readouterr()
         record = json.loads((tmp_path / f"{image.stem}.json").read_text())
         assert (record["warning"] is not None) == odd == (record["confidence"] < 0.5)
@@ -388,6 +387,78 @@ def test_calibrate(fails, mine, phantoms, tmp_path, monkeypatch, capsys):
     assert main(["calibrate", "--data", "phantom", "--model", str(mine)]) == 0
     assert "from 24 radiographs" in capsys.readouterr().out
     assert inference.Segmenter.from_pretrained(mine, "cpu").reference.films == 24
+
+
+def test_calibrate_with_own_films_and_own_steps(fails, mine, phantoms, tmp_path, monkeypatch, capsys):
+    from verdiff import inference
+    monkeypatch.setattr(inference, "traits", lambda image, result: dict.fromkeys(inference.TRAITS, 0.5))
+    films = phantoms / "boostnet_labeldata/data/training"
+    fails("calibrate", "--images", films, "--steps", 2, words=["name a folder with --out"])
+    before = files(mine)
+    assert main(["calibrate", "--images", str(films), "--model", str(mine), "--steps", "2", "--ensemble", "1",
+                 "-o", str(tmp_path / "copy")]) == 0
+    assert "from 8 radiographs" in capsys.readouterr().out and files(mine) == before
+    known = inference.Segmenter.from_pretrained(tmp_path / "copy", "cpu").reference
+    assert (known.films, known.steps, known.ensemble) == (8, 2, 1)
+    image = one(phantoms, "*.jpg")
+    for more, note in ((), ""), (["--steps", "3"], "calibrated with --steps 2 --ensemble 1"):
+        assert main(["segment", str(image), "-o", str(tmp_path / "out"), "--model", str(tmp_path / "copy"), *more]) == 0
+        record = json.loads((tmp_path / f"out/{image.stem}.json").read_text())
+        assert (record["confidence"] is None) == bool(note) and note in capsys.readouterr().err
+        assert record["steps"] == (3 if more else 2) and record["ensemble"] == 1
+
+
+def test_the_film_of_another_folder_is_not_lost(fails, run, phantoms, tmp_path, capsys):
+    first, second = sorted(phantoms.rglob("*.jpg"))[:2]
+    for i, path in enumerate((first, second)):
+        (tmp_path / str(i)).mkdir()
+        shutil.copy(path, tmp_path / str(i) / "film.jpg")
+    words = ["segment", "-o", str(tmp_path / "out"), "--model", str(run), "--steps", "1"]
+    assert main([*words, str(tmp_path / "0/film.jpg")]) == 0
+    before = files(tmp_path / "out")
+    fails(*words, tmp_path / "1/film.jpg", words=["film.json holds the result of another image", "0/film.jpg"])
+    assert files(tmp_path / "out") == before
+    assert main([*words, str(tmp_path / "1/film.jpg"), "--fresh"]) == 0 and files(tmp_path / "out") != before
+
+
+def test_the_masks_of_a_folder_of_pairs_are_no_radiographs(run, phantoms, tmp_path, capsys):
+    for part in ("images", "masks"):
+        (tmp_path / "own" / part).mkdir(parents=True)
+        shutil.copy(one(phantoms, "*.jpg"), tmp_path / "own" / part / "film.jpg")
+    assert main(["segment", str(tmp_path / "own"), "-o", str(tmp_path / "out"), "--model", str(run), "--steps", "1"]) == 0
+    assert "1 of 1 images" in capsys.readouterr().out
+
+
+def test_a_name_that_is_too_long_stops_nothing(run, phantoms, tmp_path, capsys):
+    films = tmp_path / "films"
+    films.mkdir()
+    for name in ("a" * 245, "b"):
+        shutil.copy(one(phantoms, "*.jpg"), films / f"{name}.jpg")
+    assert main(["segment", str(films), "-o", str(tmp_path / "out"), "--model", str(run), "--steps", "1"]) == 2
+    said = capsys.readouterr()
+    assert "1 of 2 images" in said.out and "too long a name" in said.err
+    assert (tmp_path / "out/b.json").exists()
+
+
+def test_films_held_back_for_the_test_are_counted(tmp_path, capsys):
+    from verdiff.data import drawn_split
+    from verdiff.inference import held_for_test
+    for part in ("images", "masks"):
+        (tmp_path / "own" / part).mkdir(parents=True)
+        for i in range(20):
+            Image.new("L", (9, 20), 255).save(tmp_path / "own" / part / f"film{i}.png")
+    count = sum(drawn_split(f"film{i}") == "test" for i in range(20))
+    assert held_for_test(str(tmp_path / "own")).startswith(f", {count} held back") and count
+    (tmp_path / "apart").mkdir()
+    (tmp_path / "own").rename(tmp_path / "apart/training")
+    assert held_for_test(str(tmp_path / "apart")) == held_for_test("phantom") == ""
+
+
+def test_scores_at_another_shape_are_refused_before_the_work(fails, tmp_path):
+    shape = ["--profile", "smoke", "--set", "eval_width=64", "--out", tmp_path / "out"]
+    for words in (["demo"], ["ablate"], ["compare", "--data", "phantom", "--methods", "unet"]):
+        fails(*words, *shape, words=["would stretch the films"])
+    assert not list((tmp_path / "out").rglob("checkpoint*"))
 
 
 def test_a_missing_image_is_named_too(fails, run, tmp_path):

@@ -1,6 +1,8 @@
 """The comparison: one loop for all methods, results that survive, sentences for all that is bad."""
 import importlib.util
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from verdiff import comparison as c
-from verdiff.data import Packed, PhantomSet, pack
+from verdiff.data import Packed, PhantomSet, fit_image, pack
 from verdiff.inference import main
 from verdiff.metrics import dice, iou_from_dice
 from verdiff.settings import VerdiffError, load_settings
@@ -148,7 +150,7 @@ def test_a_loss_that_is_no_number_is_a_sentence(settings, films, tmp_path):
         def loss(self, *batch):
             return self.w.sum() * float("nan")
 
-    with pytest.raises(VerdiffError, match="step 1; try a smaller learning_rate"):
+    with pytest.raises(VerdiffError, match="step 1, and .*; try a smaller learning_rate"):
         c.fit(Broken(), settings, films, tmp_path, progress=False)
 
 
@@ -245,6 +247,52 @@ def test_a_result_of_other_films_is_refused(settings, films, test_films, tmp_pat
         c.run_method("unet", settings, films, others, tmp_path, progress=False)
 
 
+def test_a_result_of_other_masks_is_refused(settings, films, test_films, tmp_path):
+    c.run_method("unet", settings, films, test_films, tmp_path, progress=False)
+    others = Packed(test_films.images, 1 - test_films.masks, test_films.names)
+    with pytest.raises(VerdiffError, match="belongs to another run: it is of other films or masks"):
+        c.run_method("unet", settings, films, others, tmp_path, progress=False)
+    again = c.run_method("unet", replace(settings, checkpoint_every=7), films, test_films, tmp_path, progress=False)
+    assert again.scores["dice"]  # a setting that changes no result
+
+
+def test_a_second_process_is_kept_out(settings, films, test_films, tmp_path):
+    code = ("import sys, time; from pathlib import Path; from verdiff.training import run_lock\n"
+            "with run_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)")
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "unet")], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout.readline() == b"held\n"
+            with pytest.raises(VerdiffError, match="another process is training there"):
+                c.run_method("unet", settings, films, test_films, tmp_path, progress=False)
+        finally:
+            other.kill()
+
+
+def test_a_gradient_that_is_no_number_is_a_sentence(settings, films, tmp_path):
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(1))
+
+        def loss(self, *batch):
+            return self.w.abs().sqrt().sum()  # 0, with an infinite slope
+
+    with pytest.raises(VerdiffError, match="loss is 0.0 at step 1, and the length of its gradient nan"):
+        c.fit(Broken(), settings, films, tmp_path, progress=False)
+    assert not list(tmp_path.glob("checkpoint*"))
+
+
+def test_masks_of_the_films_own_size(tmp_path):
+    size = (96, 32)
+    films = [Image.fromarray(np.pad(np.full((20, 10), 255, np.uint8), ((20, 20), (h, 15)))) for h in (10, 40)]
+    canvas = [fit_image(f, size)[0] for f in films]
+    masks = torch.from_numpy(np.stack([np.asarray(x) >= 128 for x in canvas]))[:, None].byte()
+    data = Packed(masks * 255, masks, ["a.png", "b.png"])
+    for f, name in zip(films, data.names, strict=True):
+        f.save(tmp_path / name)
+    assert c.masks_result("them", tmp_path, data).scores["dice"] == [1.0, 1.0]
+
+
 def test_monai_learns_every_time_and_is_told_the_right_one(settings):
     method = c.MonaiDiffusion(settings)
     told = []
@@ -282,8 +330,10 @@ def test_nnunet_plans_with_its_own_planner():
 
 @pytest.mark.skipif(not has("nnunetv2"), reason="needs nnunetv2")
 def test_nnunet_trains_and_predicts_by_itself(settings, films, test_films, tmp_path, monkeypatch):
-    run = lambda: c.run_nnunet(settings, films, test_films, test_films, tmp_path, epochs=2, iterations=2,
-                                    batch_size=2, progress=False)
+    def run(epochs=2):
+        return c.run_nnunet(settings, films, test_films, test_films, tmp_path, epochs=epochs, iterations=2,
+                            batch_size=2, progress=False)
+
     c.need_torchvision()
     trainer = c.need("nnunetv2.training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
     end = trainer.on_epoch_end
@@ -303,7 +353,7 @@ def test_nnunet_trains_and_predicts_by_itself(settings, films, test_films, tmp_p
     assert np.isfinite(list(first.scores.values())).all() and first.parameters > 1e6 and first.train_seconds > 0
     assert run().scores == first.scores
     with pytest.raises(c.VerdiffError, match="another run"):
-        c.run_nnunet(settings, films, test_films, test_films, tmp_path, epochs=3, iterations=2, batch_size=2)
+        run(epochs=3)
 
 
 @pytest.mark.skipif(not has("transformers"), reason="needs transformers")

@@ -248,12 +248,66 @@ def test_an_image_that_is_not_finite_is_named(tmp_path, bad):
 
 
 @pytest.mark.parametrize("value, words", [(0, "3 masks is empty"), (1, "3 masks covers its whole image")])
-def test_masks_that_mark_nothing_or_everything(tmp_path, value, words):
+def test_masks_that_mark_nothing_or_everything(tmp_path, value, words, capsys):
     pairs(tmp_path, FILM, np.full((40, 20), value, np.uint8))
     with pytest.raises(DataError, match=f"masks: each of the {words}"):
         pack(open_dataset(tmp_path, "all", (60, 60)), progress=False)
-    Image.fromarray(BONE).save(tmp_path / "masks" / "1.png")
+    for i in (1, 2):
+        Image.fromarray(BONE).save(tmp_path / "masks" / f"{i}.png")
     assert len(pack(open_dataset(tmp_path, "all", (60, 60)), progress=False)) == 3
+    assert "note: 1 of 3 masks: " in capsys.readouterr().err
+
+
+def test_masks_turned_inside_out(tmp_path):
+    pairs(tmp_path, FILM, 1 - BONE)
+    with pytest.raises(DataError, match="masks mark 7.% of an image .*inverted"):
+        pack(open_dataset(tmp_path, "all", (60, 60)), progress=False)
+
+
+def test_a_mask_with_soft_borders_is_cut_at_half(tmp_path):
+    soft = Image.fromarray(BONE * 255).resize((200, 400), Image.Resampling.BICUBIC)
+    soft.save(tmp_path / "a.png")
+    assert np.mean(np.asarray(read_mask(tmp_path / "a.png")) > 0) == pytest.approx(BONE.mean(), abs=0.01)
+
+
+def test_a_stack_of_masks_is_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([BONE, BONE]), photometric="minisblack")
+    with pytest.raises(DataError, match="a.tif: a stack of 2 pages"):
+        read_mask(tmp_path / "a.tif")
+
+
+def test_a_mask_that_vanished_is_named(tmp_path):
+    with pytest.raises(DataError, match="gone.png: No such file"):
+        read_mask(tmp_path / "gone.png")
+
+
+def test_masks_as_segment_writes_them(tmp_path):
+    pairs(tmp_path, FILM, BONE)
+    for path in (tmp_path / "masks").iterdir():
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    data = open_dataset(tmp_path, "all", (60, 60))
+    assert len(data) == 3 and data[0].mask.any()
+    Image.fromarray(BONE).save(tmp_path / "masks" / "1.png")
+    with pytest.raises(DataError, match="belongs to the same image"):
+        open_dataset(tmp_path, "all", (60, 60))
+
+
+def test_a_partner_of_another_kind_is_named(tmp_path):
+    pairs(tmp_path, FILM, BONE)
+    (tmp_path / "images/1.png").rename(tmp_path / "images/1.dcm")
+    with pytest.raises(DataError, match="1.dcm is of another kind"):
+        open_dataset(tmp_path, "all", (60, 60))
+
+
+def test_a_png_of_16_bits_a_colour_is_refused(tmp_path):
+    import struct
+    import zlib
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
+    rows = b"".join(b"\0" + np.full((5, 3), 4000, ">u2").tobytes() for _ in range(6))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 5, 6, 16, 2, 0, 0, 0))
+                                     + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    with pytest.raises(DataError, match="a.png: a PNG with 16 bits a colour"):
+        read_image(tmp_path / "a.png")
 
 
 def test_a_jpeg_mask_of_zeros_and_ones(tmp_path):

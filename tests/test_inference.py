@@ -33,6 +33,7 @@ from verdiff.inference import (
     draw_samples,
     evaluate,
     find_model,
+    find_reference,
     is_ours,
     judge,
     learn_limits,
@@ -547,16 +548,46 @@ def test_confidence_falls_with_the_worst_trait_and_names_it():
     assert "upside down" in judge(reference, usual | {"widening": -0.3})[1]
 
 
+def test_a_warning_names_the_two_worst_and_a_blank_film_first():
+    reference = Reference(learn_limits(FOUND))
+    usual = {name: middle for name, (_, middle, _) in reference.limits.items()}
+    both = judge(reference, usual | {"area": 0.0, "contrast": 0.0})[1]
+    assert both.index("almost blank, and the mask is unusually small") > 0
+    assert ", and" not in judge(reference, usual | {"area": 0.0})[1]
+
+
+def test_the_reference_of_a_model_on_the_hub(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path)
+    reference = Reference(learn_limits(FOUND), 21, sha256_of_weights(tmp_path))
+    save_reference(reference, tmp_path)
+
+    def fetch(source, name, **hub):
+        if not (tmp_path / name).exists():
+            raise VerdiffError("not there")
+        return tmp_path / name
+
+    monkeypatch.setattr("verdiff.model._fetch", fetch)
+    assert find_reference("owner/name") == reference
+    (tmp_path / "reference.json").unlink()
+    assert find_reference("owner/name") is None
+
+
+def test_a_run_that_is_not_there_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VerdiffError, match="runs/demo: no model there"):
+        find_model("runs/demo")
+
+
 def test_calibrate_needs_films_and_masks(model, monkeypatch):
     segmenter = Segmenter(model, "cpu")
     films = [np.full((48, 32), 9, np.uint8)] * 9
-    monkeypatch.setattr(Segmenter, "predict", lambda self, image: spine())
+    monkeypatch.setattr(Segmenter, "predict", lambda self, image, steps, ensemble: spine())
     with pytest.raises(VerdiffError, match="7 radiographs are too few"):
         calibrate(segmenter, films[:7], progress=False)
     assert calibrate(segmenter, films, "abc", progress=False) == 0
     assert segmenter.reference.films == 9 and segmenter.reference.weights == "abc"
     nothing = spine(mask=np.zeros((90, 30), np.uint8))
-    monkeypatch.setattr(Segmenter, "predict", lambda self, image: nothing)
+    monkeypatch.setattr(Segmenter, "predict", lambda self, image, steps, ensemble: nothing)
     with pytest.raises(VerdiffError, match="finds nothing in 9 of 9"):
         calibrate(segmenter, films, progress=False)
 
@@ -564,11 +595,14 @@ def test_calibrate_needs_films_and_masks(model, monkeypatch):
 def test_the_reference_travels_with_its_weights_only(model, tmp_path):
     model.save_pretrained(tmp_path)
     assert load_reference(tmp_path) is None
-    reference = Reference(learn_limits(FOUND), 21, sha256_of_weights(tmp_path))
+    reference = Reference(learn_limits(FOUND), 21, sha256_of_weights(tmp_path), 2, 1)
     path = save_reference(reference, tmp_path)
     assert load_reference(tmp_path) == reference
-    got = Segmenter.from_pretrained(tmp_path, "cpu").predict((GREY % 256).astype(np.uint8), 2, 1)
+    segmenter, image = Segmenter.from_pretrained(tmp_path, "cpu"), (GREY % 256).astype(np.uint8)
+    got = segmenter.predict(image)  # with the steps and samples of the calibration
     assert 0 <= got.confidence <= 1 and (got.warning is None) == (got.confidence >= 0.5)
+    assert np.array_equal(segmenter.predict(image, 2, 1).mask, got.mask)
+    assert segmenter.predict(image, 3).confidence is segmenter.predict(image, 2, 2).confidence is None
     good = path.read_text()
     for bad in (good[:50], "[]", good.replace("area", "aera"), good.replace("21", '"x"'),
                 good.replace("0.5,", "NaN,")):
@@ -657,7 +691,7 @@ def test_what_cannot_become_an_image_is_a_sentence(bad):
 
 
 @pytest.mark.parametrize("how", [{"ensemble": 0}, {"ensemble": -1}, {"ensemble": 1.5}, {"steps": "a"},
-                                 {"steps": 0}, {"steps": None}, {"seed": -1}, {"seed": 0.5}])
+                                 {"steps": 0}, {"seed": None}, {"seed": -1}, {"seed": 0.5}])
 def test_numbers_of_predict_that_are_none(model, how):
     with pytest.raises(VerdiffError, match=f"{next(iter(how))} = .* must be a whole number"):
         Segmenter(model, "cpu").predict(np.zeros((9, 9), np.uint8), **how)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,27 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "training_loss", broken)
     with pytest.raises(VerdiffError, match="step 1 .*png.*learning_rate"):
         train(SMOKE, films(), None, tmp_path, progress=False)
+
+
+def test_a_gradient_that_is_no_number_is_not_saved(tmp_path, monkeypatch):
+    loss, calls, data = training.training_loss, [], films()
+
+    def broken(net, *args, **kw):
+        calls.append(1)
+        losses = loss(net, *args, **kw)
+        spoil = (next(net.parameters()) * 0).abs().sqrt().sum() if len(calls) == 3 else 0  # 0, with slope nan
+        return {**losses, "total": losses["total"] + spoil}
+
+    monkeypatch.setattr(training, "training_loss", broken)
+    with pytest.raises(VerdiffError, match="gradient is nan at step 3 .*the last checkpoint is checkpoint-000002.pt"):
+        train(SMOKE, data, None, tmp_path, progress=False)
+    monkeypatch.undo()
+    assert all(v.isfinite().all() for v in train(SMOKE, data, None, tmp_path, progress=False).state_dict().values())
+
+
+def test_films_of_another_size_are_refused(tmp_path):
+    with pytest.raises(VerdiffError, match="the images are .* and the settings say"):
+        train(replace(SMOKE, height=SMOKE.height + 32), films(), None, tmp_path, progress=False)
 
 
 def test_a_bad_step_is_named_with_its_files_and_the_last_good_checkpoint(tmp_path, monkeypatch):

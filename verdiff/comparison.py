@@ -32,9 +32,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import verdiff
-from .data import Packed, clean_test_indices, pack, read_image
-from .inference import (open_data, output_folder, pick_device, training_data, write_csv,
-                               write_json)
+from .ablation import IGNORED
+from .data import Packed, clean_test_indices, fit_image, pack, read_mask
+from .inference import (check_shape, open_data, output_folder, pick_device,
+                               training_data, write_csv, write_json)
 from .metrics import dice, hd95, iou, paired_difference, summary, surface_dice
 from .model import VerdiffConfig, VerdiffNet
 from .sampling import sample
@@ -42,7 +43,7 @@ from .settings import Settings, VerdiffError, load_settings
 from .training import (Batch, batches, commit, data_key, follow, generator_for, learning_rate,
                               load_checkpoint,
                               make_optimizer,
-                              polite_interrupt, save_checkpoint, soft_dice_loss, training_loss)
+                              polite_interrupt, run_lock, save_checkpoint, soft_dice_loss, training_loss)
 
 # %% auto #0
 __all__ = ['METHODS', 'MEASURES', 'LAPTOP', 'Missing', 'Method', 'method', 'pad_to', 'supervised_loss', 'Plain', 'Diffusion',
@@ -209,11 +210,11 @@ def step_once(
             loss = network.loss(*batch) / s.accumulate
         loss.backward()
         total += loss.item()
-    if not np.isfinite(total):
-        raise VerdiffError(f"the loss is {total} at step {step + 1}; try a smaller learning_rate "
-                           "with --set, or mixed_precision=no")
-    if s.grad_clip:
-        nn.utils.clip_grad_norm_(network.parameters(), s.grad_clip)
+    norm = nn.utils.clip_grad_norm_(network.parameters(), s.grad_clip or float("inf"))
+    if not np.isfinite(total + norm.item()):
+        raise VerdiffError(f"the loss is {total} at step {step + 1}, and the length of its gradient "
+                           f"{norm.item()}; try a smaller learning_rate with --set, or "
+                           "mixed_precision=no")
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(s, step)
     optimizer.step()
@@ -644,14 +645,15 @@ class Result:
         try:
             found = cls(**json.loads(path.read_text(encoding="utf-8")))
             there = found.about["settings"] | {"films": len(found.names),
-                                               "names": found.about.get("names")}
+                                               "names": found.about.get("names"),
+                                               "pixels": found.about.get("pixels", about["pixels"])}
         except (ValueError, TypeError, KeyError) as error:
             raise VerdiffError(f"{path} is damaged ({error}); remove it, or start over with "
                                "--fresh") from None
-        here = about["settings"] | {"films": about["films"], "names": about["names"]}
-        if differ := [k for k, v in here.items() if there.get(k) != v and k != "profile"]:
+        here = about["settings"] | {k: about[k] for k in ("films", "names", "pixels")}
+        if differ := [k for k, v in here.items() if there.get(k) != v and k not in IGNORED]:
             k = differ[0]
-            said = "it is of other films" if k == "names" else (
+            said = "it is of other films or masks" if k in ("names", "pixels") else (
                 f"{k} was {there.get(k)!r} there and is {here[k]!r} here")
             raise VerdiffError(f"{path} belongs to another run: {said}; use another --out, or "
                                "start over with --fresh")
@@ -662,8 +664,10 @@ def describe(settings: Settings, train_data: Packed, test_data: Packed,
              device: torch.device | str = "cpu") -> dict[str, Any]:
     "Under what conditions a result was made; `names` tells these films from others."
     names = json.dumps([list(train_data.names), list(test_data.names)])
+    pixels = data_key(train_data) + data_key(test_data)
     return {"steps": settings.max_steps, "size": list(settings.size), "films": len(test_data),
-            "names": hashlib.sha256(names.encode()).hexdigest(),
+            "names": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
+            "pixels": hashlib.sha256(pixels.encode()).hexdigest(),
             "scored_at": list(test_data.images.shape[-2:]), "device": str(device),
             "threads": torch.get_num_threads(), "torch": torch.__version__,
             "verdiff": verdiff.__version__,
@@ -689,12 +693,13 @@ def run_method(
     except Missing as error:
         return Result(name, entry.label, entry.note, str(error), [], {}, 0, 0.0, 0.0, about)
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    done = fit(network, settings, train_data, home, device, progress)
-    scores, seconds = score(done.average, test_data, settings.size, device)
-    result = Result(name, entry.label, entry.note, "", list(test_data.names),
-                    {k: v.tolist() for k, v in scores.items()}, parameters, done.seconds, seconds,
-                    about | {"losses": done.losses})
-    result.save(home)
+    with run_lock(home):
+        done = fit(network, settings, train_data, home, device, progress)
+        scores, seconds = score(done.average, test_data, settings.size, device)
+        result = Result(name, entry.label, entry.note, "", list(test_data.names),
+                        {k: v.tolist() for k, v in scores.items()}, parameters, done.seconds,
+                        seconds, about | {"losses": done.losses})
+        result.save(home)
     return result
 
 # %% ../nbs/16_comparison.ipynb #aae53467
@@ -810,8 +815,9 @@ def masks_result(
     name: str,  # in the table
     folder: str | Path,  # of PNGs, named as the films or test_0000.png, test_0001.png, ...
     data: Packed,  # at the size at which to score
+    fit: str = "letterbox",  # how the films came onto that canvas, or "squash"
 ) -> Result:
-    "Score masks that another program made; above zero is vertebra."
+    "Score masks that another program made, of the films or of the canvas; above zero is vertebra."
     found = {p.stem: p for p in sorted(Path(folder).glob("*.png"))}
     ways = [Path(film).stem for film in data.names], [f"test_{i:04d}" for i in range(len(data))]
     stems = max(ways, key=lambda w: len(set(w) & set(found)))  # one way for all
@@ -824,9 +830,8 @@ def masks_result(
         if stems.count(stem) > 1:
             raise VerdiffError(f"{folder}: several films are called {stem}; number the masks in "
                                "the films' order, from test_0000.png on")
-        pixels = torch.from_numpy(np.array(read_image(path)) > 0).float()[None, None]
-        pred = F.interpolate(pixels, data.images.shape[-2:], mode="bilinear",
-                             align_corners=False) > 0.5
+        canvas, _ = fit_image(read_mask(path), tuple(data.images.shape[-2:]), fit)
+        pred = torch.from_numpy(np.asarray(canvas) >= 128)[None, None]
         for key, value in measure(pred, data.masks[i:i + 1] > 0).items():
             scores[key].append(float(value[0]))
     return Result(name, name, f"masks of {Path(folder).name}", "", list(data.names), scores, 0, 0.0,
@@ -947,7 +952,8 @@ LAPTOP = ("verdiff", "prior", "unet", "fcn", "deeplabv3", "nnunet", "swin", "sam
 # %% ../nbs/16_comparison.ipynb #15c488f4
 def chosen(text: str) -> list[str]:
     "Names of methods from the command line; `laptop` and `all` stand for several."
-    names = {"laptop": list(LAPTOP), "all": list(METHODS)}.get(text, text.split(","))
+    names = {"laptop": list(LAPTOP), "all": list(METHODS)}.get(text)
+    names = names or list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
         if name not in METHODS:
             raise VerdiffError(f"there is no method {name!r}; there are {', '.join(METHODS)}, and "
@@ -985,9 +991,10 @@ def run_data(
 def run(args: argparse.Namespace) -> int:
     "The command `verdiff compare`."
     s, names = load_settings(args.profile, args.set), chosen(args.methods)
+    check_shape(s.size, s.eval_size, s.fit)
     out, device, masks = output_folder(args.out), pick_device(args.device), named_folders(args.masks)
     train_data, test_data = run_data(args, s)
-    others = [masks_result(name, folder, test_data) for name, folder in masks.items()]
+    others = [masks_result(name, folder, test_data, s.fit) for name, folder in masks.items()]
     for old in [p for n in names for p in (out / n).glob("*.*")] if args.fresh else ():
         if old.suffix in (".pt", ".json", ".csv"):
             old.unlink()

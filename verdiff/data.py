@@ -29,6 +29,7 @@ import os
 import re
 import shutil
 import struct
+import sys
 import tempfile
 import unicodedata
 import urllib.error
@@ -576,7 +577,7 @@ def grouped_split(
     return [i for i, g in enumerate(group) if g not in held], val
 
 # %% ../nbs/01_data.ipynb #91e8feb9
-Features = tuple[np.ndarray, np.ndarray]  # points (n, 2), x and y in pixels; descriptors (n, 128) of length one
+Features = tuple[np.ndarray, np.ndarray]  # points (n, 2), x y in pixels; unit descriptors (n, 128)
 
 
 def local_features(
@@ -1000,8 +1001,13 @@ def pair_files(
     images: Path,  # folder
     masks: Path,  # folder
 ) -> list[tuple[Path, Path]]:
-    "Image and mask of the same stem; DataError where one of the two is missing."
-    films, drawn = images_by_stem(images), images_by_stem(masks)
+    "Image and mask of the same stem, or X and X_mask; DataError where one of the two is missing."
+    films, drawn = images_by_stem(images), {}
+    for stem, path in images_by_stem(masks).items():
+        partner = stem if stem in films else stem.removesuffix("_mask")
+        if partner in drawn:
+            raise DataError(f"{path}: {drawn[partner].name} belongs to the same image; keep one")
+        drawn[partner] = path
     if not films and not drawn:
         raise DataError(f"{images}: no image here ({', '.join(SUFFIXES)}); add some, and their masks")
     if single := sorted(films.keys() ^ drawn.keys()):
@@ -1009,9 +1015,12 @@ def pair_files(
         path, lacks, there = (
             (films[stem], "mask", masks) if stem in films else (drawn[stem], "image", images)
         )
+        other = [p.name for p in files_below(there)
+                 if p.relative_to(there).with_suffix("").as_posix() == stem]
         raise DataError(
-            f"{path}: there is no {lacks} {stem}.png (or {', '.join(SUFFIXES[1:])}) in "
-            f"{there}; add it, or move this file away; without a partner: {len(single)}"
+            f"{path}: there is no {lacks} {stem}.png (or {', '.join(SUFFIXES[1:])}) in {there}"
+            f"{f'; {other[0]} is of another kind' if other else ''}; "
+            f"add it, or move this file away; without a partner: {len(single)}"
         )
     return [(films[stem], drawn[stem]) for stem in films]
 
@@ -1057,6 +1066,9 @@ def read_with_pillow(
         if tags:
             refuse_a_stack([page.size for page in itertools.islice(ImageSequence.Iterator(file), 2)])
             file.seek(0)
+        if file.format == "PNG" and ";16" in str(file.tile[:1]) and file.mode in ("RGB", "RGBA", "LA"):
+            raise DataError("a PNG with 16 bits a colour, of which only the upper 8 can be read; "
+                            "save it as grey")
         image = ImageOps.exif_transpose(file)
         if image.mode[0] in "IF":  # 16 or 32 bits
             pixels = np.asarray(image)
@@ -1127,8 +1139,15 @@ def read_image(
 def read_mask(
     path: Path,
 ) -> Image.Image:  # mode "L", 0 and 255
-    "A mask file: what is not background becomes 255."
-    raw, _ = decode(path.read_bytes(), str(path), grey=False)
+    "A mask file: what is not background becomes 255; DataError names what is no mask."
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    raw, _ = decode(data, str(path), grey=False)
+    if getattr(raw, "n_frames", 1) > 1:
+        raise DataError(f"{path}: a stack of {raw.n_frames} pages; save the page that you mean as a "
+                        "file of its own")
     raw = ImageOps.exif_transpose(raw)
     values = np.asarray(raw.convert("RGB") if raw.mode == "CMYK" else raw)
     if values.ndim == 3:  # colours, without the opacity
@@ -1137,6 +1156,8 @@ def read_mask(
     if 0 < values.max() <= low:
         raise DataError(f"{path}: its brightest value is {values.max()}, but a mask in a JPEG must be "
                         "0 and 255, since JPEG blurs smaller numbers; save it as PNG")
+    if len(np.unique(values)) > 32:  # more than a label a vertebra
+        low = max(low, values.max() / 2)
     return Image.fromarray((values > low).astype(np.uint8) * 255)
 
 # %% ../nbs/01_data.ipynb #e8309753
@@ -1265,15 +1286,24 @@ def read_cache(
 # %% ../nbs/01_data.ipynb #1284d79b
 def refuse_blank(
     dataset: PairedFiles,
-    parts: Sequence[tuple[np.ndarray, np.ndarray, Placement]],  # of each pair, by `arrays`
+    parts: Sequence[tuple[np.ndarray, np.ndarray, Placement]],  # by `arrays`
+    index: Sequence[int] | None = None,  # which pairs these are; None: all
 ) -> None:
-    "DataError where no mask marks anything, or each one everything."
-    inside = [mask[w.top:w.top + w.content[0], w.left:w.left + w.content[1]] for _, mask, w in parts]
-    empty, full = not any(m.any() for m in inside), all(m.all() for m in inside)
-    if empty or full:
-        raise DataError(f"{dataset.pairs[0][1].parent}: each of the {len(parts)} masks "
-                        f"{'is empty' if empty else 'covers its whole image'}; 0 is background, all "
-                        "else vertebra (in a JPEG: from 128 on)")
+    "DataError where the masks are empty, full, or turned inside out; single odd ones are named."
+    pairs = dataset.pairs if index is None else [dataset.pairs[i] for i in index]
+    share = np.array([mask[w.top:w.top + w.content[0], w.left:w.left + w.content[1]].mean()
+                      for _, mask, w in parts])
+    folder, rule = pairs[0][1].parent, "0 is background, all else vertebra (in a JPEG: from 128)"
+    if share.max() == 0 or share.min() == 1:
+        raise DataError(f"{folder}: each of the {len(parts)} masks "
+                        f"{'is empty' if share.max() == 0 else 'covers its whole image'}; {rule}")
+    if (middle := np.median(share)) > 0.6:
+        raise DataError(f"{folder}: the masks mark {middle:.0%} of an image (median); are they "
+                        f"inverted, or are images/ and masks/ exchanged? {rule}")
+    for what, odd in (("empty", share == 0), ("more than half of the image", share > 0.5)):
+        if names := [mask.name for (_, mask), yes in zip(pairs, odd, strict=True) if yes]:
+            print(f"note: {len(names)} of {len(parts)} masks: {what} ({', '.join(names[:3])}"
+                  f"{', ...' if names[3:] else ''})", file=sys.stderr)
 
 # %% ../nbs/01_data.ipynb #a21a705d
 def pack(

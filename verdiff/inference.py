@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -45,14 +45,15 @@ if TYPE_CHECKING:  # torch takes seconds to import: `verdiff --help` does withou
 __all__ = ['TRAITS', 'SLACK', 'REFERENCE_FILE', 'WEIGHTS_FILE', 'Way', 'KINDS', 'positive', 'natural', 'COMMANDS', 'Segmentation',
            'bundled_model', 'find_model', 'pick_device', 'check_steps', 'segment_image', 'Segmenter', 'overlay',
            'traits', 'Reference', 'learn_limits', 'judge', 'calibrate', 'write_json', 'sha256_of_weights',
-           'save_reference', 'load_reference', 'Scores', 'Row', 'Evaluation', 'write_csv', 'save_evaluation',
-           'ways_to_segment', 'evaluate', 'overlaps', 'draw_samples', 'save_figure', 'deep', 'signature', 'mark',
-           'is_ours', 'result_paths', 'save_segmentation', 'is_done', 'is_output', 'distinct', 'list_images',
-           'passed_over', 'whole_number', 'steps_list', 'size_pair', 'output_folder', 'say', 'say_before',
-           'run_segment', 'sampling_options', 'segment_options', 'open_data', 'training_data', 'run_train',
-           'settings_options', 'train_options', 'run_evaluate', 'evaluate_options', 'validation_films', 'run_calibrate',
-           'calibrate_options', 'run_data', 'phantom_options', 'data_options', 'run_demo', 'demo_options', 'run_ablate',
-           'ablate_options', 'run_compare', 'compare_options', 'Parser', 'make_parser', 'main']
+           'save_reference', 'load_reference', 'find_reference', 'Scores', 'Row', 'Evaluation', 'write_csv',
+           'save_evaluation', 'ways_to_segment', 'check_shape', 'evaluate', 'overlaps', 'draw_samples', 'save_figure',
+           'deep', 'signature', 'mark', 'is_ours', 'result_paths', 'save_segmentation', 'is_done', 'is_output',
+           'distinct', 'list_images', 'passed_over', 'whole_number', 'steps_list', 'size_pair', 'output_folder', 'say',
+           'say_before', 'refuse_another', 'run_segment', 'sampling_options', 'segment_options', 'open_data',
+           'training_data', 'held_for_test', 'run_train', 'settings_options', 'train_options', 'run_evaluate',
+           'evaluate_options', 'validation_films', 'run_calibrate', 'calibrate_options', 'run_data', 'phantom_options',
+           'data_options', 'run_demo', 'demo_options', 'run_ablate', 'ablate_options', 'run_compare', 'compare_options',
+           'Parser', 'make_parser', 'main']
 
 # %% ../nbs/12_segment.ipynb #7c5f8716
 @dataclass
@@ -96,7 +97,7 @@ def find_model(
         if (folder / "config.json").exists():
             return str(folder)
     hub_id = str(model).count("/") == 1 and not path.parent.exists()
-    if not hub_id:
+    if not hub_id or path.parent.name in ("runs", ".", ".."):
         raise VerdiffError(
             f"{model}: no model there; expected a folder with config.json and "
             "model.safetensors, as `verdiff train` writes it"
@@ -174,14 +175,25 @@ class Segmenter:
         from verdiff.model import VerdiffNet
 
         found = find_model(model)
-        return cls(VerdiffNet.from_pretrained(found), device, load_reference(found))
+        return cls(VerdiffNet.from_pretrained(found), device, find_reference(found))
 
     def predict(
-        self, image: Any, steps: int = 10, ensemble: int = 5, seed: int = 0
+        self,
+        image: Any,  # as `read_image` takes it
+        steps: int | None = None,  # of the sampler; None: as calibrated, else 10
+        ensemble: int | None = None,  # samples; None: as calibrated, else 5
+        seed: int = 0,
     ) -> Segmentation:
-        "Mask, probability and doubt of an image as `read_image` takes it, at its own size."
+        """Mask, probability and doubt of an image, at its own size.
+
+        A confidence is given where steps and ensemble are those of the calibration. VerdiffError
+        for numbers that cannot be, or what is no image.
+        """
         from verdiff.data import read_image
 
+        known = (10, 5) if self.reference is None else (self.reference.steps, self.reference.ensemble)
+        steps = known[0] if steps is None else steps
+        ensemble = known[1] if ensemble is None else ensemble
         for name, number in (("steps", steps), ("ensemble", ensemble), ("seed", seed)):
             least = 0 if name == "seed" else 1
             if not hasattr(number, "__index__") or number < least:
@@ -189,7 +201,7 @@ class Segmenter:
         check_steps(self.model, [steps])
         grey = read_image(image)
         result = segment_image(self.model, grey, steps, ensemble, seed)
-        if self.reference is not None:
+        if self.reference is not None and (steps, ensemble) == known:
             result.confidence, result.warning = judge(self.reference, traits(grey, result))
         elif not result.mask.any():
             result.warning = "the mask is empty; the model found no vertebra"
@@ -267,6 +279,8 @@ class Reference:
     limits: dict[str, tuple[float, float, float]]  # trait -> lower limit, median, upper limit
     films: int = 0  # how many radiographs it was learned from
     weights: str = ""  # SHA-256 of the model's weights
+    steps: int = 10  # of the sampler, for which it holds
+    ensemble: int = 5  # samples, likewise
 
 
 def learn_limits(
@@ -286,17 +300,18 @@ def judge(
     reference: Reference,
     found: dict[str, float],  # of one image, by `traits`
 ) -> tuple[float, str | None]:  # confidence in [0, 1], and a sentence where it is below one half
-    "How usual the worst of the traits is, and its name."
-    worst, why = 0.0, ""
+    "How usual the worst of the traits is, and the names of the two worst."
+    odd = {"": 0.0}
     for name, (low, middle, high) in reference.limits.items():
         below, above = TRAITS[name]
         limit, reason = (low, below) if found[name] < middle else (high, above)
-        z = abs(found[name] - middle) / abs(limit - middle)
-        if reason and z > worst:
-            worst, why = z, reason
-    confidence = 1 / (1 + worst**4)
+        if reason:
+            odd[reason] = abs(found[name] - middle) / abs(limit - middle)
+    confidence = 1 / (1 + max(odd.values()) ** 4)
+    blank = TRAITS["contrast"][0]  # explains whatever else is odd
+    worst = sorted(odd, key=lambda why: (why == blank and odd[why] > 1, odd[why]))[::-1]
     sentence = (
-        f"confidence {confidence:.2f}: {why}; unlike the radiographs that this model knows, "
+        f"confidence {confidence:.2f}: {', and '.join(w for w in worst[:2] if odd[w] > 1)}; unlike the radiographs that this model knows, "
         "so look before you use the mask"
     )
     return confidence, sentence if confidence < 0.5 else None
@@ -307,14 +322,17 @@ def calibrate(
     images: Iterable[Any],  # radiographs that it was not trained on, at least 8
     weights: str = "",  # SHA-256 of the model's weights
     progress: bool = True,  # show a bar
+    steps: int = 10,  # of the sampler; `predict` takes them from now on
+    ensemble: int = 5,  # samples, likewise
 ) -> float:  # share of the radiographs that is flagged when the others set the limits
-    "Learn what is usual, by segmenting with the settings that `predict` has if nobody asks for others."
+    "Learn what is usual in masks of so many steps and samples; VerdiffError for too few radiographs."
     from tqdm import tqdm
 
     from verdiff.data import read_image
 
     images = tqdm(images, "calibrate", unit="image", disable=None if progress else True)
-    found = [traits(grey, segmenter.predict(grey)) for grey in map(read_image, images)]
+    found = [traits(grey, segmenter.predict(grey, steps, ensemble))
+             for grey in map(read_image, images)]
     if len(found) < 8:
         raise VerdiffError(
             f"{len(found)} radiographs are too few to calibrate with; give 8 or more"
@@ -326,7 +344,7 @@ def calibrate(
         )
     others = (Reference(learn_limits(found[:i] + found[i + 1 :])) for i in range(len(found)))
     flagged = [judge(r, f)[1] is not None for r, f in zip(others, found, strict=True)]
-    segmenter.reference = Reference(learn_limits(found), len(found), weights)
+    segmenter.reference = Reference(learn_limits(found), len(found), weights, steps, ensemble)
     return sum(flagged) / len(flagged)
 
 # %% ../nbs/12_segment.ipynb #74c659c2
@@ -369,11 +387,27 @@ def load_reference(
         limits = {name: tuple(map(float, values["limits"][name])) for name in TRAITS}
         if not all(-9 < low < middle < high < 9 for low, middle, high in limits.values()):
             raise ValueError("limits out of order")
-        reference = Reference(limits, int(values["films"]), str(values["weights"]))
+        how = int(values.get("steps", 10)), int(values.get("ensemble", 5))
+        reference = Reference(limits, int(values["films"]), str(values["weights"]), *how)
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise VerdiffError(f"{path} is damaged ({type(error).__name__}: {error}); remove it, or "
                            "write it again with `verdiff calibrate`") from None
     return reference if reference.weights == sha256_of_weights(folder) else None
+
+
+def find_reference(
+    found: str,  # what `find_model` gives: a folder, or an id on the Hub
+) -> Reference | None:
+    "The reference of a model, wherever it lies."
+    from verdiff.model import _fetch
+
+    if Path(found).is_dir():
+        return load_reference(found)
+    try:
+        _fetch(found, REFERENCE_FILE)
+    except VerdiffError:
+        return None
+    return load_reference(_fetch(found, WEIGHTS_FILE).parent)
 
 # %% ../nbs/12_segment.ipynb #418abc96
 @dataclass
@@ -455,7 +489,7 @@ class Evaluation:
 def write_csv(path: Path, records: list[dict[str, Any]]) -> None:
     "Write records as CSV with a header, whole or not at all."
     with atomic_write(path) as temporary:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
+        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(records)
@@ -504,6 +538,18 @@ def ways_to_segment(
             yield ("diffusion", k, ensemble), got.mean, took
 
 # %% ../nbs/12_segment.ipynb #b9187e95
+def check_shape(
+    size: tuple[int, int],  # (height, width) of the network
+    scored: tuple[int, int],  # (height, width) at which to score
+    fit: str,  # of the network
+) -> None:
+    "VerdiffError where letterboxed films would be stretched by more than 5 % to be scored."
+    (h, w), (H, W) = size, scored
+    if fit == "letterbox" and not 0.95 < H * w / (W * h) < 1.05:
+        raise VerdiffError(f"scoring at {H}x{W} would stretch the films of a model for {h}x{w}; "
+                           f"take a size of the same shape, such as {2 * h}x{2 * w}")
+
+# %% ../nbs/12_segment.ipynb #40dfb8e8
 def evaluate(
     model: VerdiffNet,  # trained
     data: Packed,  # images and masks at the size at which to score
@@ -524,10 +570,7 @@ def evaluate(
     check_steps(model, steps)
     steps = list(dict.fromkeys(steps))
     size, found, seconds = tuple(data.images.shape[-2:]), {}, Counter()
-    (H, W), (h, w) = size, model.size
-    if model.config.fit == "letterbox" and not 0.95 < H * w / (W * h) < 1.05:
-        raise VerdiffError(f"scoring at {H}x{W} would stretch the films of a model for {h}x{w}; "
-                           f"take a size of the same shape, such as {2 * h}x{2 * w}")
+    check_shape(model.size, size, model.config.fit)
     model.eval()
     for first in tqdm(range(0, len(data), batch_size), "evaluate", unit="batch",
                       disable=None if progress else True):
@@ -635,6 +678,8 @@ def result_paths(
 ) -> list[Path]:  # STEM_mask.png, ..., STEM.json
     "The five files of one image; VerdiffError where one of these names belongs to somebody else."
     paths = [*(Path(folder) / f"{stem}_{kind}.png" for kind in KINDS), Path(folder, f"{stem}.json")]
+    if len(os.fsencode(stem)) > 210:  # of 255; the rest is for the ending and the temporary name
+        raise VerdiffError(f"{stem}: too long a name, its results need longer ones; rename the file")
     if others := [p for p in paths if p.exists() and not is_ours(p)]:
         raise VerdiffError(
             f"{others[0]}: not a result of verdiff, so it is not written over; "
@@ -714,7 +759,10 @@ def list_images(
     sources: Sequence[str | Path],  # files and folders
     out: str | Path,  # output folder, for what must not be read again
 ) -> list[tuple[Path, Path]]:  # (file, name of its results below the output folder)
-    "Every image of files and folders, in order; two of one name keep their suffix as well."
+    """Every image of files and folders, in order; two of one name keep their suffix as well.
+
+    In a folder of pairs, with images/ and masks/, the masks are left out.
+    """
     from verdiff.data import SUFFIXES, files_below
 
     found: dict[Path, Path] = {}  # a file that is named twice is segmented once
@@ -725,7 +773,9 @@ def list_images(
             found.setdefault(source, Path(source.stem))
             continue
         inside = sorted(p for p in files_below(source) if p.suffix.lower() in SUFFIXES)
-        inside = [p for p in inside if not is_output(p, Path(out))]
+        pairs = {"images", "masks"} <= {p.name for p in source.iterdir() if p.is_dir()}
+        inside = [p for p in inside if not is_output(p, Path(out))
+                  and not (pairs and source / "masks" in p.parents)]
         if not inside:
             raise VerdiffError(f"{source}: no image in this folder ({', '.join(SUFFIXES)})")
         for path in inside:
@@ -795,16 +845,35 @@ def say(text: str) -> None:
     tqdm.write(f"verdiff: {text}", file=sys.stderr)
 
 
-def say_before(segmenter: Segmenter, sources: Sequence[str], out: Path) -> None:
+def say_before(segmenter: Segmenter, sources: Sequence[str], out: Path,
+               how: tuple[int, int]) -> None:
     "What a user should know before the first image."
     if others := passed_over(sources, out):
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         say(f"note: passed over, no image by its ending: {', '.join(map(str, others[:3]))}{more}")
-    if segmenter.reference is None:
+    if (known := segmenter.reference) is None:
         say("note: this model was not calibrated, so no result has a confidence; see "
             "verdiff calibrate --help")
+    elif how != (known.steps, known.ensemble):
+        say(f"note: this model was calibrated with --steps {known.steps} --ensemble "
+            f"{known.ensemble}, so with others no result has a confidence")
 
 # %% ../nbs/12_segment.ipynb #052953ae
+def refuse_another(
+    path: Path,  # STEM.json
+    about: dict[str, Any],  # of the image that is to be written there
+    fresh: bool,  # write over it all the same
+) -> None:
+    "VerdiffError where the results of another image lie under that name."
+    try:
+        there = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return
+    if not fresh and all(there.get(key, about[key]) != about[key] for key in ("file", "pixels")):
+        raise VerdiffError(f"{path} holds the result of another image, {there['file']}; use another "
+                           "--out, or --fresh to write over it")
+
+# %% ../nbs/12_segment.ipynb #d4fe98fd
 def run_segment(args: argparse.Namespace) -> int:
     "The command `verdiff segment`."
     from tqdm import tqdm
@@ -814,24 +883,26 @@ def run_segment(args: argparse.Namespace) -> int:
     out = output_folder(args.out)
     images = list_images(args.images, out)
     segmenter = Segmenter.from_pretrained(args.model, args.device)
-    say_before(segmenter, args.images, out)
+    usual = segmenter.reference or Reference({})
+    steps, ensemble = args.steps or usual.steps, args.ensemble or usual.ensemble
+    say_before(segmenter, args.images, out, (steps, ensemble))
     how = {"model": args.model or "bundled", "fingerprint": segmenter.fingerprint(),
-           "steps": args.steps, "ensemble": args.ensemble, "seed": args.seed,
-           "verdiff": verdiff.__version__}
+           "steps": steps, "ensemble": ensemble, "seed": args.seed, "verdiff": verdiff.__version__}
     count = Counter()
     for path, stem in tqdm(images, "segment", unit="image", disable=args.quiet or None):
         try:
             paths, image = result_paths(out / stem.parent, stem.name), read_image(path)
+            pixels = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()
+            about = {"file": str(path), "pixels": pixels, **how}
+            if not args.fresh and is_done(paths, about):
+                count["there already"] += 1
+                continue
+            refuse_another(paths[-1], about, args.fresh)
         except VerdiffError as error:
             count["could not be done"] += 1
             say(f"error: {error}")
             continue
-        pixels = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()
-        about = {"file": str(path), "pixels": pixels, **how}
-        if not args.fresh and is_done(paths, about):
-            count["there already"] += 1
-            continue
-        result = segmenter.predict(image, args.steps, args.ensemble, args.seed)
+        result = segmenter.predict(image, steps, ensemble, args.seed)
         save_segmentation(result, image, out / stem.parent, stem.name, **about)
         if result.warning:
             count["with a warning"] += 1
@@ -840,25 +911,24 @@ def run_segment(args: argparse.Namespace) -> int:
           + "".join(f"; {n} {what}" for what, n in count.items()))
     return 2 if count["could not be done"] else 0
 
-# %% ../nbs/12_segment.ipynb #d4fe98fd
+# %% ../nbs/12_segment.ipynb #c777aa8c
 def sampling_options(parser: argparse.ArgumentParser) -> None:
     "What segment and evaluate share."
     add = parser.add_argument
     add("--model", metavar="PATH", help="model or run folder, or Hub id (default: bundled)")
-    add("--ensemble", type=partial(whole_number, most=10**4), default=5, metavar="N",
-        help="samples an image (default: 5)")
     add("--seed", type=natural, default=0, help="of the noise (default: 0)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
 
-# %% ../nbs/12_segment.ipynb #c777aa8c
+# %% ../nbs/12_segment.ipynb #8ddb4764
 def segment_options(parser: argparse.ArgumentParser) -> None:
     "Words of `verdiff segment`."
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, TIFF of 8 or 16 bits, or folders")
     add("-o", "--out", required=True, metavar="DIR", help="where the results go")
-    add("--steps", type=positive, default=10, metavar="N",
-        help="of the sampler (default: 10; with 1 the masks come ten times as fast, and the "
-        "uncertainty is almost nothing)")
+    add("--steps", type=positive, metavar="N",
+        help="of the sampler (default: as the model was calibrated, else 10)")
+    add("--ensemble", type=partial(whole_number, most=10**4), metavar="N",
+        help="samples an image (default: as the model was calibrated, else 5)")
     sampling_options(parser)
     add("--fresh", action="store_true", help="segment again what is there already")
     add("-q", "--quiet", action="store_true", help="no bar")
@@ -891,6 +961,22 @@ def training_data(
     return training.training_data(data, settings, cache, **phantoms)
 
 # %% ../nbs/12_segment.ipynb #2b2cf3ef
+def held_for_test(
+    data: str,  # as for --data
+) -> str:
+    "What to tell of own pairs that no folder of their own keeps for the test."
+    from verdiff.data import MaskFolder
+
+    if data == "phantom" or (Path(data) / "training").is_dir() or not Path(data).is_dir():
+        return ""
+    every = open_data(data, "all", (64, 64), "letterbox")
+    if not isinstance(every, MaskFolder):
+        return ""
+    count = len(every) - len(open_data(data, "training", (64, 64), "letterbox"))
+    return (f", {count} held back for `verdiff evaluate` (drawn by name; if a patient has several "
+            "films, make folders training/ and test/ instead)")
+
+# %% ../nbs/12_segment.ipynb #a4eac6f4
 def run_train(args: argparse.Namespace) -> int:
     "The command `verdiff train`."
     settings = load_settings(args.profile, args.set)
@@ -898,8 +984,9 @@ def run_train(args: argparse.Namespace) -> int:
     from verdiff.training import train
 
     trained = Segmenter.from_pretrained(args.start_from).model if args.start_from else None
+    held = held_for_test(args.data)
     train_data, val_data = training_data(args.data, settings, out / "images.npz")
-    print(f"{len(train_data)} images to train on, {len(val_data)} to validate on; profile "
+    print(f"{len(train_data)} images to train on, {len(val_data)} to validate on{held}; profile "
           f"{args.profile}, {settings.height}x{settings.width}, {settings.max_steps} steps")
     train(settings, train_data, val_data, out, resume=not args.fresh, trained=trained)
     data, run = shlex.quote(args.data), shlex.quote(str(out))
@@ -963,6 +1050,8 @@ def evaluate_options(parser: argparse.ArgumentParser) -> None:
     add("--size", type=size_pair, metavar="HxW",
         help="score at this size (default: the network's, enlarged to about 768 rows)")
     add("-o", "--out", metavar="DIR", help="write evaluation.json, evaluation.csv and scores.csv")
+    add("--ensemble", type=partial(whole_number, most=10**4), default=5, metavar="N",
+        help="samples an image (default: 5)")
     sampling_options(parser)
 
 # %% ../nbs/12_segment.ipynb #ae46c80f
@@ -991,11 +1080,19 @@ def run_calibrate(args: argparse.Namespace) -> int:
     "The command `verdiff calibrate`."
     if not (folder := Path(find_model(args.model))).is_dir():
         raise VerdiffError(f"{folder}: a model on the Hub; download it to a folder first")
-    output_folder(str(folder))
+    if args.out is None and args.model in (None, "bundled"):
+        raise VerdiffError("the bundled model keeps its own calibration; name a folder with --out, "
+                           "for a copy of the model with the new one")
     segmenter = Segmenter.from_pretrained(folder, args.device)
-    films = validation_films(args.data, segmenter, folder)
-    share = calibrate(segmenter, films, sha256_of_weights(folder))
-    path = save_reference(segmenter.reference, folder)
+    if args.images:
+        films = [path for path, _ in list_images(args.images, args.out or folder)]
+    else:
+        films = validation_films(args.data, segmenter, folder)
+    out = output_folder(args.out or str(folder))
+    share = calibrate(segmenter, films, steps=args.steps, ensemble=args.ensemble)
+    if args.out:
+        segmenter.model.save_pretrained(out)
+    path = save_reference(replace(segmenter.reference, weights=sha256_of_weights(out)), out)
     print(f"written: {path}, from {len(films)} radiographs; of those {share:.1%} would be flagged "
           "if the others set the limits")
     return 0
@@ -1004,8 +1101,17 @@ def run_calibrate(args: argparse.Namespace) -> int:
 def calibrate_options(parser: argparse.ArgumentParser) -> None:
     "Words of `verdiff calibrate`."
     add = parser.add_argument
-    add("--data", required=True, metavar="PATH", help="what the model was trained on, as for train")
+    films = parser.add_mutually_exclusive_group(required=True)
+    films.add_argument("--data", metavar="PATH", help="what the model was trained on, as for train: "
+                       "its validation part is used")
+    films.add_argument("--images", nargs="+", metavar="IMAGE", help="usual radiographs that it was "
+                       "not trained on, files or folders, 8 or more; no masks are needed")
     add("--model", metavar="PATH", help="model or run folder (default: bundled)")
+    add("-o", "--out", metavar="DIR", help="write a copy of the model with the calibration there "
+        "(default: beside the model)")
+    add("--steps", type=positive, default=10, metavar="N", help="of the sampler (default: 10)")
+    add("--ensemble", type=partial(whole_number, most=10**4), default=5, metavar="N",
+        help="samples an image (default: 5)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
 
 # %% ../nbs/12_segment.ipynb #0a837e63
@@ -1018,7 +1124,8 @@ def run_data(args: argparse.Namespace) -> int:
         download_xray(out)
     else:
         write_phantoms(out, args.training, args.test, args.seed)
-    print(f"ready: verdiff train --data {shlex.quote(str(out))} --profile laptop")
+    data = f"./{out}" if str(out) == "phantom" else str(out)  # the bare word means the built-in set
+    print(f"ready: verdiff train --data {shlex.quote(data)} --profile laptop")
     return 0
 
 # %% ../nbs/12_segment.ipynb #0ace1ed7
@@ -1050,6 +1157,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     settings, out = load_settings(args.profile, args.set), output_folder(args.out)
+    check_shape(settings.size, settings.eval_size, settings.fit)
     counts = {"n_training": args.training, "n_test": args.test}
     train_data, val_data = training_data("phantom", settings, **counts)
     test = pack(open_data("phantom", "test", settings.eval_size, settings.fit, **counts))
@@ -1057,11 +1165,12 @@ def run_demo(args: argparse.Namespace) -> int:
     model = Segmenter(trained).model
 
     steps = sorted({1, settings.sample_steps})
-    result = evaluate(model, test, steps, settings.ensemble, settings.seed)
+    result = evaluate(model, test, steps, settings.ensemble, settings.seed,
+                      sampler=settings.sampler)
     some = test.subset(list(range(min(3, len(test)))))
     image = F.interpolate(some.images.float() / 255, model.size, mode="area").to(model.device)
     got = sample(model, image, steps=settings.sample_steps, ensemble=settings.ensemble,
-                 seed=settings.seed)
+                 seed=settings.seed, sampler=settings.sampler)
     save_figure(draw_samples(image, got, some.masks), out / "result.png")
     seconds = round(time.perf_counter() - start, 1)
     about = {"data": "phantom", "seed": settings.seed, "seconds": seconds}

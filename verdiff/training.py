@@ -345,7 +345,7 @@ def training_data(
     train_part, val_part = map(Streamed(dataset).subset, parts)
     held = val_part.subset(range(min(len(val_part), s.val_images)))
     if isinstance(dataset, PairedFiles) and len(held):
-        refuse_blank(dataset, [dataset.arrays(i) for i in held.index])
+        refuse_blank(dataset, [dataset.arrays(i) for i in held.index], held.index)
     return train_part, held.pack() if len(held) else Packed(torch.zeros(0), torch.zeros(0), [])
 
 # %% ../nbs/10_training.ipynb #cf8c2c07
@@ -552,6 +552,9 @@ def prepare(
 
     if not len(train_data):
         raise VerdiffError("there is no image to train on")
+    if isinstance(train_data, Packed) and tuple(train_data.images.shape[-2:]) != settings.size:
+        raise VerdiffError(f"the images are {'x'.join(map(str, train_data.images.shape[-2:]))} and "
+                           f"the settings say {settings.height}x{settings.width}")
     AcceleratorState._reset_state()  # a second run in one process may want another precision
     accelerator = Accelerator(mixed_precision=settings.mixed_precision,
                               kwargs_handlers=[group_timeout()])
@@ -587,8 +590,7 @@ def take_step(
             acc.backward(losses["total"] / s.accumulate)
         total = total + torch.stack([losses[name].detach() for name in LOSSES]) / s.accumulate
     run.clean = False
-    if s.grad_clip:
-        acc.clip_grad_norm_(run.objective.parameters(), s.grad_clip)
+    norm = acc.clip_grad_norm_(run.objective.parameters(), s.grad_clip or math.inf)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(s, run.step)
     run.optimizer.step()
@@ -596,7 +598,7 @@ def take_step(
     follow(run.average, run.model, s.ema_decay, run.step)
     run.step += 1
     run.clean = True
-    return total
+    return torch.where(norm.isfinite() | ~total.isfinite(), total, math.nan)
 
 # %% ../nbs/10_training.ipynb #a5213f9d
 def stream_of(run: Run) -> Iterator[Batch]:
@@ -618,7 +620,7 @@ def agree(
 
 # %% ../nbs/10_training.ipynb #8f5686a1
 def check_finite(run: Run, losses: dict[str, float]) -> None:
-    "VerdiffError with step, files and last checkpoint where the loss is no number."
+    "VerdiffError with step, files and last checkpoint where loss or gradient is no number."
     if math.isfinite(losses["total"]):
         return
     s, kept = run.settings, checkpoints(run.out)
@@ -627,7 +629,7 @@ def check_finite(run: Run, losses: dict[str, float]) -> None:
     index = torch.cat([batch_indices(len(run.data), size, n, s.seed) for n in numbers]).tolist()
     names = ", ".join(run.data.names[i] for i in index[:32]) + (", ..." if len(index) > 32 else "")
     raise VerdiffError(
-        f"the loss is {losses['total']} at step {run.step} (images {names}); try a smaller "
+        f"the loss or its gradient is {losses['total']} at step {run.step} (images {names}); try a smaller "
         "learning_rate or mixed_precision=no; the last checkpoint is "
         f"{kept[-1].name if kept else 'none'}")
 
