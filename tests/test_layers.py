@@ -1,5 +1,7 @@
 "Nothing imports upwards, late imports inside of functions included."
 import ast
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,31 @@ def test_nothing_imports_upwards(name):
 
 def test_the_imports_are_seen():
     assert {"data", "settings"} <= set(imported("training")) and "data" in set(imported("inference"))
+
+
+# ---------------------------------------------------------------- what `pip install "verdiff[notebooks]"` must bring
+
+BROUGHT_ALONG = {"IPython", "matplotlib_inline", "pytest"}  # by jupyterlab; the last on no page
+INSTALLED_AS = {"PIL": "pillow", "cv2": "opencv-python-headless"}
+
+
+def outside(text):
+    "Top-level names of other packages that a text of Python imports anywhere."
+    for node in ast.walk(ast.parse(text)):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else (
+            [node.module] if isinstance(node, ast.ImportFrom) and not node.level else [])
+        yield from ({n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"verdiff"})
+
+
+@pytest.mark.parametrize("folder, extras", [("verdiff", ()), ("nbpy", ("notebooks",))])
+def test_what_is_imported_is_a_dependency(folder, extras):
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    wanted = [w for words in (project["dependencies"], *(project["optional-dependencies"][e] for e in extras))
+              for w in words]
+    known = {re.match(r"[\w-]+", w)[0].lower().replace("_", "-") for w in wanted}
+    used = {name for path in (ROOT.parent / folder).glob("*.py") for name in outside(path.read_text(encoding="utf-8"))}
+    optional = {"cv2"} if folder == "verdiff" else set()  # only `find_duplicates` needs it
+    lacking = {n for n in used - BROUGHT_ALONG - optional
+               if INSTALLED_AS.get(n, n).lower().replace("_", "-") not in known}
+    assert lacking == set()
