@@ -699,7 +699,7 @@ def strange_pictures(film, seed=0):
 
 
 # %%
-film = held_out[0].image
+film = held_out[1].image
 pictures = {"a phantom": film, **strange_pictures(film)}
 answers = {name: segmenter.predict(picture) for name, picture in pictures.items()}
 axes = show(
@@ -737,8 +737,7 @@ assert counts["films"] <= 2 and counts["noise"] == len(held_out)
 # What is foreign is caught; a flagged phantom is a false alarm. A
 # phantom on its head mostly passes, because its vertebrae grow little downwards; real ones [grow more, and all are caught](#a-real-radiograph).
 #
-# The check has two limits. A mask off by one vertebra looks usual: the check asks only whether the model knows this kind of picture. And another clinic's films need their own calibration: `verdiff calibrate` writes the reference beside the weights, with
-# their SHA-256; for other weights it does not count.
+# The check has two limits. A mask off by one vertebra looks usual: the check asks only whether the model knows this kind of picture. And another clinic's films need their own calibration, from eight films or more, without masks: `verdiff calibrate --images films/ -o my_model` writes a copy of the model with the new reference in it. A reference counts for its weights (by their SHA-256) and for the steps and samples with which it was learned.
 
 # %%
 #| export
@@ -1060,12 +1059,12 @@ def draw_samples(
     "One row an image: the image, the prior, some samples, their mean, their spread, the truth."
     from matplotlib.figure import Figure
 
-    unit = {"cmap": "magma", "vmin": 0, "vmax": 1}
+    unit, most = {"cmap": "magma", "vmin": 0, "vmax": 1}, max(0.01, float(samples.std.max()))
     columns: list[tuple[str, Any, dict[str, Any]]] = [
         ("image", images, {"cmap": "gray"}), ("prior", samples.prior_prob, unit),
         *((f"sample {i + 1}", s, unit) for i, s in enumerate(samples.samples[:shown])),
         ("mean", samples.mean, unit),
-        ("uncertainty", samples.std, {"cmap": "viridis", "vmin": 0, "vmax": 0.5})]
+        (f"spread\n0 to {most:.2f}", samples.std, {"cmap": "viridis", "vmin": 0, "vmax": most})]
     if masks is not None:
         columns.append(("truth", masks, unit))
     rows, (h, w) = len(images), images.shape[-2:]
@@ -1641,7 +1640,7 @@ def evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 
 # %% [markdown]
-# **calibrate** finds the validation part through the training run's `run.json`; of phantoms it draws new ones.
+# **calibrate** finds the validation part through the training run's `run.json`; of phantoms it draws new ones; or it takes the films that `--images` names.
 
 # %%
 #| export
@@ -2077,4 +2076,4 @@ assert mask_dice(drawn, np.asarray(truth_canvas) > 127) > 0.85
 # </details>
 #
 # Next: [13 · The paper, checked](13_paper_checked.ipynb), equation by equation. For your own
-# radiographs, `verdiff train --data my_folder` needs only `images/` and `masks/` in it.
+# radiographs, `verdiff train --data my_folder --profile fine --start-from bundled` needs only `images/` and `masks/` in it.

@@ -121,6 +121,11 @@ Markdown("\n".join(table))
 # verdiff train --data my_pairs/ --profile fine --start-from bundled  # your own images/ and masks/, from the network that travels along
 # ```
 #
+# `segment` writes five files an image: `X_mask.png` (0 or 255), `X_probability.png`, `X_uncertainty.png` (16 bits), `X_overlay.png`, and
+# `X.json` with a *confidence*; it warns where a picture is unlike those that the model knows. It reads PNG, JPEG and TIFF, no DICOM. The
+# film should be upright and show the whole spine from the front; the vertebrae come as one mask, neither separated nor numbered.
+# Details: [12](12_segment.ipynb).
+#
 # `verdiff COMMAND --help` explains the rest. A training, or a folder of images, that was interrupted goes on when the same command is given again.
 #
 # ## Ten lines

@@ -385,7 +385,7 @@ def test_draw_samples(model, tmp_path):
     got = sample(model, image, steps=2, ensemble=3)
     figure = draw_samples(image, got, image > 0.5)
     assert [a.get_title() for a in figure.axes[:8]] == [
-        "image", "prior", "sample 1", "sample 2", "sample 3", "mean", "uncertainty", "truth"]
+        "image", "prior", "sample 1", "sample 2", "sample 3", "mean", f"spread\n0 to {got.std.max():.2f}", "truth"]
     save_figure(figure, tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").size[0] > 300
 

@@ -605,12 +605,12 @@ def draw_samples(
     "One row an image: the image, the prior, some samples, their mean, their spread, the truth."
     from matplotlib.figure import Figure
 
-    unit = {"cmap": "magma", "vmin": 0, "vmax": 1}
+    unit, most = {"cmap": "magma", "vmin": 0, "vmax": 1}, max(0.01, float(samples.std.max()))
     columns: list[tuple[str, Any, dict[str, Any]]] = [
         ("image", images, {"cmap": "gray"}), ("prior", samples.prior_prob, unit),
         *((f"sample {i + 1}", s, unit) for i, s in enumerate(samples.samples[:shown])),
         ("mean", samples.mean, unit),
-        ("uncertainty", samples.std, {"cmap": "viridis", "vmin": 0, "vmax": 0.5})]
+        (f"spread\n0 to {most:.2f}", samples.std, {"cmap": "viridis", "vmin": 0, "vmax": most})]
     if masks is not None:
         columns.append(("truth", masks, unit))
     rows, (h, w) = len(images), images.shape[-2:]
