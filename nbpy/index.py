@@ -35,7 +35,7 @@ os.chdir(tempfile.mkdtemp())  # the example writes runs/ where nobody minds
 def show(radiograph, result):
     panels = [(radiograph, "gray", 255, "radiograph"), (result.prior, "magma", 1, "the guess f(b)"),
               (result.probability, "magma", 1, "mean of 5 samples"),
-              (result.uncertainty, "viridis", 0.5, "uncertainty"),
+              (result.uncertainty, "viridis", result.uncertainty.max(), "spread of 5 samples"),
               (overlay(radiograph, result), None, 1, "mask")]
     fig, axes = plt.subplots(1, 5, figsize=(8, 4.6), layout="constrained")
     for axis, (picture, cmap, top, title) in zip(axes, panels, strict=True):
@@ -71,7 +71,7 @@ from verdiff.inference import Segmenter
 
 # %%
 radiograph = draw_phantom(seed=2024, image_size=(1152, 384)).image  # or "my_xray.png"
-result = Segmenter.from_pretrained().predict(radiograph, steps=10, ensemble=5, seed=0)
+result = Segmenter.from_pretrained().predict(radiograph)
 print("mask", result.mask.shape, result.mask.dtype, "probability", result.probability.dtype,
       f"largest standard deviation of the 5 samples {result.uncertainty.max():.2f}")
 
@@ -99,8 +99,7 @@ for r in rows:
 Markdown("\n".join(table))
 
 # %% [markdown]
-# *How these numbers come about, what the best possible number would be (the labels do not agree with themselves), and why more steps are not
-# better: [Real radiographs](15_xray.ipynb).*
+# *How these numbers come about, what the best possible number would be (the labels do not agree with themselves), and what more steps cost: [Real radiographs](15_xray.ipynb).*
 #
 # ## Install
 #
@@ -144,7 +143,7 @@ training, validation = (data.subset(i) for i in grouped_split(data.names))
 model = train(settings, training, validation, "runs/ten-lines", progress=False)
 
 radiograph = draw_phantom(seed=2024, image_size=(576, 192)).image
-result = Segmenter(model).predict(radiograph, steps=10, ensemble=5, seed=0)
+result = Segmenter(model).predict(radiograph)
 
 # %%
 #| echo: false

@@ -132,7 +132,7 @@ def check_steps(
 def segment_image(
     model: VerdiffNet,  # trained
     image: Image.Image,  # mode "L", of any size
-    steps: int = 10,  # steps of the sampler
+    steps: int = 1,  # steps of the sampler
     ensemble: int = 5,  # samples whose mean and spread are given
     seed: int = 0,  # the same seed, the same mask
 ) -> Segmentation:  # at the image's own size
@@ -180,7 +180,7 @@ class Segmenter:
     def predict(
         self,
         image: Any,  # as `read_image` takes it
-        steps: int | None = None,  # of the sampler; None: as calibrated, else 10
+        steps: int | None = None,  # of the sampler; None: as calibrated, else 1
         ensemble: int | None = None,  # samples; None: as calibrated, else 5
         seed: int = 0,
     ) -> Segmentation:
@@ -191,7 +191,7 @@ class Segmenter:
         """
         from verdiff.data import read_image
 
-        known = (10, 5) if self.reference is None else (self.reference.steps, self.reference.ensemble)
+        known = (1, 5) if self.reference is None else (self.reference.steps, self.reference.ensemble)
         steps = known[0] if steps is None else steps
         ensemble = known[1] if ensemble is None else ensemble
         for name, number in (("steps", steps), ("ensemble", ensemble), ("seed", seed)):
@@ -242,7 +242,7 @@ TRAITS = {  # name -> what a value below and one above the usual means; None: ne
     "margin": ("the samples are undecided even inside the mask", None),
     "area": ("the mask is unusually small", "the mask is unusually large"),
     "extent": ("the mask covers little of the height", "the mask covers too much of the height"),
-    "widening": ("the mask narrows downwards, is the film upside down?",
+    "widening": ("the mask narrows downwards (is the film upside down?)",
                  "the mask widens too much downwards"),
     "contrast": ("the image is almost blank", None),
 }
@@ -279,7 +279,7 @@ class Reference:
     limits: dict[str, tuple[float, float, float]]  # trait -> lower limit, median, upper limit
     films: int = 0  # how many radiographs it was learned from
     weights: str = ""  # SHA-256 of the model's weights
-    steps: int = 10  # of the sampler, for which it holds
+    steps: int = 1  # of the sampler, for which it holds
     ensemble: int = 5  # samples, likewise
 
 
@@ -322,7 +322,7 @@ def calibrate(
     images: Iterable[Any],  # radiographs that it was not trained on, at least 8
     weights: str = "",  # SHA-256 of the model's weights
     progress: bool = True,  # show a bar
-    steps: int = 10,  # of the sampler; `predict` takes them from now on
+    steps: int = 1,  # of the sampler; `predict` takes them from now on
     ensemble: int = 5,  # samples, likewise
 ) -> float:  # share of the radiographs that is flagged when the others set the limits
     "Learn what is usual in masks of so many steps and samples; VerdiffError for too few radiographs."
@@ -926,7 +926,7 @@ def segment_options(parser: argparse.ArgumentParser) -> None:
     add("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, TIFF of 8 or 16 bits, or folders")
     add("-o", "--out", required=True, metavar="DIR", help="where the results go")
     add("--steps", type=positive, metavar="N",
-        help="of the sampler (default: as the model was calibrated, else 10)")
+        help="of the sampler (default: as the model was calibrated, else 1)")
     add("--ensemble", type=partial(whole_number, most=10**4), metavar="N",
         help="samples an image (default: as the model was calibrated, else 5)")
     sampling_options(parser)
@@ -1109,7 +1109,7 @@ def calibrate_options(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="PATH", help="model or run folder (default: bundled)")
     add("-o", "--out", metavar="DIR", help="write a copy of the model with the calibration there "
         "(default: beside the model)")
-    add("--steps", type=positive, default=10, metavar="N", help="of the sampler (default: 10)")
+    add("--steps", type=positive, default=1, metavar="N", help="of the sampler (default: 1)")
     add("--ensemble", type=partial(whole_number, most=10**4), default=5, metavar="N",
         help="samples an image (default: 5)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
