@@ -34,7 +34,7 @@ from verdiff.ablation import forest_plot, format_table, sweep
 from verdiff.augment import affine_matrix
 from verdiff.data import (CROSS_SPLIT_DUPLICATES, MORE_CROSS_SPLIT_DUPLICATES, XRaySet,
                           clean_test_indices, find_xray, landmarks_to_mask, local_features,
-                          pack)
+                          match, pack)
 from verdiff.inference import Segmenter, bundled_model, draw_samples, evaluate
 from verdiff.metrics import (dice, expected_calibration_error, hd95, iou, iou_from_dice,
                              paired_difference, risk_coverage, summary, surface_dice)
@@ -423,13 +423,9 @@ def shrunk(i, height=400):
 
 def agreement(a, b):
     (x, px), (y, py) = shrunk(number[a]), shrunk(number[b])
-    (pa, da), (pb, db) = local_features(x, 400), local_features(y, 400)
-    distance = np.sqrt(np.maximum(2 - 2 * da @ db.T, 0))
-    two = np.partition(distance, 1, axis=1)
-    good = two[:, 0] < 0.85 * two[:, 1]
     cv2.setRNGSeed(0)
-    move, inlier = cv2.estimateAffinePartial2D(pa[good], pb[distance.argmin(1)[good]],
-                                               ransacReprojThreshold=3.0)
+    move, inlier = cv2.estimateAffinePartial2D(
+        *match(local_features(x, 400), local_features(y, 400)), ransacReprojThreshold=3.0)
     moved = px @ move[:, :2].T + move[:, 2]
     one, two = (torch.from_numpy(landmarks_to_mask(4 * p, 4 * y.shape[0], 4 * y.shape[1], 1))[None]
                 for p in (moved, py))

@@ -53,9 +53,9 @@ from verdiff.model import VerdiffConfig, VerdiffNet
 from verdiff.sampling import sample
 from verdiff.settings import Settings, VerdiffError, load_settings
 from verdiff.training import (Batch, batches, commit, data_key, follow, generator_for, learning_rate,
-                              load_checkpoint,
-                              make_optimizer,
-                              polite_interrupt, run_lock, save_checkpoint, soft_dice_loss, training_loss)
+                              load_checkpoint, make_optimizer, polite_interrupt, run_lock,
+                              save_checkpoint, soft_dice_loss, training_loss)
+from verdiff.unet import pad_to_multiple
 
 # %%
 import shutil
@@ -124,17 +124,6 @@ def method(
 
 # %%
 #| export
-def pad_to(
-    x: Tensor,  # (B, C, H, W)
-    multiple: int,  # height and width must divide by this
-) -> Tensor:  # float32
-    "Repeat the lower and right border up to the multiple."
-    down, right = (-n % multiple for n in x.shape[-2:])
-    return F.pad(x.float(), (0, right, 0, down), mode="replicate") if down or right else x.float()
-
-
-# %%
-#| export
 def supervised_loss(
     outs: Sequence[Tensor],  # logits, finest first; each coarser one counts half as much
     mask: Tensor,  # {0, 1}, (B, 1, H, W)
@@ -152,7 +141,7 @@ def supervised_loss(
 
 # %%
 square, wish = torch.zeros(1, 1, 50, 33), torch.zeros(1, 1, 64, 64)
-assert pad_to(square, 32).shape == wish.shape and pad_to(square, 1).shape == square.shape
+assert pad_to_multiple(square, 32).shape == wish.shape
 print("loss of knowing nothing:", round(supervised_loss([wish, wish[..., ::2, ::2]], wish).item(),
                                         3), "= log 2 + 1:", round(np.log(2) + 1, 3))
 
@@ -169,12 +158,13 @@ class Plain(nn.Module):
 
     def logits(self, image: Tensor) -> list[Tensor]:
         "All outputs for an image, padded to the multiple, finest first."
-        out = self.net(pad_to(image, self.multiple))
+        out = self.net(pad_to_multiple(image.float(), self.multiple))
         return [x.float() for x in (out if isinstance(out, (list, tuple)) else [out])]
 
     def loss(self, image: Tensor, mask: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         "Of the mask; t and noise are for those who need them."
-        return supervised_loss(self.logits(image), pad_to(mask, self.multiple), *self.weights)
+        return supervised_loss(self.logits(image), pad_to_multiple(mask.float(), self.multiple),
+                               *self.weights)
 
     def probability(self, image: Tensor, first_index: int = 0) -> Tensor:
         "(B, 1, H, W) in [0, 1]."
@@ -820,8 +810,8 @@ class MonaiDiffusion(nn.Module):
 
     def loss(self, image: Tensor, mask: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         "Squared error of x_0; MONAI counts its times from 0, as we do."
-        image, noise = pad_to(image, self.multiple), pad_to(noise, self.multiple)
-        x_0 = 2 * pad_to(mask, self.multiple) - 1
+        image, noise = (pad_to_multiple(v.float(), self.multiple) for v in (image, noise))
+        x_0 = 2 * pad_to_multiple(mask.float(), self.multiple) - 1
         x_t = self.scheduler.add_noise(x_0, noise, t)
         return F.mse_loss(self.net(torch.cat([x_t, image], 1), t).float(), x_0)
 
@@ -830,7 +820,8 @@ class MonaiDiffusion(nn.Module):
         from monai.inferers import DiffusionInferer
 
         s, (height, width) = self.settings, image.shape[-2:]
-        image, draw = pad_to(image, self.multiple), generator_for(s.seed, first_index)
+        image = pad_to_multiple(image.float(), self.multiple)
+        draw = generator_for(s.seed, first_index)
         self.scheduler.set_timesteps(s.sample_steps)  # on the CPU, as MONAI's sampler expects
         inferer, found = DiffusionInferer(self.scheduler), []
         for _ in range(s.ensemble):

@@ -627,7 +627,7 @@ def test_the_bundled_model_is_calibrated():
     if folder is None:
         pytest.skip("no model is bundled")
     reference = load_reference(folder)
-    assert reference is not None, "run: verdiff calibrate --data scoliosis-xray-single-view.zip"
+    assert reference is not None, "verdiff calibrate --data scoliosis-xray-single-view.zip --model verdiff/weights/xray-384x128"
     assert reference.films >= 40
 
 

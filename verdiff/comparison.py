@@ -41,12 +41,12 @@ from .model import VerdiffConfig, VerdiffNet
 from .sampling import sample
 from .settings import Settings, VerdiffError, load_settings
 from .training import (Batch, batches, commit, data_key, follow, generator_for, learning_rate,
-                              load_checkpoint,
-                              make_optimizer,
-                              polite_interrupt, run_lock, save_checkpoint, soft_dice_loss, training_loss)
+                              load_checkpoint, make_optimizer, polite_interrupt, run_lock,
+                              save_checkpoint, soft_dice_loss, training_loss)
+from .unet import pad_to_multiple
 
 # %% auto #0
-__all__ = ['METHODS', 'MEASURES', 'LAPTOP', 'Missing', 'Method', 'method', 'pad_to', 'supervised_loss', 'Plain', 'Diffusion',
+__all__ = ['METHODS', 'MEASURES', 'LAPTOP', 'Missing', 'Method', 'method', 'supervised_loss', 'Plain', 'Diffusion',
            'build_verdiff', 'build_prior', 'build_unet', 'make_network', 'step_once', 'Fit', 'start_fit', 'fit',
            'measure', 'predict', 'score', 'need', 'need_torchvision', 'imagenet', 'Colour', 'torchvision_network',
            'build_fcn', 'build_deeplabv3', 'build_fcn_resnet50', 'build_deeplabv3_resnet50', 'nnunet_home',
@@ -86,15 +86,6 @@ def method(
 
     return enter
 
-# %% ../nbs/16_comparison.ipynb #efc8695d
-def pad_to(
-    x: Tensor,  # (B, C, H, W)
-    multiple: int,  # height and width must divide by this
-) -> Tensor:  # float32
-    "Repeat the lower and right border up to the multiple."
-    down, right = (-n % multiple for n in x.shape[-2:])
-    return F.pad(x.float(), (0, right, 0, down), mode="replicate") if down or right else x.float()
-
 # %% ../nbs/16_comparison.ipynb #226d441e
 def supervised_loss(
     outs: Sequence[Tensor],  # logits, finest first; each coarser one counts half as much
@@ -121,12 +112,13 @@ class Plain(nn.Module):
 
     def logits(self, image: Tensor) -> list[Tensor]:
         "All outputs for an image, padded to the multiple, finest first."
-        out = self.net(pad_to(image, self.multiple))
+        out = self.net(pad_to_multiple(image.float(), self.multiple))
         return [x.float() for x in (out if isinstance(out, (list, tuple)) else [out])]
 
     def loss(self, image: Tensor, mask: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         "Of the mask; t and noise are for those who need them."
-        return supervised_loss(self.logits(image), pad_to(mask, self.multiple), *self.weights)
+        return supervised_loss(self.logits(image), pad_to_multiple(mask.float(), self.multiple),
+                               *self.weights)
 
     def probability(self, image: Tensor, first_index: int = 0) -> Tensor:
         "(B, 1, H, W) in [0, 1]."
@@ -583,8 +575,8 @@ class MonaiDiffusion(nn.Module):
 
     def loss(self, image: Tensor, mask: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         "Squared error of x_0; MONAI counts its times from 0, as we do."
-        image, noise = pad_to(image, self.multiple), pad_to(noise, self.multiple)
-        x_0 = 2 * pad_to(mask, self.multiple) - 1
+        image, noise = (pad_to_multiple(v.float(), self.multiple) for v in (image, noise))
+        x_0 = 2 * pad_to_multiple(mask.float(), self.multiple) - 1
         x_t = self.scheduler.add_noise(x_0, noise, t)
         return F.mse_loss(self.net(torch.cat([x_t, image], 1), t).float(), x_0)
 
@@ -593,7 +585,8 @@ class MonaiDiffusion(nn.Module):
         from monai.inferers import DiffusionInferer
 
         s, (height, width) = self.settings, image.shape[-2:]
-        image, draw = pad_to(image, self.multiple), generator_for(s.seed, first_index)
+        image = pad_to_multiple(image.float(), self.multiple)
+        draw = generator_for(s.seed, first_index)
         self.scheduler.set_timesteps(s.sample_steps)  # on the CPU, as MONAI's sampler expects
         inferer, found = DiffusionInferer(self.scheduler), []
         for _ in range(s.ensemble):

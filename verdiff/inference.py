@@ -434,7 +434,7 @@ class Scores:
 class Row:
     "One line of the table."
 
-    images: str  # which test images: "all" or "without duplicates"
+    images: str  # which test images: "all", "without duplicates" (120), "without any twin" (112)
     scores: Scores  # where the numbers come from
     dice: Summary  # mean, sd, interval, n
     iou: Summary  # the same of IoU

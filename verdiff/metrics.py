@@ -105,7 +105,9 @@ def bootstrap_interval(
     x = np.asarray(values, dtype=np.float64).ravel()
     if not len(x):
         raise ValueError("no values to average")
-    means = x[np.random.default_rng(seed).integers(len(x), size=(n, len(x)))].mean(1)
+    rng = np.random.default_rng(seed)
+    parts = [min(500, n - k) for k in range(0, n, 500)]  # not all resamples at once: memory
+    means = np.concatenate([x[rng.integers(len(x), size=(k, len(x)))].mean(1) for k in parts])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -49,7 +49,7 @@ class PosteriorCoefficients(NamedTuple):
 
 
 def posterior_coefficients(process: ShiftedDiffusion) -> PosteriorCoefficients:
-    "Of the exact posterior q(x_{t-1} | x_t, x_0, f)."
+    "Of the exact posterior q(x_{t-1} | x_t, x_0, f): Eq. (6), its coefficient of f corrected."
     bar, bar_prev = process.alphas_cumprod, process.alphas_cumprod_prev
     a = bar_prev.sqrt() * process.betas / (1 - bar)
     b = process.alphas.sqrt() * (1 - bar_prev) / (1 - bar)
@@ -77,17 +77,17 @@ def q_posterior(
     t: Tensor,  # int64 (B,); the step leads from t to t-1, and to x_0 itself where t = 0
     prior: Tensor | None = None,  # f
 ) -> tuple[Tensor, Tensor]:  # mean (B, ...), variance (B, 1, ...)
-    "The exact posterior of the shifted process, q(x_{t-1} | x_t, x_0, f)."
+    "The exact posterior q(x_{t-1} | x_t, x_0, f): Eq. (6), its coefficient of f corrected."
     return _mean(process, x_0, x_t, t, prior, posterior_coefficients(process).prior)
 
 
 def q_posterior_printed(
     process: ShiftedDiffusion,
-    x_0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    prior: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    x_0: Tensor,  # mask in [-1, 1], (B, ...)
+    x_t: Tensor,  # the same shape
+    t: Tensor,  # int64 (B,)
+    prior: Tensor | None = None,  # f, the same shape
+) -> tuple[Tensor, Tensor]:  # mean (B, ...), variance (B, 1, ...)
     "Eq. (6) as printed."
     return _mean(process, x_0, x_t, t, prior, printed_prior_coefficient(process))
 
@@ -143,10 +143,10 @@ def predict_noise(
 # %% ../nbs/05_posterior.ipynb #acac7c12
 def v_target(
     process: ShiftedDiffusion,
-    x_0: Tensor,
-    t: Tensor,
-    noise: Tensor,
-) -> Tensor:  # v
+    x_0: Tensor,  # mask in [-1, 1], (B, ...)
+    t: Tensor,  # int64 (B,)
+    noise: Tensor,  # of x_t, the same shape as x_0
+) -> Tensor:  # v, (B, ...)
     "sqrt(abar) noise - s x_0 (Salimans and Ho 2022), in the coordinate without shift."
     root, s = _roots(process, t, x_0)
     return root * noise - s * x_0

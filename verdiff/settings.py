@@ -297,7 +297,7 @@ def _read(path: Path | None) -> tuple[configparser.ConfigParser, Path]:
     path = Path(path) if path is not None else settings_path()
     table = configparser.ConfigParser(interpolation=None)
     try:
-        table.read_string(path.read_text(encoding="utf-8"), source=str(path))
+        table.read_string(path.read_text(encoding="utf-8-sig"), source=str(path))
     except OSError as error:
         raise VerdiffError(f"{path}: {error.strerror}; give the path of a settings.ini") from error
     except (configparser.Error, UnicodeDecodeError) as error:
