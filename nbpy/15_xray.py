@@ -384,14 +384,14 @@ def finds(doubt, wrong):
 #| slow
 print(f"{len(x)} validation films at {model.size[0]}x{model.size[1]}")
 for steps in (1, 2, 5, 10):
-    got = [sample(model, x[i:i + 1], steps=steps, ensemble=5, first_index=i) for i in range(len(x))]
-    p, std, base = (torch.cat([getattr(g, part) for g in got])
+    draws = [sample(model, x[i:i + 1], steps=steps, ensemble=5, first_index=i) for i in range(len(x))]
+    p, std, guess = (torch.cat([getattr(g, part) for g in draws])
                     for part in ("mean", "std", "prior_prob"))
     if steps == 1:
-        print(f"prior: Dice {dice(base > 0.5, m).mean():.3f}, ECE "
-              f"{expected_calibration_error(base, m):.3f}, wrong pixels found by its p(1-p) "
-              f"{finds(base * (1 - base), (base > 0.5) != m):.3f}")
-    gap = paired_difference(dice(p > 0.5, m), dice(base > 0.5, m))
+        print(f"prior: Dice {dice(guess > 0.5, m).mean():.3f}, ECE "
+              f"{expected_calibration_error(guess, m):.3f}, wrong pixels found by its p(1-p) "
+              f"{finds(guess * (1 - guess), (guess > 0.5) != m):.3f}")
+    gap = paired_difference(dice(p > 0.5, m), dice(guess > 0.5, m))
     print(f"{steps:2d} steps, mean of 5: Dice {dice(p > 0.5, m).mean():.3f}, minus the prior's "
           "{:+.3f} [{:+.3f}, {:+.3f}], ECE ".format(*gap)
           + f"{expected_calibration_error(p, m):.3f}, wrong pixels found by the spread "

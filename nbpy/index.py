@@ -80,8 +80,9 @@ print("mask", result.mask.shape, result.mask.dtype, "probability", result.probab
 show(radiograph, result)
 
 # %% [markdown]
-# *No patient is shown here: the radiograph is a phantom, drawn by a program; the network has only ever seen real ones. On the films of the
-# official test part of the public X-ray set, without the eight of them that were known to have a twin in its training part, and without all sixteen that have one, it reaches*
+# *No patient is shown here: the radiograph is a phantom, drawn by a program; the network has only ever seen real ones. On all films of the
+# official test part of the public X-ray set, without the eight of them that were known to have a twin in its training part, and
+# without all sixteen that have one, it reaches*
 
 # %%
 #| echo: false
