@@ -679,7 +679,7 @@ for kind, (levels, _) in HARD.items():
 # * **Is the diffusion worth it?** The verdicts of section 3 are the answer for these weights: one step against its own prior, film by film. One step from nearly pure noise is hardly a diffusion: it is a second network that reads the first one's answer and the image, and corrects it. Page [11](11_sampling.ipynb) sets a plain U-Net of the same size beside it, page [16](16_comparison.ipynb) other methods.
 # * **More steps** give samples that differ, not better masks, nor a better doubt; section 3 has the numbers.
 # * **The labels are the ceiling.** Section 4: two labellings of one film do not agree better than our mean does with one of them. A method that scores much higher has learned the habits of these labels.
-# * **Regions differ.** A mean over the whole spine hides where the network fails: at its lower end (section 5).
+# * **Regions differ.** A mean over the whole spine hides where the network fails: at its lower end. It misses three of ten L5 (section 5).
 # * One training run, one seed. The intervals are over films, not over runs: page [16](16_comparison.ipynb) shows how much another seed can move a mean.
 #
 # ## Paper, ours, why
