@@ -29,12 +29,13 @@ import shlex
 import sys
 import threading
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -54,9 +55,9 @@ if TYPE_CHECKING:  # torch takes seconds to import: `verdiff --help` does withou
     from verdiff.training import Streamed
 
 # %%
+import shutil
 import tempfile
-
-from dataclasses import replace
+from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import torch
@@ -200,8 +201,8 @@ class Segmentation:
 
 
 # %% [markdown]
-# A model is a folder that `verdiff train` wrote, a whole run's folder, or a name on the Hugging Face Hub; by default the
-# one inside the package, if any.
+# A model is a folder that `verdiff train` wrote, a whole run's folder, a name on the Hugging Face Hub, or a released model;
+# by default the one inside the package.
 
 # %%
 #| export
@@ -212,10 +213,54 @@ def bundled_model() -> Path | None:
     return found[0] if found else None
 
 
+# %% [markdown]
+# A model too large for the package is *released*: its name, address and checksum stand in one table. The table is empty so far, since full-size weights take a GPU. What is fetched is kept in `VERDIFF_HOME` (default: `~/.cache/verdiff`).
+
+# %%
+#| export
+class Release(NamedTuple):
+    "Where a model lies that does not travel with the package."
+
+    url: str  # of a zip with config.json, model.safetensors and perhaps reference.json
+    sha256: str  # of that zip
+
+
+RELEASES: dict[str, Release] = {}  # the word for --model -> its release
+
+
+def fetch_release(
+    name: str,  # of RELEASES
+    progress: bool = True,  # show a bar
+) -> Path:  # folder of the model
+    "A released model, downloaded once; a broken download goes on; VerdiffError says what is wrong."
+    from verdiff.data import fetch, fresh_folder
+
+    url, wanted = RELEASES[name]
+    home = Path(os.environ.get("VERDIFF_HOME") or Path.home() / ".cache" / "verdiff")
+    folder, part = home / f"{name}-{wanted[:12]}", home / f".{name}-{wanted[:12]}.zip"
+    if (folder / "config.json").exists():
+        return folder
+    by_hand = f"download {url}, unpack it and give its folder with --model"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        fetch(url, part, progress=progress)
+    except OSError as error:
+        raise VerdiffError(f"the model {name} could not be fetched ({error}); give the command again "
+                           f"to go on, or {by_hand}") from None
+    if hashlib.sha256(part.read_bytes()).hexdigest() != wanted:
+        part.unlink()
+        raise VerdiffError(f"{url} is not the model {name}: its checksum is another; give the command "
+                           f"again, or {by_hand}")
+    with fresh_folder(folder) as fresh, zipfile.ZipFile(part) as file:
+        file.extractall(fresh)
+    part.unlink()
+    return folder
+
+
 # %%
 #| export
 def find_model(
-    model: str | Path | None,  # model or run folder, Hub id; None or "bundled": the bundled one
+    model: str | Path | None,  # folder of model or run, release, Hub id; None, "bundled": the bundled
 ) -> str:  # what `VerdiffNet.from_pretrained` takes
     "The model that a user means; VerdiffError where there is none."
     if model in (None, "bundled") and (model := bundled_model()) is None:
@@ -227,6 +272,8 @@ def find_model(
     for folder in (path, path / "model"):
         if (folder / "config.json").exists():
             return str(folder)
+    if model in RELEASES:
+        return str(fetch_release(str(model)))
     hub_id = str(model).count("/") == 1 and not path.parent.exists()
     if not hub_id or path.parent.name in ("runs", ".", ".."):
         raise VerdiffError(
@@ -809,6 +856,13 @@ def find_reference(
 
 # %%
 model.save_pretrained(folder / "model")
+archive = shutil.make_archive(str(folder / "small"), "zip", folder / "model")
+RELEASES["small"] = Release(Path(archive).as_uri(),
+                            hashlib.sha256(Path(archive).read_bytes()).hexdigest())
+with patch.dict(os.environ, VERDIFF_HOME=str(folder / "home")):
+    fetched = Path(find_model("small"))
+print(fetched.name, sorted(p.name for p in fetched.iterdir()))
+assert sha256_of_weights(fetched) == sha256_of_weights(folder / "model") and RELEASES.pop("small")
 digest = sha256_of_weights(folder / "model")
 save_reference(replace(segmenter.reference, weights=digest), folder / "model")
 assert load_reference(folder / "model").limits == segmenter.reference.limits
@@ -1473,7 +1527,7 @@ def run_segment(args: argparse.Namespace) -> int:
 def sampling_options(parser: argparse.ArgumentParser) -> None:
     "What segment and evaluate share."
     add = parser.add_argument
-    add("--model", metavar="PATH", help="model or run folder, or Hub id (default: bundled)")
+    add("--model", metavar="PATH", help="folder of a model or run, a released model, or Hub id (default: bundled)")
     add("--seed", type=natural, default=0, help="of the noise (default: 0)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
 

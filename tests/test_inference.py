@@ -1,10 +1,14 @@
 """verdiff.inference: files in, masks out at the file's own size, scores in a table."""
 import argparse
 import csv
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +28,7 @@ from verdiff.inference import (
     TRAITS,
     Evaluation,
     Reference,
+    Release,
     Scores,
     Segmentation,
     Segmenter,
@@ -570,6 +575,52 @@ def test_the_reference_of_a_model_on_the_hub(model, tmp_path, monkeypatch):
     assert find_reference("owner/name") == reference
     (tmp_path / "reference.json").unlink()
     assert find_reference("owner/name") is None
+
+
+@pytest.fixture
+def release(model, tmp_path, monkeypatch):
+    "A released model on a server of this machine, which can break off or send something else."
+    model.save_pretrained(tmp_path / "model")
+    data = Path(shutil.make_archive(str(tmp_path / "model"), "zip", tmp_path / "model")).read_bytes()
+    asked = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+            asked.append(start)
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(data) - start))
+            self.end_headers()
+            self.wfile.write(data[start:900] if len(asked) == 1 else data[start:])
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/full.zip"
+        monkeypatch.setitem(inference.RELEASES, "full", Release(url, hashlib.sha256(data).hexdigest()))
+        monkeypatch.setenv("VERDIFF_HOME", str(tmp_path / "home"))
+        yield asked
+        server.shutdown()
+
+
+def test_a_released_model_is_fetched_once_and_goes_on(release, model, tmp_path):
+    with pytest.raises(VerdiffError, match="full could not be fetched .*ended after 900 of .*give the command again"):
+        find_model("full")
+    found = Segmenter.from_pretrained("full", "cpu").model
+    assert release == [0, 900]  # from where it had stopped
+    assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), model.state_dict().values(), strict=True))
+    find_model("full")
+    assert len(release) == 2 and [p.name for p in (tmp_path / "home").iterdir()] == [Path(find_model("full")).name]
+
+
+def test_a_release_with_another_checksum_is_refused(release, tmp_path, monkeypatch):
+    release.append(0)  # no breaking off
+    monkeypatch.setitem(inference.RELEASES, "full", inference.RELEASES["full"]._replace(sha256="0" * 64))
+    with pytest.raises(VerdiffError, match="its checksum is another"):
+        find_model("full")
+    assert list((tmp_path / "home").iterdir()) == []
 
 
 def test_a_run_that_is_not_there_is_no_name_on_the_hub(tmp_path, monkeypatch):

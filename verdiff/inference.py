@@ -17,12 +17,13 @@ import shlex
 import sys
 import threading
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -42,18 +43,18 @@ if TYPE_CHECKING:  # torch takes seconds to import: `verdiff --help` does withou
     from verdiff.training import Streamed
 
 # %% auto #0
-__all__ = ['TRAITS', 'SLACK', 'REFERENCE_FILE', 'WEIGHTS_FILE', 'Way', 'KINDS', 'positive', 'natural', 'COMMANDS', 'Segmentation',
-           'bundled_model', 'find_model', 'pick_device', 'check_steps', 'segment_image', 'Segmenter', 'overlay',
-           'traits', 'Reference', 'learn_limits', 'judge', 'calibrate', 'write_json', 'sha256_of_weights',
-           'save_reference', 'load_reference', 'find_reference', 'Scores', 'Row', 'Evaluation', 'write_csv',
-           'save_evaluation', 'ways_to_segment', 'check_shape', 'evaluate', 'overlaps', 'draw_samples', 'save_figure',
-           'deep', 'signature', 'mark', 'is_ours', 'result_paths', 'save_segmentation', 'is_done', 'is_output',
-           'distinct', 'list_images', 'passed_over', 'whole_number', 'steps_list', 'size_pair', 'output_folder', 'say',
-           'say_before', 'refuse_another', 'run_segment', 'sampling_options', 'segment_options', 'open_data',
-           'training_data', 'held_for_test', 'run_train', 'settings_options', 'train_options', 'run_evaluate',
-           'evaluate_options', 'validation_films', 'run_calibrate', 'calibrate_options', 'run_data', 'phantom_options',
-           'data_options', 'run_demo', 'demo_options', 'run_ablate', 'ablate_options', 'run_compare', 'compare_options',
-           'Parser', 'make_parser', 'main']
+__all__ = ['RELEASES', 'TRAITS', 'SLACK', 'REFERENCE_FILE', 'WEIGHTS_FILE', 'Way', 'KINDS', 'positive', 'natural', 'COMMANDS',
+           'Segmentation', 'bundled_model', 'Release', 'fetch_release', 'find_model', 'pick_device', 'check_steps',
+           'segment_image', 'Segmenter', 'overlay', 'traits', 'Reference', 'learn_limits', 'judge', 'calibrate',
+           'write_json', 'sha256_of_weights', 'save_reference', 'load_reference', 'find_reference', 'Scores', 'Row',
+           'Evaluation', 'write_csv', 'save_evaluation', 'ways_to_segment', 'check_shape', 'evaluate', 'overlaps',
+           'draw_samples', 'save_figure', 'deep', 'signature', 'mark', 'is_ours', 'result_paths', 'save_segmentation',
+           'is_done', 'is_output', 'distinct', 'list_images', 'passed_over', 'whole_number', 'steps_list', 'size_pair',
+           'output_folder', 'say', 'say_before', 'refuse_another', 'run_segment', 'sampling_options', 'segment_options',
+           'open_data', 'training_data', 'held_for_test', 'run_train', 'settings_options', 'train_options',
+           'run_evaluate', 'evaluate_options', 'validation_films', 'run_calibrate', 'calibrate_options', 'run_data',
+           'phantom_options', 'data_options', 'run_demo', 'demo_options', 'run_ablate', 'ablate_options', 'run_compare',
+           'compare_options', 'Parser', 'make_parser', 'main']
 
 # %% ../nbs/12_segment.ipynb #7c5f8716
 @dataclass
@@ -82,9 +83,48 @@ def bundled_model() -> Path | None:
     found = sorted(p.parent for p in [*folder.glob("config.json"), *folder.glob("*/config.json")])
     return found[0] if found else None
 
-# %% ../nbs/12_segment.ipynb #0962c168
+# %% ../nbs/12_segment.ipynb #70ea648f
+class Release(NamedTuple):
+    "Where a model lies that does not travel with the package."
+
+    url: str  # of a zip with config.json, model.safetensors and perhaps reference.json
+    sha256: str  # of that zip
+
+
+RELEASES: dict[str, Release] = {}  # the word for --model -> its release
+
+
+def fetch_release(
+    name: str,  # of RELEASES
+    progress: bool = True,  # show a bar
+) -> Path:  # folder of the model
+    "A released model, downloaded once; a broken download goes on; VerdiffError says what is wrong."
+    from verdiff.data import fetch, fresh_folder
+
+    url, wanted = RELEASES[name]
+    home = Path(os.environ.get("VERDIFF_HOME") or Path.home() / ".cache" / "verdiff")
+    folder, part = home / f"{name}-{wanted[:12]}", home / f".{name}-{wanted[:12]}.zip"
+    if (folder / "config.json").exists():
+        return folder
+    by_hand = f"download {url}, unpack it and give its folder with --model"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        fetch(url, part, progress=progress)
+    except OSError as error:
+        raise VerdiffError(f"the model {name} could not be fetched ({error}); give the command again "
+                           f"to go on, or {by_hand}") from None
+    if hashlib.sha256(part.read_bytes()).hexdigest() != wanted:
+        part.unlink()
+        raise VerdiffError(f"{url} is not the model {name}: its checksum is another; give the command "
+                           f"again, or {by_hand}")
+    with fresh_folder(folder) as fresh, zipfile.ZipFile(part) as file:
+        file.extractall(fresh)
+    part.unlink()
+    return folder
+
+# %% ../nbs/12_segment.ipynb #85468c79
 def find_model(
-    model: str | Path | None,  # model or run folder, Hub id; None or "bundled": the bundled one
+    model: str | Path | None,  # folder of model or run, release, Hub id; None, "bundled": the bundled
 ) -> str:  # what `VerdiffNet.from_pretrained` takes
     "The model that a user means; VerdiffError where there is none."
     if model in (None, "bundled") and (model := bundled_model()) is None:
@@ -96,6 +136,8 @@ def find_model(
     for folder in (path, path / "model"):
         if (folder / "config.json").exists():
             return str(folder)
+    if model in RELEASES:
+        return str(fetch_release(str(model)))
     hub_id = str(model).count("/") == 1 and not path.parent.exists()
     if not hub_id or path.parent.name in ("runs", ".", ".."):
         raise VerdiffError(
@@ -915,7 +957,7 @@ def run_segment(args: argparse.Namespace) -> int:
 def sampling_options(parser: argparse.ArgumentParser) -> None:
     "What segment and evaluate share."
     add = parser.add_argument
-    add("--model", metavar="PATH", help="model or run folder, or Hub id (default: bundled)")
+    add("--model", metavar="PATH", help="folder of a model or run, a released model, or Hub id (default: bundled)")
     add("--seed", type=natural, default=0, help="of the noise (default: 0)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
 
