@@ -622,7 +622,7 @@ ax.plot(list(seen.values()), list(seen), "o", color="#443983")
 for name, pixels in seen.items():
     ax.annotate(f"{pixels:.0e}", (pixels, name), (6, -3), textcoords="offset points", fontsize=8)
 ax.set(xscale="log", xlabel="pixels seen in training")
-ax.margins(x=0.12)
+ax.margins(x=0.2)
 ax.grid(axis="y", lw=0.3)
 ax.invert_yaxis()
 

@@ -52,8 +52,8 @@ from tqdm import tqdm
 
 import verdiff
 from verdiff.augment import Augment
-from verdiff.data import (Packed, PairedFiles, PhantomSet, grouped_split, open_dataset, pack,
-                          refuse_blank)
+from verdiff.data import (Packed, PairedFiles, PhantomSet, check_masks, grouped_split, open_dataset,
+                          pack)
 from verdiff.forward import ShiftedDiffusion
 from verdiff.metrics import dice
 from verdiff.model import CONFIG_FILE, WEIGHTS_FILE, VerdiffConfig, VerdiffNet, weights_digest
@@ -820,7 +820,7 @@ def training_data(
     train_part, val_part = map(Streamed(dataset).subset, parts)
     held = val_part.subset(range(min(len(val_part), s.val_images)))
     if isinstance(dataset, PairedFiles) and len(held):
-        refuse_blank(dataset, [dataset.arrays(i) for i in held.index], held.index)
+        check_masks(dataset, [dataset.arrays(i) for i in held.index], held.index)
     return train_part, held.pack() if len(held) else Packed(torch.zeros(0), torch.zeros(0), [])
 
 
@@ -1247,8 +1247,8 @@ def check_finite(run: Run, losses: dict[str, float]) -> None:
     index = torch.cat([batch_indices(len(run.data), size, n, s.seed) for n in numbers]).tolist()
     names = ", ".join(run.data.names[i] for i in index[:32]) + (", ..." if len(index) > 32 else "")
     raise VerdiffError(
-        f"the loss or its gradient is {losses['total']} at step {run.step} (images {names}); try a smaller "
-        "learning_rate or mixed_precision=no; the last checkpoint is "
+        f"the loss or its gradient is {losses['total']} at step {run.step} (images {names}); "
+        "try a smaller learning_rate or mixed_precision=no; the last checkpoint is "
         f"{kept[-1].name if kept else 'none'}")
 
 

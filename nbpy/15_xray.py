@@ -28,7 +28,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 from verdiff.ablation import forest_plot, format_table, sweep
 from verdiff.augment import affine_matrix
@@ -375,9 +375,8 @@ x, m = chosen.images.float() / 255, chosen.masks > 0
 
 def finds(doubt, wrong):
     "How often a wrong pixel is doubted more than a right one; 0.5 is chance (Mann and Whitney)."
-    rank, wrong = rankdata(doubt.numpy().ravel()), wrong.numpy().ravel()
-    n = wrong.sum()
-    return (rank[wrong].sum() - n * (n + 1) / 2) / (n * (wrong.size - n))
+    found, rest = doubt[wrong].numpy(), doubt[~wrong].numpy()
+    return mannwhitneyu(found, rest, method="asymptotic").statistic / (found.size * rest.size)
 
 
 # %%

@@ -247,10 +247,10 @@ def test_an_image_that_is_not_finite_is_named(tmp_path, bad):
         decode((tmp_path / "images" / "0.tif").read_bytes(), "film")
 
 
-@pytest.mark.parametrize("value, words", [(0, "3 masks is empty"), (1, "3 masks covers its whole image")])
+@pytest.mark.parametrize("value, words", [(0, "each of the 3 masks is empty"), (1, "masks mark 100% of an image")])
 def test_masks_that_mark_nothing_or_everything(tmp_path, value, words, capsys):
     pairs(tmp_path, FILM, np.full((40, 20), value, np.uint8))
-    with pytest.raises(DataError, match=f"masks: each of the {words}"):
+    with pytest.raises(DataError, match=f"masks: .*{words}"):
         pack(open_dataset(tmp_path, "all", (60, 60)), progress=False)
     for i in (1, 2):
         Image.fromarray(BONE).save(tmp_path / "masks" / f"{i}.png")
@@ -272,7 +272,7 @@ def test_a_mask_with_soft_borders_is_cut_at_half(tmp_path):
 
 def test_a_stack_of_masks_is_refused(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.stack([BONE, BONE]), photometric="minisblack")
-    with pytest.raises(DataError, match="a.tif: a stack of 2 pages"):
+    with pytest.raises(DataError, match="a.tif: this TIFF is a stack"):
         read_mask(tmp_path / "a.tif")
 
 

@@ -74,7 +74,8 @@ def row_settings(
     overrides: Sequence[str] = (),  # "key=value" for all rows; the row's own words win
 ) -> Settings:
     "The numbers of one run."
-    return load_settings(profile, [*overrides, f"seed={seed}", *(w.replace("{seed}", str(seed)) for w in row)])
+    words = [word.replace("{seed}", str(seed)) for word in row]
+    return load_settings(profile, [*overrides, f"seed={seed}", *words])
 
 # %% ../nbs/14_ablation.ipynb #3fa2a37c
 PHANTOM_SHAPES = ((576, 160), (576, 192), (576, 256))  # (height, width)

@@ -909,20 +909,19 @@ def run_nnunet(
     home, device = Path(out) / "nnunet_trainer", torch.device(device)
     about = describe(settings, train_data, test_data, device) | {
         "epochs": epochs, "iterations": iterations, "batch_size": batch_size}
-    same = ("names", "size", "epochs", "iterations", "batch_size")
-    if (mark := home / "run.json").exists() and json.loads(mark.read_text()) != {
-            k: about[k] for k in same}:
+    same = {k: about[k] for k in ("pixels", "size", "epochs", "iterations", "batch_size")}
+    if (mark := home / "run.json").exists() and json.loads(mark.read_text()) != same:
         raise VerdiffError(f"{home} belongs to another run; use another folder, or remove it")
     if found := Result.load(home, about):
         return found
     need_torchvision()
     need("nnunetv2")
     home.mkdir(parents=True, exist_ok=True)
-    write_json(mark, {k: about[k] for k in same})
+    write_json(mark, same)
     own = {f"nnUNet_{n}": str((home / n).resolve()) for n in ("raw", "preprocessed", "results")}
     if device.type == "cpu":
         own["nnUNet_n_proc_DA"] = "0"  # augmentation in this process
-    with patch.dict(os.environ, own), redirect_stdout(io.StringIO()):
+    with run_lock(home), patch.dict(os.environ, own), redirect_stdout(io.StringIO()):
         raw = write_nnunet_raw(train_data, small, own["nnUNet_raw"])
         nnunet_prepare(raw, batch_size)
         trainer = nnunet_train(device, epochs, iterations, progress)

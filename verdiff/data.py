@@ -16,7 +16,7 @@ __all__ = ['XRAY_NAME', 'ZIP_TROUBLE', 'IMAGE_TROUBLE', 'SAME_STUDY', 'Features'
            'fresh_folder', 'write_split', 'write_phantoms', 'PhantomSet', 'complain', 'files_below', 'images_by_stem',
            'pair_files', 'image_from_array', 'refuse_a_stack', 'read_with_pillow', 'read_file', 'read_tiff',
            'read_image', 'read_mask', 'drawn_split', 'PairedFiles', 'MaskFolder', 'open_dataset', 'Packed',
-           'read_cache', 'refuse_blank', 'pack', 'manifest', 'ask', 'receive', 'fetch', 'verify', 'refusal',
+           'read_cache', 'check_masks', 'pack', 'manifest', 'ask', 'receive', 'fetch', 'verify', 'refusal',
            'download_xray']
 
 # %% ../nbs/01_data.ipynb #0d725ea5
@@ -1066,7 +1066,8 @@ def read_with_pillow(
         if tags:
             refuse_a_stack([page.size for page in itertools.islice(ImageSequence.Iterator(file), 2)])
             file.seek(0)
-        if file.format == "PNG" and ";16" in str(file.tile[:1]) and file.mode in ("RGB", "RGBA", "LA"):
+        colours = file.mode in ("RGB", "RGBA", "LA")
+        if file.format == "PNG" and colours and ";16" in str(file.tile[:1]):
             raise DataError("a PNG with 16 bits a colour, of which only the upper 8 can be read; "
                             "save it as grey")
         image = ImageOps.exif_transpose(file)
@@ -1145,9 +1146,11 @@ def read_mask(
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     raw, _ = decode(data, str(path), grey=False)
-    if getattr(raw, "n_frames", 1) > 1:
-        raise DataError(f"{path}: a stack of {raw.n_frames} pages; save the page that you mean as a "
-                        "file of its own")
+    try:
+        refuse_a_stack([page.size for page in itertools.islice(ImageSequence.Iterator(raw), 2)])
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    raw.seek(0)
     raw = ImageOps.exif_transpose(raw)
     values = np.asarray(raw.convert("RGB") if raw.mode == "CMYK" else raw)
     if values.ndim == 3:  # colours, without the opacity
@@ -1284,19 +1287,18 @@ def read_cache(
         return None
 
 # %% ../nbs/01_data.ipynb #1284d79b
-def refuse_blank(
+def check_masks(
     dataset: PairedFiles,
     parts: Sequence[tuple[np.ndarray, np.ndarray, Placement]],  # by `arrays`
     index: Sequence[int] | None = None,  # which pairs these are; None: all
 ) -> None:
-    "DataError where the masks are empty, full, or turned inside out; single odd ones are named."
+    "DataError where all masks are empty, or most turned inside out; single odd ones are named."
     pairs = dataset.pairs if index is None else [dataset.pairs[i] for i in index]
     share = np.array([mask[w.top:w.top + w.content[0], w.left:w.left + w.content[1]].mean()
                       for _, mask, w in parts])
     folder, rule = pairs[0][1].parent, "0 is background, all else vertebra (in a JPEG: from 128)"
-    if share.max() == 0 or share.min() == 1:
-        raise DataError(f"{folder}: each of the {len(parts)} masks "
-                        f"{'is empty' if share.max() == 0 else 'covers its whole image'}; {rule}")
+    if share.max() == 0:
+        raise DataError(f"{folder}: each of the {len(parts)} masks is empty; {rule}")
     if (middle := np.median(share)) > 0.6:
         raise DataError(f"{folder}: the masks mark {middle:.0%} of an image (median); are they "
                         f"inverted, or are images/ and masks/ exchanged? {rule}")
@@ -1319,7 +1321,7 @@ def pack(
             parts = list(tqdm(pool.map(dataset.arrays, range(len(dataset))), "decode", len(dataset),
                               unit="image", disable=None if progress else True, leave=False))
         if isinstance(dataset, PairedFiles):
-            refuse_blank(dataset, parts)
+            check_masks(dataset, parts)
         images, masks = (np.stack([p[k] for p in parts])[:, None] for k in (0, 1))  # n 1 h w
         found = {"images": images, "masks": masks}
         if cache is not None:

@@ -139,7 +139,7 @@ def find_model(
     if model in RELEASES:
         return str(fetch_release(str(model)))
     hub_id = str(model).count("/") == 1 and not path.parent.exists()
-    if not hub_id or path.parent.name in ("runs", ".", ".."):
+    if not hub_id or path.parent.name == "runs":
         raise VerdiffError(
             f"{model}: no model there; expected a folder with config.json and "
             "model.safetensors, as `verdiff train` writes it"
@@ -219,6 +219,11 @@ class Segmenter:
         found = find_model(model)
         return cls(VerdiffNet.from_pretrained(found), device, find_reference(found))
 
+    @property
+    def usual(self) -> tuple[int, int]:
+        "Steps and samples of the calibration, else one step and five samples."
+        return (self.reference.steps, self.reference.ensemble) if self.reference else (1, 5)
+
     def predict(
         self,
         image: Any,  # as `read_image` takes it
@@ -233,9 +238,8 @@ class Segmenter:
         """
         from verdiff.data import read_image
 
-        known = (1, 5) if self.reference is None else (self.reference.steps, self.reference.ensemble)
-        steps = known[0] if steps is None else steps
-        ensemble = known[1] if ensemble is None else ensemble
+        steps = self.usual[0] if steps is None else steps
+        ensemble = self.usual[1] if ensemble is None else ensemble
         for name, number in (("steps", steps), ("ensemble", ensemble), ("seed", seed)):
             least = 0 if name == "seed" else 1
             if not hasattr(number, "__index__") or number < least:
@@ -243,7 +247,7 @@ class Segmenter:
         check_steps(self.model, [steps])
         grey = read_image(image)
         result = segment_image(self.model, grey, steps, ensemble, seed)
-        if self.reference is not None and (steps, ensemble) == known:
+        if self.reference is not None and (steps, ensemble) == self.usual:
             result.confidence, result.warning = judge(self.reference, traits(grey, result))
         elif not result.mask.any():
             result.warning = "the mask is empty; the model found no vertebra"
@@ -343,18 +347,19 @@ def judge(
     found: dict[str, float],  # of one image, by `traits`
 ) -> tuple[float, str | None]:  # confidence in [0, 1], and a sentence where it is below one half
     "How usual the worst of the traits is, and the names of the two worst."
-    odd = {"": 0.0}
+    odd = []
     for name, (low, middle, high) in reference.limits.items():
         below, above = TRAITS[name]
         limit, reason = (low, below) if found[name] < middle else (high, above)
         if reason:
-            odd[reason] = abs(found[name] - middle) / abs(limit - middle)
-    confidence = 1 / (1 + max(odd.values()) ** 4)
-    blank = TRAITS["contrast"][0]  # explains whatever else is odd
-    worst = sorted(odd, key=lambda why: (why == blank and odd[why] > 1, odd[why]))[::-1]
+            odd.append((abs(found[name] - middle) / abs(limit - middle), reason))
+    odd.sort(reverse=True)
+    confidence = 1 / (1 + odd[0][0] ** 4)
+    why = [reason for z, reason in odd if z > 1]
+    why.sort(key=lambda reason: reason != TRAITS["contrast"][0])  # a blank film explains the rest
     sentence = (
-        f"confidence {confidence:.2f}: {', and '.join(w for w in worst[:2] if odd[w] > 1)}; unlike the radiographs that this model knows, "
-        "so look before you use the mask"
+        f"confidence {confidence:.2f}: {', and '.join(why[:2])}; unlike the radiographs that this "
+        "model knows, so look before you use the mask"
     )
     return confidence, sentence if confidence < 0.5 else None
 
@@ -429,8 +434,8 @@ def load_reference(
         limits = {name: tuple(map(float, values["limits"][name])) for name in TRAITS}
         if not all(-9 < low < middle < high < 9 for low, middle, high in limits.values()):
             raise ValueError("limits out of order")
-        how = int(values.get("steps", 10)), int(values.get("ensemble", 5))
-        reference = Reference(limits, int(values["films"]), str(values["weights"]), *how)
+        reference = Reference(limits, int(values["films"]), str(values["weights"]),
+                              int(values["steps"]), int(values["ensemble"]))
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise VerdiffError(f"{path} is damaged ({type(error).__name__}: {error}); remove it, or "
                            "write it again with `verdiff calibrate`") from None
@@ -893,12 +898,12 @@ def say_before(segmenter: Segmenter, sources: Sequence[str], out: Path,
     if others := passed_over(sources, out):
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         say(f"note: passed over, no image by its ending: {', '.join(map(str, others[:3]))}{more}")
-    if (known := segmenter.reference) is None:
+    if segmenter.reference is None:
         say("note: this model was not calibrated, so no result has a confidence; see "
             "verdiff calibrate --help")
-    elif how != (known.steps, known.ensemble):
-        say(f"note: this model was calibrated with --steps {known.steps} --ensemble "
-            f"{known.ensemble}, so with others no result has a confidence")
+    elif how != segmenter.usual:
+        say("note: this model was calibrated with --steps {} --ensemble {}, so with others no result "
+            "has a confidence".format(*segmenter.usual))
 
 # %% ../nbs/12_segment.ipynb #052953ae
 def refuse_another(
@@ -925,8 +930,7 @@ def run_segment(args: argparse.Namespace) -> int:
     out = output_folder(args.out)
     images = list_images(args.images, out)
     segmenter = Segmenter.from_pretrained(args.model, args.device)
-    usual = segmenter.reference or Reference({})
-    steps, ensemble = args.steps or usual.steps, args.ensemble or usual.ensemble
+    steps, ensemble = args.steps or segmenter.usual[0], args.ensemble or segmenter.usual[1]
     say_before(segmenter, args.images, out, (steps, ensemble))
     how = {"model": args.model or "bundled", "fingerprint": segmenter.fingerprint(),
            "steps": steps, "ensemble": ensemble, "seed": args.seed, "verdiff": verdiff.__version__}
@@ -954,10 +958,13 @@ def run_segment(args: argparse.Namespace) -> int:
     return 2 if count["could not be done"] else 0
 
 # %% ../nbs/12_segment.ipynb #c777aa8c
-def sampling_options(parser: argparse.ArgumentParser) -> None:
+def sampling_options(parser: argparse.ArgumentParser, ensemble: int | None = 5) -> None:
     "What segment and evaluate share."
     add = parser.add_argument
-    add("--model", metavar="PATH", help="folder of a model or run, a released model, or Hub id (default: bundled)")
+    add("--model", metavar="PATH",
+        help="folder of a model or run, a released model, or Hub id (default: bundled)")
+    add("--ensemble", type=partial(whole_number, most=10**4), default=ensemble, metavar="N",
+        help=f"samples an image (default: {ensemble or 'as the model was calibrated, else 5'})")
     add("--seed", type=natural, default=0, help="of the noise (default: 0)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
 
@@ -969,9 +976,7 @@ def segment_options(parser: argparse.ArgumentParser) -> None:
     add("-o", "--out", required=True, metavar="DIR", help="where the results go")
     add("--steps", type=positive, metavar="N",
         help="of the sampler (default: as the model was calibrated, else 1)")
-    add("--ensemble", type=partial(whole_number, most=10**4), metavar="N",
-        help="samples an image (default: as the model was calibrated, else 5)")
-    sampling_options(parser)
+    sampling_options(parser, ensemble=None)
     add("--fresh", action="store_true", help="segment again what is there already")
     add("-q", "--quiet", action="store_true", help="no bar")
 
@@ -1092,8 +1097,6 @@ def evaluate_options(parser: argparse.ArgumentParser) -> None:
     add("--size", type=size_pair, metavar="HxW",
         help="score at this size (default: the network's, enlarged to about 768 rows)")
     add("-o", "--out", metavar="DIR", help="write evaluation.json, evaluation.csv and scores.csv")
-    add("--ensemble", type=partial(whole_number, most=10**4), default=5, metavar="N",
-        help="samples an image (default: 5)")
     sampling_options(parser)
 
 # %% ../nbs/12_segment.ipynb #ae46c80f
