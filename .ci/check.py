@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+NBS, NBPY, PACKAGE = ROOT / "nbs", ROOT / "nbpy", ROOT / "verdiff"
 ENV = dict(
     os.environ, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}", PYTHONPATH=str(ROOT),
     OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", PYTHONWARNINGS="ignore",
@@ -40,6 +40,29 @@ def source(cell):
     return cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
 
 
+def find(folder, ending):
+    """The files below a folder, at any depth, without what an editor or a build left there."""
+    files = (p for p in folder.rglob(f"*{ending}") if p.is_file())
+    return sorted(p for p in files if not any(q.startswith(("_", ".")) for q in p.relative_to(folder).parts[:-1]))
+
+
+def names(folder, ending):
+    """The same as names such as `06_forward` and `library/settings`."""
+    return [p.relative_to(folder).with_suffix("").as_posix() for p in find(folder, ending)]
+
+
+def sidebar(entry):
+    """The pages that a part of _quarto.yml's sidebar lists, at any depth."""
+    if isinstance(entry, str):
+        return [entry]
+    if isinstance(entry, list):
+        return [page for part in entry for page in sidebar(part)]
+    return [page for key in ("href", "file", "contents") if key in entry for page in sidebar(entry[key])]
+
+
+NOTEBOOKS = find(NBS, ".ipynb")
+
+
 # ---------------------------------------------------------------- the steps
 
 
@@ -53,22 +76,23 @@ def pairs():
     import jupytext
 
     run(sys.executable, ".ci/tidy.py", "--check", *NOTEBOOKS)
-    texts = {p.stem for p in (ROOT / "nbpy").glob("*.py")}
-    if texts != (names := {p.stem for p in NOTEBOOKS}):
-        raise Failed(f"without a partner in nbs/ or nbpy/: {sorted(texts ^ names)}")
-    for path in NOTEBOOKS:
-        nb = json.loads(path.read_text(encoding="utf-8"))
-        text = jupytext.read(ROOT / "nbpy" / f"{path.stem}.py")
+    texts, notebooks = set(names(NBPY, ".py")), set(names(NBS, ".ipynb"))
+    if texts != notebooks:
+        raise Failed(f"without a partner in nbs/ or nbpy/: {sorted(texts ^ notebooks)}")
+    for name in sorted(notebooks):
+        nb = json.loads((NBS / f"{name}.ipynb").read_text(encoding="utf-8"))
+        text = jupytext.read(NBPY / f"{name}.py")
         ours = [(c["cell_type"], source(c).rstrip()) for c in nb["cells"]]
         theirs = [(c["cell_type"], source(c).rstrip()) for c in text.cells]
         if ours != theirs:
             at = next((i for i, ab in enumerate(zip(ours, theirs, strict=False)) if ab[0] != ab[1]), "the end")
-            raise Failed(f"{path.name} and its text differ at cell {at}; run .ci/nb {path.stem}")
-        outputs = [o for c in nb["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
-        if not outputs:
-            raise Failed(f"{path.name} holds no outputs: it was not executed")
+            raise Failed(f"{name} and its text differ at cell {at}; run .ci/nb {name}")
+        code = [c for c in nb["cells"] if c["cell_type"] == "code"]
+        outputs = [o for c in code for o in c["outputs"]]
+        if code and not outputs:
+            raise Failed(f"{name} holds no outputs: it was not executed")
         if any(o["output_type"] == "error" for o in outputs):
-            raise Failed(f"{path.name} holds an error output")
+            raise Failed(f"{name} holds an error output")
 
 
 def exports():
@@ -77,19 +101,21 @@ def exports():
         tmp = Path(tmp)
         for name in ("pyproject.toml", "README.md", "settings.ini"):
             shutil.copy(ROOT / name, tmp)
-        (tmp / "nbs").mkdir()
         for path in NOTEBOOKS:
-            shutil.copy(path, tmp / "nbs")
-        (tmp / "verdiff").mkdir()
-        shutil.copy(ROOT / "verdiff" / "__init__.py", tmp / "verdiff")
+            (tmp / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp / path.relative_to(ROOT))
+        written = [p for p in PACKAGE.rglob("*.py") if p.name in ("__init__.py", "__main__.py")]  # by hand
+        for path in written:
+            (tmp / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp / path.relative_to(ROOT))
         run(BIN / "nbdev-export", cwd=tmp, env=ENV | {"PYTHONPATH": str(tmp)})
-        for path in sorted({p.name for d in (tmp, ROOT) for p in (d / "verdiff").glob("*.py")}):
-            ours, wanted = (d / "verdiff" / path for d in (ROOT, tmp))
+        for path in sorted({p.relative_to(d) for d in (tmp, ROOT) for p in (d / "verdiff").rglob("*.py")}):
+            ours, wanted = (d / path for d in (ROOT, tmp))
             if not (ours.exists() and wanted.exists()):
-                raise Failed(f"verdiff/{path}: exists on one side only; run nbdev-export")
+                raise Failed(f"{path}: exists on one side only; run nbdev-export, or remove what no notebook exports")
             texts = (f.read_text(encoding="utf-8").splitlines() for f in (wanted, ours))
             if diff := list(difflib.unified_diff(*texts, lineterm="")):
-                why = f"verdiff/{path} is not what nbs/ exports; run nbdev-export"
+                why = f"{path} is not what nbs/ exports; run nbdev-export"
                 raise Failed("\n".join([why, *diff[:20]]))
 
 
@@ -105,6 +131,7 @@ def notebooks():
 
 def docs():
     """every page goes through nbdev's processing and to HTML, and every formula parses"""
+    import yaml
     from nbconvert import HTMLExporter
 
     pages, formulas = processed(), []
@@ -119,8 +146,9 @@ def docs():
             formulas += [dict(page=path.name, **f) for t in texts for f in find_formulas(t)]
     if len(pages) != len(NOTEBOOKS) or not formulas:
         raise Failed(f"{len(pages)} pages from {len(NOTEBOOKS)} notebooks, {len(formulas)} formulas")
-    listed = set(re.findall(r"[\w/]+\.ipynb", (ROOT / "_quarto.yml").read_text()))
-    if missing := {p.name for p in NOTEBOOKS} ^ listed:
+    site = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"]
+    listed = {p for p in sidebar(site["sidebar"]) if p.endswith(".ipynb")}
+    if missing := {p.relative_to(NBS).as_posix() for p in NOTEBOOKS} ^ listed:
         raise Failed(f"_quarto.yml's sidebar and nbs/ differ: {sorted(missing)}")
     check_formulas(formulas)
     print(f"  {len(pages)} pages, {len(formulas)} formulas")
@@ -148,9 +176,14 @@ def wheel():
         run(sys.executable, "-m", "venv", tmp / "venv", env=clean)
         run(*pip, "torch", env=clean)
         run(*pip, next(tmp.glob("verdiff-*.whl")), env=clean)
-        modules = sorted(p.stem for p in (ROOT / "verdiff").glob("*.py") if not p.stem.startswith("_"))
-        code = "import importlib, verdiff; print(verdiff.__file__)\n"
-        code += f"for m in {modules!r}: importlib.import_module('verdiff.' + m)"
+        files = [p.relative_to(ROOT).with_suffix("") for p in PACKAGE.rglob("*.py")]
+        ours = {".".join(p.parts).removesuffix(".__init__") for p in files} - {"verdiff", "verdiff.__main__"}
+        code = "import importlib, pkgutil, verdiff; print(verdiff.__file__)\n"
+        code += "found = {m.name for m in pkgutil.walk_packages(verdiff.__path__, 'verdiff.')} - {'verdiff.__main__'}\n"
+        code += f"assert found == set({sorted(ours)!r}), found ^ set({sorted(ours)!r})\n"
+        code += "for m in sorted(found): importlib.import_module(m)\n"
+        code += "from pathlib import Path; home = Path(verdiff.__file__).parent\n"
+        code += "assert (home / 'settings.ini').exists() and (home / 'py.typed').exists() and any(home.glob('weights/*/*'))"
         done = run(tmp / "venv/bin/python", "-c", code, cwd=tmp, env=clean, capture_output=True, text=True)
         if "site-packages" not in done.stdout:
             raise Failed(f"imported from {done.stdout.strip()}, not from the wheel")
@@ -174,7 +207,7 @@ def processed():
     os.chdir(ROOT)
     refresh_quarto_yml()
     cache = proc_nbs(n_workers=0, force=True)
-    return sorted(Path(cache).glob("*.ipynb"))
+    return find(Path(cache), ".ipynb")
 
 
 def page(path):
@@ -236,14 +269,14 @@ def render_readme():
     """README.md's text and its pictures {path: bytes}, from the processed index."""
     from nbconvert import MarkdownExporter
 
-    nb = page(next(p for p in processed() if p.name == "index.ipynb"))
+    nb = page(next(p for p in processed() if p.parent.name == "_proc" and p.name == "index.ipynb"))
     text, resources = MarkdownExporter().from_notebook_node(nb)
     folder = "nbs/README_files"
     pictures = {f"{folder}/{name}": data for name, data in resources.get("outputs", {}).items()}
     for name in resources.get("outputs", {}):
         text = text.replace(f"({name})", f"({folder}/{name})")
     text = re.sub(r"```\w*\n\s*```\n", "", text)  # cells whose code is hidden
-    text = re.sub(r"\]\((\w+)\.(ipynb|html)\)", r"](nbs/\1.ipynb)", text)
+    text = re.sub(r"\]\(((?:\w+/)?\w+)\.(?:ipynb|html)(#[^)\s]*)?\)", r"](nbs/\1.ipynb\2)", text)
     head = "<!-- made from nbs/index.ipynb by `make readme`: edit that notebook -->\n\n"
     return head + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures
 

@@ -1,7 +1,8 @@
 # %% [markdown]
 # # verdiff
 # > Verdiff-Net in notebooks: a spine radiograph in, a mask of its vertebrae out, with a doubt for every pixel
-#
+
+# %% [markdown]
 # Verdiff-Net ([Zhang et al., 2024](https://doi.org/10.3390/bioengineering11101031)) segments vertebrae with a conditional
 # diffusion model: a first network looks at the radiograph and guesses the mask, and a second one removes noise from a mask
 # step by step, starting at that guess. verdiff is this method twice over. It is a course of notebooks that builds the method
@@ -11,12 +12,6 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/index.ipynb)
 
 # %%
-#| hide
-#| eval: false
-# !pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"  # only on Colab
-
-# %%
-#| hide
 import json
 import os
 import tempfile
@@ -24,6 +19,18 @@ import tempfile
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+from verdiff.data.packed import pack
+from verdiff.data.phantom_set import PhantomSet
+from verdiff.data.phantoms import draw_phantom
+from verdiff.data.splits import grouped_split
+from verdiff.segmentation.models import bundled_model
+from verdiff.segmentation.segmenter import Segmenter, overlay
+from verdiff.settings import load_settings
+from verdiff.training.run import train
+
+# %%
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
 
 # %%
 #| hide
@@ -63,11 +70,6 @@ def show(radiograph, result):
 
 # %%
 #| hide
-from verdiff.inference import bundled_model, overlay
-
-# %%
-from verdiff.data import draw_phantom
-from verdiff.inference import Segmenter
 
 # %%
 radiograph = draw_phantom(seed=2024, image_size=(1152, 384)).image  # or "my_xray.png"
@@ -100,7 +102,7 @@ for r in rows:
 Markdown("\n".join(table))
 
 # %% [markdown]
-# *How these numbers come about, what the best possible number would be (the labels do not agree with themselves), and what more steps cost: [Real radiographs](15_xray.ipynb).*
+# *How these numbers come about, what the best possible number would be (the labels do not agree with themselves), and what more steps cost: [Real radiographs](lab/xray.ipynb).*
 #
 # ## Install
 #
@@ -124,18 +126,13 @@ Markdown("\n".join(table))
 # `segment` writes five files an image: `X_mask.png` (0 or 255), `X_probability.png`, `X_uncertainty.png` (16 bits), `X_overlay.png`, and
 # `X.json` with a *confidence*; it warns where a picture is unlike those that the model knows. It reads PNG, JPEG and TIFF, no DICOM. The
 # film should be upright and show the whole spine from the front; the vertebrae come as one mask, neither separated nor numbered.
-# Details: [12](12_segment.ipynb).
+# Details: [16](16_segment.ipynb).
 #
 # `verdiff COMMAND --help` explains the rest. A training, or a folder of images, that was interrupted goes on when the same command is given again.
 #
 # ## Ten lines
 #
 # Train a small network of your own, here on drawn spines, and segment one that it has not seen:
-
-# %%
-from verdiff.data import PhantomSet, grouped_split, pack
-from verdiff.settings import load_settings
-from verdiff.training import train
 
 # %%
 settings = load_settings("demo", ["height=96", "width=32", "channels=8,16,32", "max_steps=300"])
@@ -158,23 +155,23 @@ show(radiograph, result)
 #
 # | notebook | you build | module |
 # |---|---|---|
-# | [00 Settings](00_settings.ipynb) | every number of a run in one file, and how to read the course | `verdiff.settings` |
-# | [01 Data](01_data.ipynb) | radiographs, landmarks, masks, honest splits, phantoms | `verdiff.data` |
-# | [02 Augment](02_augment.ipynb) | rotation, shift and elastic warp in one sampling; contrast | `verdiff.augment` |
-# | [03 Metrics](03_metrics.ipynb) | Dice, IoU, intervals, and what they hide | `verdiff.metrics` |
-# | [04 Forward](04_forward.ipynb) | noise with a prior in its mean: Eq. (3) | `verdiff.forward` |
-# | [05 Posterior](05_posterior.ipynb) | the way back, one step at a time | `verdiff.posterior` |
-# | [06 U-Net](06_unet.ipynb) | the two networks' common body, any image size | `verdiff.unet` |
-# | [07 MSFM](07_msfm.ipynb) | multi-scale fusion: three kernels that compete | `verdiff.msfm` |
-# | [08 NSA](08_nsa.ipynb) | the noise semantic adapter: a gate that knows where bone may be | `verdiff.nsa` |
-# | [09 Model](09_model.ipynb) | Verdiff-Net, and plain DDPM one switch away | `verdiff.model` |
-# | [10 Training](10_training.ipynb) | the loop, from ten lines to one that survives a crash | `verdiff.training` |
-# | [11 Sampling](11_sampling.ipynb) | Algorithm 2 as printed and exact, DDIM, ensembles | `verdiff.sampling` |
-# | [12 Segment](12_segment.ipynb) | any file in, its mask out; the command line | `verdiff.inference` |
-# | [13 The paper, checked](13_paper_checked.ipynb) | each equation and table with its verdict | |
-# | [14 Ablation](14_ablation.ipynb) | what each part is worth: seeds, pairs, intervals | `verdiff.ablation` |
-# | [15 Real radiographs](15_xray.ipynb) | 128 test films, error bars, the labels' own ceiling | |
-# | [16 Comparison](16_comparison.ipynb) | the other methods of Table 1, same films, same budget | `verdiff.comparison` |
+# | [Settings](library/settings.ipynb) | every number of a run in one file, and how to read the course | `verdiff.settings` |
+# | [03 Data](03_xray_set.ipynb) | radiographs, landmarks, masks, honest splits, phantoms | `verdiff.data` |
+# | [04 Augment](04_augment.ipynb) | rotation, shift and elastic warp in one sampling; contrast | `verdiff.augment` |
+# | [05 Metrics](05_metrics.ipynb) | Dice, IoU, intervals, and what they hide | `verdiff.metrics` |
+# | [06 Forward](06_forward.ipynb) | noise with a prior in its mean: Eq. (3) | `verdiff.forward` |
+# | [07 Posterior](07_posterior.ipynb) | the way back, one step at a time | `verdiff.posterior` |
+# | [08 U-Net](08_unet.ipynb) | the two networks' common body, any image size | `verdiff.unet` |
+# | [09 MSFM](09_msfm.ipynb) | multi-scale fusion: three kernels that compete | `verdiff.msfm` |
+# | [10 NSA](10_nsa.ipynb) | the noise semantic adapter: a gate that knows where bone may be | `verdiff.nsa` |
+# | [11 Model](11_model.ipynb) | Verdiff-Net, and plain DDPM one switch away | `verdiff.model` |
+# | [13 Training](13_training.ipynb) | the loop, from ten lines to one that survives a crash | `verdiff.training` |
+# | [14 Sampling](14_sampling.ipynb) | Algorithm 2 as printed and exact, DDIM, ensembles | `verdiff.sampling` |
+# | [16 Segment](16_segment.ipynb) | any file in, its mask out; the command line | `verdiff.inference` |
+# | [17 The paper, checked](17_paper_checked.ipynb) | each equation and table with its verdict | |
+# | [Ablation](lab/ablation.ipynb) | what each part is worth: seeds, pairs, intervals | `verdiff.ablation` |
+# | [Real radiographs](lab/xray.ipynb) | 128 test films, error bars, the labels' own ceiling | |
+# | [Comparison](lab/comparison.ipynb) | the other methods of Table 1, same films, same budget | `verdiff.comparison` |
 #
 # Read them in order, or jump: each one starts from what the earlier ones *export*, never from what they left in memory. Each
 # has exercises with answers that check themselves, and opens on Colab.
@@ -186,23 +183,23 @@ show(radiograph, result)
 # the reading that we took instead:
 #
 # - the one-step kernel, Eq. (2), is not the kernel of the marginal, Eq. (3); iterated, it drifts to fifteen times the prior
-#   ([04](04_forward.ipynb));
+#   ([06](06_forward.ipynb));
 # - the posterior's coefficient of the prior and the sampling step of Eq. (7) leave part of the shift out, and Algorithm 2 starts at
-#   N(0, I) where Eq. (5) and the text say N(f, I) ([05](05_posterior.ipynb), [11](11_sampling.ipynb));
-# - Eq. (9) would be a cross entropy with Gaussian noise as its target, which is unbounded ([10](10_training.ipynb));
+#   N(0, I) where Eq. (5) and the text say N(f, I) ([07](07_posterior.ipynb), [14](14_sampling.ipynb));
+# - Eq. (9) would be a cross entropy with Gaussian noise as its target, which is unbounded ([13](13_training.ipynb));
 # - the shapes in Eq. (16) do not match, and batch normalisation of one descriptor does not work at the batch size of one
-#   ([08](08_nsa.ipynb), [07](07_msfm.ipynb));
+#   ([10](10_nsa.ipynb), [09](09_msfm.ipynb));
 # - half of the pairs of mean Dice and mean IoU in Table 1, all four of Verdiff-Net among them, cannot be averages over the same images: some fall
-#   below Jensen's inequality, the others exceed what the printed spread allows if it is the spread over images ([03](03_metrics.ipynb));
+#   below Jensen's inequality, the others exceed what the printed spread allows if it is the spread over images ([05](05_metrics.ipynb));
 # - split, schedule, T, channels and ensemble size are not given: every such choice here is ours, and named.
 #
-# The whole list, computed, is in [13](13_paper_checked.ipynb). Beyond the paper: 16 of the 128 test radiographs of the public set stand in its training part as
-# well, twice as many as were known, so every result here is given with and without them ([01](01_data.ipynb)).
+# The whole list, computed, is in [17](17_paper_checked.ipynb). Beyond the paper: 16 of the 128 test radiographs of the public set stand in its training part as
+# well, twice as many as were known, so every result here is given with and without them ([03](03_xray_set.ipynb)).
 #
 # ## Intended use
 #
 # Research and teaching. This is not a medical device: do not use it for diagnosis or for treatment. A network that learned on one
 # hospital's images may fail on another's without saying so, and the uncertainty it gives knows only what it has seen
-# ([12](12_segment.ipynb) shows an example).
+# ([16](16_segment.ipynb) shows an example).
 #
 # Licence: Apache 2.0. The X-ray set belongs to its authors and comes under their terms; none of its images is in this repository.

@@ -16,8 +16,18 @@ import pytest
 import torch
 from PIL import Image
 
-from verdiff.data import write_phantoms
-from verdiff.inference import KINDS, main
+from verdiff.cli import main
+from verdiff.data.datasets import held_for_test
+from verdiff.data.phantom_set import write_phantoms
+from verdiff.data.splits import drawn_split
+from verdiff.io.images import read_image
+from verdiff.networks.model import VerdiffNet
+from verdiff.segmentation.confidence import (
+    Reference, TRAITS, save_reference, sha256_of_weights,
+)
+from verdiff.segmentation.results import KINDS, save_segmentation
+from verdiff.segmentation.segmenter import Segmenter
+from verdiff.training.loss import training_loss
 
 SMOKE = "--profile smoke".split()
 
@@ -101,7 +111,7 @@ def test_help_of_each_command_has_an_example(capsys, command):
 
 
 def test_version_as_a_process():
-    done = subprocess.run([sys.executable, "-m", "verdiff.inference", "--version"],
+    done = subprocess.run([sys.executable, "-m", "verdiff", "--version"],
                           capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0 and done.stdout.startswith("verdiff ")
 
@@ -117,8 +127,7 @@ def test_training_leaves_a_model_and_says_what_next(run, phantoms, capsys):
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(run, phantoms, tmp_path, monkeypatch):
     command = ["train", "--data", str(phantoms), *SMOKE, "--out", str(tmp_path / "run")]
-    import verdiff.training as training
-    loss, calls = training.training_loss, []
+    loss, calls = training_loss, []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -126,9 +135,9 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(run, phantoms, tmp_
             raise KeyboardInterrupt
         return loss(*args, **kwargs)
 
-    monkeypatch.setattr(training, "training_loss", interrupted)
+    monkeypatch.setattr("verdiff.training.loss.training_loss", interrupted)
     assert main(command) == 130
-    monkeypatch.setattr(training, "training_loss", loss)
+    monkeypatch.setattr("verdiff.training.loss.training_loss", loss)
     assert main(command) == 0
     ours, wanted = (p / "model" / "model.safetensors" for p in (tmp_path / "run", run))
     assert ours.read_bytes() == wanted.read_bytes()
@@ -326,7 +335,6 @@ def test_segment_leaves_out_what_is_done_and_nothing_else(mine, phantoms, tmp_pa
     assert redone() == "012"
     shutil.copy(out / "kept.png", out / "0_mask.png")  # broken off after a mask of two steps
     assert redone() == "0"
-    from verdiff.model import VerdiffNet
     net = VerdiffNet.from_pretrained(mine / "model")
     next(net.parameters()).data += 0.01
     net.save_pretrained(mine / "model")
@@ -344,8 +352,7 @@ def test_images_of_one_name_from_two_folders(run, phantoms, tmp_path):
 
 def test_a_folder_is_streamed(run, phantoms, tmp_path, monkeypatch):
     "Each image is saved before the next one is read, so memory does not grow with the folder."
-    from verdiff import data, inference
-    order, read, save = [], data.read_image, inference.save_segmentation
+    order, read, save = [], read_image, save_segmentation
 
     def spy(word, function):
         def inner(*args, **kwargs):
@@ -353,17 +360,16 @@ def test_a_folder_is_streamed(run, phantoms, tmp_path, monkeypatch):
             return function(*args, **kwargs)
         return inner
 
-    monkeypatch.setattr(inference, "save_segmentation", spy("save", save))
-    monkeypatch.setattr(inference, "overlay", lambda image, result: image)
-    monkeypatch.setattr(data, "read_file", spy("read", data.read_file))
+    monkeypatch.setattr("verdiff.segmentation.folder.save_segmentation", spy("save", save))
+    monkeypatch.setattr("verdiff.segmentation.results.overlay", lambda image, result: image)
+    monkeypatch.setattr("verdiff.segmentation.folder.read_image", spy("read", read_image))
     folder = sorted(phantoms.rglob("test"))[0]
     assert main(["segment", str(folder), "-o", str(tmp_path), "--model", str(run), "--steps", "1",
                  "--ensemble", "1"]) == 0
-    assert order == ["read", "save"] * 3 and read is data.read_image
+    assert order == ["read", "save"] * 3 and read is read_image
 
 
 def test_a_warning_is_printed_and_written_and_is_no_error(mine, phantoms, tmp_path, capsys):
-    from verdiff.inference import TRAITS, Reference, save_reference, sha256_of_weights
     image, model = one(phantoms, "*.jpg"), mine / "model"
     for middle, odd in ((0.5, False), (-0.9, True)):  # limits that everything, and nothing, meets
         wide = dict.fromkeys(TRAITS, (middle - (0.01 if odd else 5), middle, middle + (
@@ -381,24 +387,24 @@ def test_calibrate(fails, mine, phantoms, tmp_path, monkeypatch, capsys):
     fails("calibrate", "--data", phantoms, "--model", mine, words=["too few"])
     fails("calibrate", "--data", tmp_path / "no.zip", "--model", mine, words=["no.zip"])
     assert not (mine / "model" / "reference.json").exists()
-    from verdiff import inference
-    monkeypatch.setattr(inference, "traits", lambda image, result: dict.fromkeys(
-        inference.TRAITS, 0.5))
+    for place in ("segmenter", "confidence"):
+        monkeypatch.setattr(f"verdiff.segmentation.{place}.traits", lambda image, result: dict.fromkeys(
+        TRAITS, 0.5))
     assert main(["calibrate", "--data", "phantom", "--model", str(mine)]) == 0
     assert "from 24 radiographs" in capsys.readouterr().out
-    assert inference.Segmenter.from_pretrained(mine, "cpu").reference.films == 24
+    assert Segmenter.from_pretrained(mine, "cpu").reference.films == 24
 
 
 def test_calibrate_with_own_films_and_own_steps(fails, mine, phantoms, tmp_path, monkeypatch, capsys):
-    from verdiff import inference
-    monkeypatch.setattr(inference, "traits", lambda image, result: dict.fromkeys(inference.TRAITS, 0.5))
+    for place in ("segmenter", "confidence"):
+        monkeypatch.setattr(f"verdiff.segmentation.{place}.traits", lambda image, result: dict.fromkeys(TRAITS, 0.5))
     films = phantoms / "boostnet_labeldata/data/training"
     fails("calibrate", "--images", films, "--steps", 2, words=["name a folder with --out"])
     before = files(mine)
     assert main(["calibrate", "--images", str(films), "--model", str(mine), "--steps", "2", "--ensemble", "1",
                  "-o", str(tmp_path / "copy")]) == 0
     assert "from 8 radiographs" in capsys.readouterr().out and files(mine) == before
-    known = inference.Segmenter.from_pretrained(tmp_path / "copy", "cpu").reference
+    known = Segmenter.from_pretrained(tmp_path / "copy", "cpu").reference
     assert (known.films, known.steps, known.ensemble) == (8, 2, 1)
     image = one(phantoms, "*.jpg")
     for more, note in ((), ""), (["--steps", "3"], "calibrated with --steps 2 --ensemble 1"):
@@ -441,8 +447,6 @@ def test_a_name_that_is_too_long_stops_nothing(run, phantoms, tmp_path, capsys):
 
 
 def test_films_held_back_for_the_test_are_counted(tmp_path, capsys):
-    from verdiff.data import drawn_split
-    from verdiff.inference import held_for_test
     for part in ("images", "masks"):
         (tmp_path / "own" / part).mkdir(parents=True)
         for i in range(20):
@@ -497,8 +501,7 @@ def test_a_model_that_is_not_there(fails, phantoms, tmp_path):
 @pytest.fixture
 def unfinished(phantoms, tmp_path, monkeypatch):
     "A run that was interrupted after its checkpoint of step 2, and the command that goes on."
-    import verdiff.training as training
-    out, loss, calls = tmp_path / "unfinished", training.training_loss, []
+    out, loss, calls = tmp_path / "unfinished", training_loss, []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -506,10 +509,10 @@ def unfinished(phantoms, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return loss(*args, **kwargs)
 
-    monkeypatch.setattr(training, "training_loss", interrupted)
+    monkeypatch.setattr("verdiff.training.loss.training_loss", interrupted)
     command = ["train", "--data", str(phantoms), *SMOKE, "--out", str(out)]
     assert main(command) == 130
-    monkeypatch.setattr(training, "training_loss", loss)
+    monkeypatch.setattr("verdiff.training.loss.training_loss", loss)
     assert sorted(out.glob("checkpoint-*.pt"))
     return out, command
 
@@ -618,7 +621,7 @@ def test_the_next_command_can_be_copied(tmp_path, capsys):
 
 
 def test_a_terminal_that_lacks_letters(run):
-    command = [sys.executable, "-m", "verdiff.inference", "evaluate", "--data", "phantom", "--limit", "1",
+    command = [sys.executable, "-m", "verdiff", "evaluate", "--data", "phantom", "--limit", "1",
                "--size", "64x32", "--steps", "1", "--ensemble", "1", "--model", str(run)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent,
                           env=os.environ | {"PYTHONIOENCODING": "ascii"})
@@ -626,11 +629,10 @@ def test_a_terminal_that_lacks_letters(run):
 
 
 def test_torch_without_memory_is_a_sentence(fails, phantoms, run, tmp_path, monkeypatch):
-    from verdiff import inference
 
     def greedy(*args, **kwargs):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
-    monkeypatch.setattr(inference, "segment_image", greedy)
+    monkeypatch.setattr("verdiff.segmentation.segmenter.segment_image", greedy)
     fails("segment", one(phantoms, "*.jpg"), "-o", tmp_path, "--model", run, words=["not enough memory"])
 
 
@@ -717,7 +719,7 @@ def test_an_output_folder_without_permission(fails, run, phantoms, tmp_path, mon
 def test_interrupted(run, phantoms, tmp_path, monkeypatch, capsys):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
-    monkeypatch.setattr("verdiff.sampling.sample", stop)
+    monkeypatch.setattr("verdiff.segmentation.evaluation.sample", stop)
     image = str(one(phantoms, "*.jpg"))
     assert main(["segment", image, "-o", str(tmp_path), "--model", str(run)]) == 130
     err = capsys.readouterr().err
@@ -730,7 +732,7 @@ def test_ctrl_c_leaves_whole_files_and_the_same_command_goes_on(run, phantoms, t
     scans.mkdir()
     for i in range(200):
         shutil.copy(one(phantoms, "*.jpg"), scans / f"{i:03d}.jpg")
-    command = [sys.executable, "-m", "verdiff.inference", "segment", scans, "-o", out, "--model", run,
+    command = [sys.executable, "-m", "verdiff", "segment", scans, "-o", out, "--model", run,
                "--device", "cpu"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
                           cwd=Path(__file__).parent.parent,  # heard also where the tests run in the background

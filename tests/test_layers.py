@@ -1,4 +1,4 @@
-"Nothing imports upwards, late imports inside of functions included."
+"Nothing imports upwards, late imports inside of functions included; what is imported is a dependency."
 import ast
 import re
 import sys
@@ -8,42 +8,98 @@ import pytest
 
 import verdiff
 
-LAYERS = (("settings",), ("data", "augment", "metrics"), ("forward", "posterior"), ("unet", "msfm", "nsa"),
-          ("model",), ("training", "sampling"), ("inference",), ("ablation", "comparison"))
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-COMMANDS = {("inference", "ablation"), ("inference", "comparison")}  # the command line looks them up
 ROOT = Path(verdiff.__file__).parent
+# low to high; a module may import from its own layer (never in a circle, see below) and from those before it
+LAYERS = (
+    ("files", "settings", "metrics"),
+    ("io",),
+    ("data",),
+    ("diffusion.forward", "diffusion.posterior", "networks.unet", "networks.msfm", "networks.nsa"),
+    ("networks.config", "networks.pretrained", "networks.model", "diffusion.sampling"),
+    ("training",),
+    ("segmentation",),
+    ("lab",),
+    ("cli", "__main__"),
+)
+MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorted(ROOT.rglob("*.py"))
+           if p.name == "__main__.py" or not p.name.startswith("_")}
 
 
-def imported(name):
-    "Modules of verdiff that this one imports anywhere."
-    for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))):
+def rank(module):
+    "The layer of a module."
+    found = [k for k, names in enumerate(LAYERS) for n in names if module == n or module.startswith(f"{n}.")]
+    return found[0] if len(found) == 1 else None
+
+
+def imported(module, late=True):
+    "Modules of verdiff that this one imports, also inside functions."
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if late else tree.body:
         if isinstance(node, ast.ImportFrom):
-            path = f"verdiff.{node.module}" if node.level and node.module else node.module or "verdiff"
-            names = [path, *(f"{path}.{a.name}" for a in node.names)] if path == "verdiff" else [path]
+            base = module.split(".")[:-node.level] if node.level else []
+            path = ".".join([*base, *([node.module] if node.module else [])])
+            if not node.level:
+                path = path.removeprefix("verdiff").removeprefix(".") if path.split(".")[0] == "verdiff" else "?"
+            names = [path, *(f"{path}.{a.name}".lstrip(".") for a in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [a.name.removeprefix("verdiff.") for a in node.names if a.name.startswith("verdiff.")]
         else:
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        yield from (n.split(".")[1] for n in names if n.startswith("verdiff.") and n.split(".")[1] in RANK)
+            continue
+        yield from (n for n in names if n in MODULES)
 
 
 def test_every_module_has_a_layer():
-    assert {p.stem for p in ROOT.glob("[!_]*.py")} == set(RANK)
+    assert [m for m in MODULES if rank(m) is None] == []
 
 
-@pytest.mark.parametrize("name", RANK)
-def test_nothing_imports_upwards(name):
-    found = {other for other in imported(name) if (name, other) not in COMMANDS}
-    assert [other for other in found if RANK[other] > RANK[name]] == []
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_imports_upwards(module):
+    assert [other for other in imported(module) if rank(other) > rank(module)] == []
+
+
+def test_there_is_no_circle():
+    above, done = [], set()
+
+    def visit(module):
+        assert module not in above, f"a circle: {' -> '.join([*above, module])}"
+        if module in done:
+            return
+        above.append(module)
+        for other in set(imported(module)):
+            visit(other)
+        done.add(above.pop())
+
+    for module in MODULES:
+        visit(module)
+
+
+def test_only_the_command_line_imports_late():
+    late = {m: set(imported(m)) - set(imported(m, late=False)) for m in MODULES}
+    assert {m: others for m, others in late.items() if others and m != "cli"} == {}
 
 
 def test_the_imports_are_seen():
-    assert {"data", "settings"} <= set(imported("training")) and "data" in set(imported("inference"))
+    assert {"files", "data.packed", "training.loop"} <= set(imported("training.run"))
+    assert "training.run" in set(imported("cli")) and "training.run" not in set(imported("cli", late=False))
+
+
+# ---------------------------------------------------------------- sizes to be proud of
+
+SUBJECT = ("diffusion", "networks.unet", "networks.msfm", "networks.nsa", "networks.model", "training.loss", "training.loop")
+
+
+def test_modules_stay_short():
+    lines = {m: len(p.read_text(encoding="utf-8").splitlines()) for m, p in MODULES.items()}
+    assert {m: n for m, n in lines.items() if n > 450} == {}
+    subject = {m: n for m, n in lines.items() if m.startswith(SUBJECT)}
+    assert max(subject.values()) <= 300 and sum(subject.values()) <= 1400
 
 
 # ---------------------------------------------------------------- what `pip install "verdiff[notebooks]"` must bring
 
 BROUGHT_ALONG = {"IPython", "matplotlib_inline", "pytest"}  # by jupyterlab; the last on no page
-INSTALLED_AS = {"PIL": "pillow", "cv2": "opencv-python-headless"}
+INSTALLED_AS = {"PIL": "pillow", "cv2": "opencv-python-headless", "skimage": "scikit-image"}
+OPTIONAL = {"cv2", "monai", "torchvision", "transformers", "nnunetv2", "med_seg_diff_pytorch", "diffusers"}  # of the laboratory
 
 
 def outside(text):
@@ -61,8 +117,8 @@ def test_what_is_imported_is_a_dependency(folder, extras):
     wanted = [w for words in (project["dependencies"], *(project["optional-dependencies"][e] for e in extras))
               for w in words]
     known = {re.match(r"[\w-]+", w)[0].lower().replace("_", "-") for w in wanted}
-    used = {name for path in (ROOT.parent / folder).glob("*.py") for name in outside(path.read_text(encoding="utf-8"))}
-    optional = {"cv2"} if folder == "verdiff" else set()  # only `find_duplicates` needs it
+    used = {name for path in (ROOT.parent / folder).rglob("*.py") for name in outside(path.read_text(encoding="utf-8"))}
+    optional = OPTIONAL if folder == "verdiff" else OPTIONAL - {"cv2", "monai", "diffusers"}
     lacking = {n for n in used - BROUGHT_ALONG - optional
                if INSTALLED_AS.get(n, n).lower().replace("_", "-") not in known}
     assert lacking == set()

@@ -3,14 +3,8 @@ import os
 
 import pytest
 
-from verdiff.settings import (
-    Settings,
-    VerdiffError,
-    atomic_write,
-    load_settings,
-    profiles,
-    settings_path,
-)
+from verdiff.files import VerdiffError, atomic_write
+from verdiff.settings import Settings, load_settings, profiles, settings_path
 
 
 @pytest.mark.parametrize("name", profiles())

@@ -1,0 +1,454 @@
+# %% [markdown]
+# # 15 · Is it worth it?
+# > Printed or exact, one step or many, one sample or a crowd: networks that had to learn
+
+# %% [markdown]
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/15_worth_it.ipynb)
+
+# %%
+import itertools
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+from scipy.stats import t as student
+
+from verdiff.data.augment import Augment
+from verdiff.data.packed import pack
+from verdiff.data.phantom_set import PhantomSet
+from verdiff.diffusion.sampling import ddpm_sample, ddpm_sample_printed, randn, sample
+from verdiff.metrics import (
+    dice, expected_calibration_error, hd95, paired_difference, reliability,
+    risk_coverage,
+)
+from verdiff.networks.model import VerdiffNet
+from verdiff.networks.unet import ConditionalUNet
+from verdiff.training.batches import generator_for, random_times
+from verdiff.training.loss import soft_dice_loss, training_loss
+
+# %%
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
+torch.set_num_threads(1)
+
+# %% [markdown]
+# ## 6 · Printed or exact, with networks that had to learn
+#
+# Does the difference of section 3 reach the mask of a trained network? Five small networks, one a seed, learn to predict *noise* as Eq. (8) asks (without the adapters of page [10](10_nsa.ipynb), which double the time of an evaluation; and with $T = 50$ and $\beta$ enlarged to match: the paper gives neither $T$ nor $\beta$). Each samples the same twelve unseen phantoms from the same noise in the three ways of section 3, and once more with $\hat x_0$ clipped to $[-1, 1]$.
+#
+# *To the end of section 7 you see a recorded run of some ten minutes on one core.*
+
+# %%
+#| slow
+packed = {
+    split: pack(PhantomSet(split=split, size=size, n_training=96, n_test=16), progress=False)
+    for split in ("training", "test")
+}
+looks, answers = packed["test"].images.float() / 255, packed["test"].masks
+augment = Augment(rotation=5, elastic=0.01, contrast=0.1)
+fig, axes = plt.subplots(1, 8, figsize=(6.4, 2.4), layout="constrained")
+for i, axis in enumerate(axes):
+    axis.imshow(looks[i, 0], cmap="gray")
+    axis.contour(answers[i, 0], [0.5], colors="orange", linewidths=0.6)
+    axis.set_axis_off()
+
+
+# %%
+#| slow
+def batch(seed, step):
+    g = generator_for(seed, step)
+    index = torch.randint(96, (6,), generator=g)
+    return g, *augment(packed["training"].images[index], packed["training"].masks[index], g)
+
+
+def fit(module, seed, loss_of, steps=300, seconds=None):
+    "Train for so many steps, or CPU seconds; both are given back."
+    optimiser, begin = torch.optim.AdamW(module.parameters(), 4e-3), time.process_time()
+    for k in itertools.count():
+        spent = time.process_time() - begin
+        done = spent / seconds if seconds else k / steps
+        if done >= 1:
+            return k, spent
+        optimiser.param_groups[0]["lr"] = 4e-3 * (1 - done)
+        optimiser.zero_grad()
+        loss_of(*batch(seed, k)).backward()
+        optimiser.step()
+
+
+# %%
+#| slow
+def verdiffnet(seed, **options):
+    torch.manual_seed(seed)
+    net = VerdiffNet(channels=(8, 16, 32), height=96, width=32, nsa=False, **options)
+
+    def loss(g, image, mask):
+        times = random_times(len(mask), net.config.timesteps, g)
+        return training_loss(net, image, mask, times, torch.randn(mask.shape, generator=g))["total"]
+
+    _, spent = fit(net, seed, loss)
+    return net.eval(), spent
+
+
+def interval(values):
+    "Mean and half a 95 % t-interval over seeds."
+    v = np.asarray(values, dtype=float)
+    return v.mean(), student.ppf(0.975, len(v) - 1) * v.std(ddof=1) / len(v) ** 0.5
+
+
+# %% [markdown]
+# At every step we also keep the size of the noise, the root mean square of $(x_t - \sqrt{\bar\alpha_t}\,x_0 - s_t f)/s_t$; by Eq. (3) it is 1.
+
+# %%
+#| slow
+@torch.no_grad()
+def four_ways(net, seed):
+    "Dice of each film, and the size of the noise at each t, for each way to sample."
+    road, seen, true = net.process(), net.condition(looks[:12]), answers[:12]
+    z, wanted = randn(torch.Generator().manual_seed(seed))(seen.prior), 2 * true.float() - 1
+    found, sizes = {}, {}
+
+    def see(i, x, _):
+        gap = x - road.alphas_cumprod[i].sqrt() * wanted - road.sigmas[i] * seen.prior
+        sizes[way].append((gap / road.sigmas[i]).square().mean().sqrt().item())
+
+    for way in ("exact", "exact, clipped", "Eq. (7)", "Algorithm 2"):
+        sizes[way] = []
+        share = dict(noise=randn(torch.Generator().manual_seed(100 + seed)), callback=see)
+        ask = lambda x, t: net.denoise(x.float(), t, seen)
+        if way.startswith("exact"):
+            x = ddpm_sample(
+                road,
+                ask,
+                road.prior_sample(seen.prior, z),
+                seen.prior,
+                "epsilon",
+                clip="clipped" in way,
+                **share,
+            )
+        else:
+            x = ddpm_sample_printed(road, ask, z, bar=way == "Eq. (7)", **share)
+        found[way] = dice(x > 0, true).numpy()
+    return found, sizes
+
+
+# %%
+#| slow
+options = dict(prediction_type="epsilon", timesteps=50, beta_start=2e-3, beta_end=0.4)
+noisy = {seed: verdiffnet(seed, **options)[0] for seed in range(5)}
+outcomes = {seed: four_ways(net, seed) for seed, net in noisy.items()}
+by_way = {way: np.array([outcomes[s][0][way].mean() for s in outcomes]) for way in outcomes[0][0]}
+for way, d in by_way.items():
+    gap, half = interval(d - by_way["exact"])
+    print(
+        f"{way:15s} Dice by seed {np.round(d, 3)}, mean {d.mean():.3f}; minus exact: "
+        f"{gap:+.3f} ± {half:.3f}"
+    )
+
+# %%
+#| slow
+fig, axes = plt.subplots(1, 2, figsize=(7.2, 2.8), layout="constrained")
+for k, (way, d) in enumerate(by_way.items()):
+    axes[0].plot([k] * len(d), d, "o", ms=4, alpha=0.7)
+    axes[1].semilogy(
+        np.arange(50)[::-1], np.mean([outcomes[s][1][way] for s in outcomes], 0), label=way
+    )
+axes[0].plot(np.stack(list(by_way.values())), color="grey", lw=0.5)
+axes[0].set_xticks(range(4), [w.replace(", ", ",\n") for w in by_way], fontsize=8)
+axes[0].set(ylabel="Dice (a line is a seed)", ylim=(0, 1))
+axes[1].axhline(1, color="k", lw=0.6, ls=":")
+axes[1].set(xlabel="t (the walk goes left)", ylabel="noise left of Eq. (3), should be 1")
+axes[1].legend(fontsize=7)
+
+
+# %% [markdown]
+# **Algorithm 2 to the letter finds next to nothing.** The oracle hid the misprint. Here too the noise is at first too small (right, below 1); then the network, asked about pictures it never saw, errs, and its errors are multiplied at every step. The curve shows how far the walk is from Eq. (3), not whether the sign, all that Dice sees, is right: Eq. (7) is farther off and finds more.
+#
+# **The missing shift alone does not decide.** The exact form stays nearer to Eq. (3) (right), yet has the lower Dice for most seeds. Both end far away: under loud noise, the $\hat x_0$ behind a predicted noise is wrong by many times its size (page [07](07_posterior.ipynb)).
+#
+# **Clipping decides, where we tried it.** With it the exact form is best for every seed, and the steadiest that finds anything. (It too leaves 1, where $s_t$ is tiny and a wrong pixel counts many times.) But clipping needs $\hat x_0$, hence the shift taken off, for which Eq. (7) has no place.
+#
+# The networks are small, the chain is short and the intervals are wide; we claim no more.
+#
+# ## 7 · Is the diffusion worth it?
+#
+# What do the diffusion U-Net, the steps and the samples add to the prior, and what would a plain U-Net of as many parameters and as much training reach? Three seeds, each with a Verdiff-Net (predicting the mask, $T = 1000$, with the fusion module of page [09](09_msfm.ipynb) but no adapters) and a plain U-Net with the prior's loss. Both train on the same 96 phantoms in the same order for as many CPU seconds. Nothing was chosen on the 16 unseen phantoms ("films") that measure them.
+
+# %%
+#| slow
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def plain_unet(seed, seconds, parameters):
+    "A U-Net of that many parameters, trained for that many CPU seconds."
+    torch.manual_seed(seed)
+    shapes = [(w, 2 * w, 4 * w + more) for w in (12, 14, 16) for more in range(-8, 9, 2)]
+    net = min(
+        (ConditionalUNet(1, shape) for shape in shapes), key=lambda n: abs(count(n) - parameters)
+    )
+
+    def loss(g, image, mask):
+        logits = net(image)
+        return F.binary_cross_entropy_with_logits(logits, mask) + soft_dice_loss(logits, mask)
+
+    steps, _ = fit(net, seed, loss, seconds=seconds)
+    return net.eval(), steps
+
+
+# %%
+#| slow
+nets, plain = {}, {}
+for seed in range(3):
+    nets[seed], spent = verdiffnet(seed)
+    plain[seed], made = plain_unet(seed, spent, count(nets[seed]))
+    print(
+        f"seed {seed}: Verdiff-Net {count(nets[seed]):,} parameters, "
+        f"300 steps in {spent:.0f} CPU seconds; plain U-Net {count(plain[seed]):,}, {made} steps"
+    )
+
+# %% [markdown]
+# ### Steps
+#
+# One sample a film. Open circles: three films only.
+
+# %%
+#| slow
+steps_of, few = [1, 2, 3, 5, 10, 20, 50, 250, 1000], 3
+single = {}  # (seed, sampler, steps): one sample, (b, 1, h, w)
+for seed, net in nets.items():
+    for k in steps_of:
+        single[seed, "ddim", k] = sample(net, looks if k <= 50 else looks[:few], k, 1).samples[0]
+    for k in (2, 3, 5, 10, 20):
+        single[seed, "dpm", k] = sample(net, looks, k, 1, sampler="dpm").samples[0]
+with torch.no_grad():
+    guess = {seed: net.condition(looks).logits.sigmoid() for seed, net in nets.items()}
+    plainly = {seed: net(looks).sigmoid() for seed, net in plain.items()}
+
+
+def mean_dice(probs, n=16):
+    "One mean a seed, over the first n phantoms."
+    return np.array([dice(p[:n] > 0.5, answers[:len(p)][:n]).mean().item() for p in probs])
+
+
+# %%
+#| slow
+curve = {
+    how: {
+        k: mean_dice([single[s, how, k] for s in nets])
+        for (s, w, k) in single
+        if w == how and s == 0
+    }
+    for how in ("ddim", "dpm")
+}
+rows = {"prior": mean_dice(guess.values()), "plain U-Net": mean_dice(plainly.values())}
+fig, axis = plt.subplots(figsize=(5.6, 3), layout="constrained")
+for how, colour, name in (
+    ("ddim", "tab:blue", "DDIM, 1 sample"),
+    ("dpm", "tab:green", "DPM-Solver++ 2M, 1 sample"),
+):
+    many = [k for k in curve[how] if k <= 50]
+    axis.semilogx(many, [curve[how][k].mean() for k in many], "o-", ms=4, color=colour, label=name)
+few_k = [10, 250, 1000]
+axis.plot(
+    few_k,
+    [mean_dice([single[s, "ddim", k] for s in nets], few).mean() for k in few_k],
+    "o--",
+    mfc="white",
+    color="tab:blue",
+    lw=0.8,
+    label="DDIM, first 3 phantoms",
+)
+for (name, v), colour in zip(rows.items(), ("orange", "grey")):
+    axis.axhline(v.mean(), color=colour, lw=1, label=name)
+axis.set(xlabel="steps", ylabel="Dice, mean of 3 seeds")
+axis.legend(fontsize=7)
+
+# %%
+#| slow
+print(
+    "prior {:.3f} ± {:.3f}, plain U-Net {:.3f} ± {:.3f}   (mean ± half a 95 % interval over 3 seeds)".format(
+        *interval(rows["prior"]), *interval(rows["plain U-Net"])
+    )
+)
+for how in curve:
+    print(
+        how, {k: "{:.3f} ± {:.3f}".format(*interval(v)) for k, v in curve[how].items() if k <= 50}
+    )
+on_few = {k: mean_dice([single[s, "ddim", k] for s in nets], few) for k in (1, 10, 250, 1000)}
+print(
+    "first 3 phantoms, minus 10 steps:",
+    {k: "{:+.3f} ± {:.3f}".format(*interval(v - on_few[10])) for k, v in on_few.items() if k != 10},
+)
+
+# %% [markdown]
+# ### Samples
+#
+# On the right, twenty evaluations of the diffusion U-Net are spent in five ways. Two of the dotted lines coincide.
+
+# %%
+#| slow
+crowd = {seed: sample(net, looks, 5, 20) for seed, net in nets.items()}
+size_of = [1, 2, 3, 5, 10, 20]
+by_size = {e: mean_dice([c.samples[:e].mean(0) for c in crowd.values()]) for e in size_of}
+spend = {"1 × 20": {}, "2 × 10": {}, "5 × 4": {}, "10 × 2": {}, "20 × 1": {}}  # steps x samples
+for name in spend:
+    k, e = map(int, name.split(" × "))
+    for seed, net in nets.items():
+        spend[name][seed] = (
+            crowd[seed].samples[:4].mean(0) if k == 5 else sample(net, looks, k, e).mean
+        )
+equal = {name: mean_dice(probs.values()) for name, probs in spend.items()}
+
+# %%
+#| slow
+fig, axes = plt.subplots(1, 2, figsize=(7, 2.7), sharey=True, layout="constrained")
+axes[0].semilogx(size_of, list(by_size.values()), "o-", ms=4)
+axes[0].set_xticks(size_of, size_of)
+axes[0].minorticks_off()
+axes[0].set(xlabel="samples, 5 steps each", ylabel="Dice (a line is a seed)")
+axes[1].plot(list(equal.values()), "o-", ms=4)
+axes[1].set_xticks(range(5), equal)
+axes[1].set(xlabel="steps × samples, 20 evaluations")
+for seed in nets:
+    axes[0].axhline(rows["prior"][seed], color=f"C{seed}", lw=0.8, ls=":")
+    axes[1].axhline(rows["prior"][seed], color=f"C{seed}", lw=0.8, ls=":")
+fig.suptitle("dotted: the prior of the same seed", fontsize=8)
+print(
+    "samples:",
+    {e: f"{v.mean():.3f}" for e, v in by_size.items()},
+    "| equal evaluations:",
+    {n: f"{v.mean():.3f}" for n, v in equal.items()},
+)
+
+
+# %% [markdown]
+# ### The verdict, with borders and calibration
+#
+# Three more scores of page [05](05_metrics.ipynb), lower is better: HD95 (borders), ECE (calibration), AURC (does doubt point at errors?). "5 × 20": five steps, twenty samples.
+
+# %%
+#| slow
+def judge(prob, doubt=None):
+    "Dice, HD95 in pixels, ECE, AURC x 1000 over pixels, and Dice by film."
+    found, doubt = prob > 0.5, 0.5 - (prob - 0.5).abs() if doubt is None else doubt
+    wrong = (found != answers.bool()).float()
+    films = dice(found, answers)
+    return (
+        films.mean().item(),
+        hd95(found, answers).clamp(max=96).mean().item(),
+        expected_calibration_error(prob, answers.float()),
+        1e3 * risk_coverage(wrong.flatten(), doubt.flatten())[2],
+    ), films.numpy()
+
+
+contenders = {
+    "prior alone": guess,
+    "one step": {s: single[s, "ddim", 1] for s in nets},
+    "50 steps": {s: single[s, "ddim", 50] for s in nets},
+    "ensemble, 5 × 20": {s: c.mean for s, c in crowd.items()},
+    "plain U-Net": plainly,
+}
+verdicts = {name: [judge(probs[s]) for s in nets] for name, probs in contenders.items()}
+
+# %%
+#| slow
+print(
+    f"mean ± half a 95 % interval over 3 "
+    f"seeds\n{'':18s}{'Dice':>17s}{'HD95, pixels':>17s}{'ECE':>17s}{'AURC × 1000':>17s}"
+)
+for name, rows_ in verdicts.items():
+    cells = ["{:.3f} ± {:.3f}".format(*interval(v)) for v in zip(*(r for r, _ in rows_))]
+    print(f"{name:18s}" + "".join(f"{c:>17s}" for c in cells))
+print("\nDice by film, mean over seeds, minus the prior's (95 % bootstrap over the 16 phantoms):")
+films = {name: np.mean([f for _, f in rows_], 0) for name, rows_ in verdicts.items()}
+for name in list(films)[1:]:
+    print(
+        "{:18s}{:+.4f} [{:+.4f}, {:+.4f}]".format(
+            name, *paired_difference(films[name], films["prior alone"])
+        )
+    )
+
+# %%
+#| slow
+fig, axes = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
+for name in contenders:
+    prob = torch.cat(list(contenders[name].values()))
+    x, y, _ = reliability(prob, answers.float().repeat(3, 1, 1, 1), 10)
+    axes[0].plot(x, y, "o-", ms=3, lw=1, label=name)
+    wrong = ((prob > 0.5) != answers.bool().repeat(3, 1, 1, 1)).float()
+    coverage, risk, _ = risk_coverage(wrong.flatten(), (0.5 - (prob - 0.5).abs()).flatten())
+    axes[1].plot(coverage[2000::500], risk[2000::500], lw=1)
+axes[0].plot([0, 1], [0, 1], "k:", lw=1)
+axes[0].set(xlabel="probability", ylabel="share that is vertebra")
+axes[0].legend(fontsize=7)
+axes[1].set(
+    xlabel="share of pixels kept, surest first", ylabel="share of them wrong", xlim=(0.5, 1)
+)
+
+# %% [markdown]
+# ### Where the doubt lies
+
+# %%
+#| slow
+worst = int(dice(crowd[0].mean > 0.5, answers).argmin())
+missed = ((crowd[0].mean > 0.5) != answers.bool()).float()
+fig, axes = plt.subplots(1, 5, figsize=(5.6, 3), layout="constrained")
+shown = {
+    "image": looks,
+    "mean": crowd[0].mean,
+    "spread × 2": 2 * crowd[0].std,
+    "errors": missed,
+    "truth": answers.float(),
+}
+for axis, (name, picture) in zip(axes, shown.items()):
+    axis.imshow(picture[worst, 0], cmap="gray" if name == "image" else "magma", vmin=0, vmax=1)
+    axis.set_axis_off()
+    axis.set_title(name, fontsize=8)
+border = (
+    F.max_pool2d(answers.float(), 3, 1, 1) + F.max_pool2d(1 - answers.float(), 3, 1, 1) > 1.5
+)  # within a pixel of a border
+print(
+    f"within one pixel of a border lie {border.float().mean():.0%} of the pixels, "
+    f"{crowd[0].std[border].sum() / crowd[0].std.sum():.0%} of the spread, "
+    f"{missed[border].sum() / missed.sum():.0%} of the errors"
+)
+
+# %%
+#| slow
+doubts = {
+    "spread of 20 samples": lambda s: crowd[s].std,
+    "their mean near 1/2": lambda s: 0.5 - (crowd[s].mean - 0.5).abs(),
+    "the prior near 1/2": lambda s: 0.5 - (guess[s] - 0.5).abs(),
+}
+for name, doubt in doubts.items():
+    areas, links = [], []
+    for s in nets:
+        wrong = ((crowd[s].mean > 0.5) != answers.bool()).float()
+        areas.append(1e3 * risk_coverage(wrong.flatten(), doubt(s).flatten())[2])
+        links.append(
+            np.corrcoef(doubt(s).mean((1, 2, 3)), 1 - dice(crowd[s].mean > 0.5, answers))[0, 1]
+        )
+    print(
+        "{:22s} AURC × 1000 {:.2f} ± {:.2f}; by film, correlation with the error {:+.2f} ± {:.2f}".format(
+            name, *interval(areas), *interval(links)
+        )
+    )
+wrongs = [((c.mean > 0.5) != answers.bool()).float() for c in crowd.values()]
+best = 1e3 * np.mean([risk_coverage(w.flatten(), w.flatten())[2] for w in wrongs])
+none = 1e3 * np.mean([w.mean() for w in wrongs])
+print(f"{'a perfect order':22s} AURC × 1000 {best:.2f}; no order at all {none:.2f}")
+
+# %% [markdown]
+# ### What comes out
+#
+# **Steps** do not help: the mean Dice falls from one to fifty, with overlapping intervals. One step gives what the network takes for the *mean* of all masks that fit the image, which, cut at one half, suits Dice (a true mean would also be calibrated; this one is too shy); a single sharp sample pays for every wrong choice. DPM-Solver++ buys nothing: what is left is the network's error.
+#
+# **Samples** help, the first few most, because averaging undoes the choosing. At equal cost, many samples of few steps beat one of many.
+#
+# **Is it worth it?** On these phantoms, at this size of training: no. The ensemble beats its own prior by little (the interval over films excludes zero) and is the worst calibrated but one: too shy, its curve steeper than the diagonal. The plain U-Net has the best means (in HD95, where all borders are about a pixel off, it is level with others). Its steps are cheaper, so it gets more of them, and all its parameters work on one task.
+#
+# **Does the doubt know the error?** Both lie at the borders. The spread of twenty samples sorts pixels far better than no order at all, but no better than the prior's nearness to one half, which costs no sample. Whether a *film* with much doubt has many errors stays open.
+#
+# **Not shown**: readers who truly disagree, as in section 1, where their mean is nobody's mask and choosing is the point; long training, large networks, radiographs (pages [real radiographs](lab/xray.ipynb), [the comparison](lab/comparison.ipynb)).

@@ -1,0 +1,196 @@
+# %% [markdown]
+# # nnU-Net by its own trainer
+# > Its preprocessing, its loop, its prediction
+
+# %% [markdown]
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/lab/nnunet.ipynb)
+
+# %%
+#| default_exp lab.nnunet
+
+# %%
+#| export
+import io
+import json
+import os
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from verdiff.data.packed import Packed
+from verdiff.files import VerdiffError, run_lock, write_json
+from verdiff.lab.comparison import Result, describe, measure
+from verdiff.lab.methods import need, need_torchvision
+from verdiff.settings import Settings
+
+# %%
+import tempfile
+
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+from verdiff.lab.comparison import masks_result
+
+# %%
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
+torch.set_num_threads(1)
+folder = Path(tempfile.mkdtemp())
+
+
+# %%
+#| export
+def write_nnunet_raw(
+    train_data: Packed,
+    test_data: Packed,
+    folder: str | Path,  # what the variable nnUNet_raw names
+) -> Path:  # Dataset501_Spine, with imagesTr, labelsTr, imagesTs and dataset.json
+    "The films in the layout that nnU-Net v2 reads; test film i is test_000i."
+    home = Path(folder) / "Dataset501_Spine"
+    for part in ("imagesTr", "labelsTr", "imagesTs"):
+        (home / part).mkdir(parents=True, exist_ok=True)
+    for i, (image, mask) in enumerate(zip(train_data.images, train_data.masks, strict=True)):
+        Image.fromarray(image[0].numpy()).save(home / "imagesTr" / f"train_{i:04d}_0000.png")
+        Image.fromarray(mask[0].numpy()).save(home / "labelsTr" / f"train_{i:04d}.png")
+    for i, image in enumerate(test_data.images):
+        Image.fromarray(image[0].numpy()).save(home / "imagesTs" / f"test_{i:04d}_0000.png")
+    write_json(home / "dataset.json", {
+        "channel_names": {"0": "xray"}, "labels": {"background": 0, "vertebra": 1},
+        "numTraining": len(train_data), "file_ending": ".png"})
+    return home
+
+
+# %%
+home = write_nnunet_raw(films, test, folder / "nnUNet_raw")
+perfect = folder / "perfect"
+perfect.mkdir()
+for i, truth in enumerate(test.masks):
+    Image.fromarray(truth[0].numpy() * 255).save(perfect / f"test_{i:04d}.png")
+print({p.name: len(list(p.iterdir())) for p in sorted(home.iterdir()) if p.is_dir()})
+assert set(masks_result("the truth itself", perfect, test).scores["dice"]) == {1.0}
+
+
+# %% [markdown]
+# nnU-Net's own trainer, `nnUNetTrainer`, needs no command line for that: below it plans, trains with its own augmentation, loss and optimiser, and predicts by the mean of four mirrored views. It goes on at its last epoch after an interruption. On a CPU it works in this process alone.
+
+# %%
+#| export
+def nnunet_prepare(
+    home: Path,  # Dataset501_Spine among the raw data
+    batch_size: int | None = None,  # None: as planned
+) -> None:
+    "nnU-Net's fingerprint, plan and preprocessing, unless they are there."
+    plans = Path(os.environ["nnUNet_preprocessed"]) / home.name / "nnUNetPlans.json"
+    if (ready := plans.with_name("ready.json")).exists():
+        return
+    api = need("nnunetv2.experiment_planning.plan_and_preprocess_api")
+    with patch.dict(os.environ, nnUNet_n_proc_DA="1"):
+        api.extract_fingerprints([501], num_processes=1, verbose=False)
+        api.plan_experiments([501])
+        plan = json.loads(plans.read_text(encoding="utf-8"))
+        if batch_size:
+            plan["configurations"]["2d"]["batch_size"] = batch_size
+            write_json(plans, plan)
+        api.preprocess([501], configurations=("2d",), num_processes=(1,))
+    write_json(ready, plan["configurations"]["2d"])
+
+
+# %%
+#| export
+def nnunet_train(
+    device: torch.device,
+    epochs: int = 1000,  # nnU-Net's own number
+    iterations: int = 250,  # steps of an epoch; its own number
+    progress: bool = True,
+) -> Any:  # its trainer, trained
+    "Train nnU-Net on all films of the training part; goes on after the last whole epoch."
+    trainer = need("nnunetv2.run.run_training").get_trainer_from_args("501", "2d", "all",
+                                                                      device=device)
+    trainer.num_epochs, trainer.num_iterations_per_epoch = epochs, iterations
+    trainer.num_val_iterations_per_epoch = trainer.save_every = 1  # it looks at training films
+    trainer.initialize()
+    done = [p for name in ("final", "latest")
+            if (p := Path(trainer.output_folder) / f"checkpoint_{name}.pth").exists()]
+    if done:
+        trainer.load_checkpoint(str(done[0]))
+    bar = tqdm(total=epochs, initial=trainer.current_epoch, desc="nnU-Net", unit="epoch",
+               disable=None if progress else True)
+    end = trainer.on_epoch_end
+    trainer.on_epoch_end = lambda: (end(), bar.update())
+    with bar:
+        if not done or done[0].stem != "checkpoint_final":
+            trainer.run_training()
+    return trainer
+
+
+# %%
+#| export
+def nnunet_probability(
+    trainer: Any,  # of `nnunet_train`
+    home: Path,  # Dataset501_Spine among the raw data
+) -> tuple[Tensor, float]:  # (N, 1, H, W) in [0, 1] of the test films, and seconds a film
+    "nnU-Net's own prediction: sliding window, mean of four mirrored views."
+    predictor = need("nnunetv2.inference.predict_from_raw_data").nnUNetPredictor(
+        device=trainer.device, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(Path(trainer.output_folder).parent),
+                                                   ("all",), "checkpoint_final.pth")
+    films = [[str(p)] for p in sorted((home / "imagesTs").glob("*.png"))]
+    start = time.perf_counter()
+    found = predictor.predict_from_files_sequential(films, None, save_probabilities=True)
+    took = (time.perf_counter() - start) / len(films)
+    return torch.stack([torch.as_tensor(p[1]).float() for _, p in found]), took
+
+
+# %%
+#| export
+def run_nnunet(
+    settings: Settings,  # of the comparison
+    train_data: Packed,  # at the network's size
+    small: Packed,  # the test films at the network's size
+    test_data: Packed,  # the test films at the size at which to score
+    out: str | Path,  # folder of the comparison; nnU-Net's files go to nnunet_trainer in it
+    device: torch.device | str = "cpu",
+    epochs: int = 1000,  # nnU-Net's own number
+    iterations: int = 250,  # steps of an epoch; its own number
+    batch_size: int | None = None,  # None: as it plans
+    progress: bool = True,
+) -> Result:
+    "nnU-Net with its own trainer, film by film; read from `out` if it is there. Missing without it."
+    home, device = Path(out) / "nnunet_trainer", torch.device(device)
+    about = describe(settings, train_data, test_data, device) | {
+        "epochs": epochs, "iterations": iterations, "batch_size": batch_size}
+    same = {k: about[k] for k in ("pixels", "size", "epochs", "iterations", "batch_size")}
+    if (mark := home / "run.json").exists() and json.loads(mark.read_text()) != same:
+        raise VerdiffError(f"{home} belongs to another run; use another folder, or remove it")
+    if found := Result.load(home, about):
+        return found
+    need_torchvision()
+    need("nnunetv2")
+    home.mkdir(parents=True, exist_ok=True)
+    write_json(mark, same)
+    own = {f"nnUNet_{n}": str((home / n).resolve()) for n in ("raw", "preprocessed", "results")}
+    if device.type == "cpu":
+        own["nnUNet_n_proc_DA"] = "0"  # augmentation in this process
+    with run_lock(home), patch.dict(os.environ, own), redirect_stdout(io.StringIO()):
+        raw = write_nnunet_raw(train_data, small, own["nnUNet_raw"])
+        nnunet_prepare(raw, batch_size)
+        trainer = nnunet_train(device, epochs, iterations, progress)
+        small_p, seconds = nnunet_probability(trainer, raw)
+    p = F.interpolate(small_p, test_data.images.shape[-2:], mode="bilinear", align_corners=False)
+    scores = measure(p > 0.5, test_data.masks > 0)
+    log = trainer.logger.get_value
+    spent = np.subtract(log("epoch_end_timestamps", None), log("epoch_start_timestamps", None))
+    result = Result("nnunet_trainer", "nnU-Net v2 (its own trainer)",
+                    "own augmentation, loss, optimiser, mirrored views", "", list(test_data.names),
+                    {k: v.tolist() for k, v in scores.items()},
+                    sum(q.numel() for q in trainer.network.parameters()), float(sum(spent)),
+                    seconds, about | {"losses": [float(v) for v in log("train_losses", None)]})
+    result.save(home)
+    return result

@@ -1,0 +1,259 @@
+# %% [markdown]
+# # The published layout
+# > One reader for folder and zip
+
+# %%
+#| default_exp io.archive
+
+# %%
+#| export
+import os
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from verdiff.files import DataError
+
+# %%
+import tempfile
+
+
+# %% [markdown]
+# ## 5 · One reader for folder and zip
+#
+# The set's zip can be read without unpacking. Where the layout begins differs from copy to copy, so we look for a file that must be there.
+
+# %%
+#| export
+def layout_top(
+    paths: Iterable[str],  # of files, anywhere
+) -> str | None:  # "" or a folder with its slash at the end; None where the layout is not
+    "What stands before labels/SPLIT/filenames.csv."
+    found = (re.match(r"(.*?)labels/[^/]+/filenames\.csv$", path) for path in paths)
+    return next((m[1] for m in found if m), None)
+
+
+# %%
+print(layout_top(["copy/readme.txt", "copy/boostnet_labeldata/labels/test/filenames.csv"]))
+assert layout_top(["labels/test/filenames.csv"]) == "" and layout_top(["holiday.jpg"]) is None
+
+# %%
+#| export
+ZIP_TROUBLE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError,
+               RuntimeError)
+
+
+def open_zip(
+    path: Path,
+) -> zipfile.ZipFile:
+    "An open archive; DataError where it is none or is cut off."
+    try:
+        return zipfile.ZipFile(path)
+    except ZIP_TROUBLE as error:
+        raise DataError(f"{path}: not a complete zip file ({error}); if the download broke off, "
+                        "run `verdiff data xray` again") from None
+
+
+def locate(
+    root: str | Path,  # folder or zip
+) -> Path:
+    "The folder itself, or the zip that was downloaded into it."
+    root = Path(root)
+    if not root.exists():
+        raise DataError(f"{root}: no such file or folder; `verdiff data xray` fetches the X-ray "
+                        "set, `verdiff data phantom` draws phantoms")
+    tables = (p.as_posix() for p in root.glob("**/labels/*/filenames.csv"))
+    if root.is_dir() and layout_top(tables) is None:
+        return next(iter(sorted(root.glob("*.zip"))), root)
+    return root
+
+
+# %%
+folder = Path(tempfile.mkdtemp())
+(folder / "half.zip").write_bytes(b"PK\x03\x04 and then the connection ended")
+
+
+def complaint(f):
+    "The sentence with which f refuses."
+    try:
+        f()
+    except DataError as error:
+        return str(error).replace(str(folder), "...")
+
+
+print(complaint(lambda: open_zip(locate(folder))))
+print(complaint(lambda: locate(folder / "xray")))
+
+
+# %% [markdown]
+# A small class hides the difference. It opens the zip anew in every process, since a file handle must not travel to the workers of a `DataLoader`.
+
+# %%
+#| export
+class Store:
+    "The files of a folder or a zip in the published layout, by their path below its top."
+
+    def __init__(self, root: str | Path):
+        self.root = locate(root)
+        self.is_zip = self.root.is_file()
+        self._zip: tuple[int, zipfile.ZipFile] | None = None
+        paths = self.archive().namelist() if self.is_zip else (
+            p.as_posix() for p in self.root.glob("**/labels/*/filenames.csv"))
+        self.top = layout_top(paths)
+
+    def archive(self) -> zipfile.ZipFile:
+        "The zip, open in this process."
+        if self._zip is None or self._zip[0] != os.getpid():
+            self._zip = os.getpid(), open_zip(self.root)
+        return self._zip[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_zip": None}
+
+    def stamp(self, name: str) -> str | None:
+        "Changes when the file changes; None where there is none."
+        if self.is_zip:
+            info = self.archive().NameToInfo.get(f"{self.top}{name}")
+            return info and f"{info.CRC:08x}-{info.file_size}"
+        path = Path(f"{self.top}{name}")
+        return f"{path.stat().st_mtime_ns:x}-{path.stat().st_size}" if path.is_file() else None
+
+
+# %%
+(folder / "half.zip").unlink()
+with zipfile.ZipFile(folder / "tiny.zip", "w") as file:
+    file.writestr("copy/labels/test/filenames.csv", "a.jpg\nb.jpg\n")
+tiny = Store(folder)
+print("top of the set inside the zip:", tiny.top)
+print("stamp of a file that is there:", tiny.stamp("labels/test/filenames.csv"), "(checksum-size)")
+print("and of one that is not:", tiny.stamp("data/test/a.jpg"))
+
+
+# %%
+#| export
+def read_bytes(
+    store: Store,
+    name: str,  # below the top
+) -> bytes:
+    "One file; DataError where it is missing or damaged."
+    if store.stamp(name) is None:
+        raise DataError(f"{store.root}: {name} is missing; the set is not complete")
+    try:
+        if store.is_zip:
+            return store.archive().read(f"{store.top}{name}")
+        return Path(f"{store.top}{name}").read_bytes()
+    except ZIP_TROUBLE as error:
+        raise DataError(f"{store.root}: {name} cannot be read ({error}); "
+                        "fetch the set again") from None
+
+
+# %%
+print(read_bytes(tiny, "labels/test/filenames.csv"))
+print(complaint(lambda: read_bytes(tiny, "data/test/a.jpg")))
+
+
+# %% [markdown]
+# Tables are checked first: a missing row would silently shift every label by one image.
+
+# %%
+#| export
+def numbers(
+    words: Sequence[str],
+    low: float,  # smallest and largest value that can be right
+    high: float,
+    where: str,  # to name in errors
+) -> list[float]:
+    "Words as numbers; DataError for what is none, NaN, or out of range."
+    values = []
+    for word in words:
+        try:
+            values.append(float(word))
+        except ValueError:
+            values.append(np.nan)
+        if not low <= values[-1] <= high:  # NaN fails too
+            raise DataError(f"{where} holds {word.strip()!r}, which is no number between {low:g} "
+                            f"and {high:g}; correct it or take the image out of all three tables")
+    return values
+
+
+# %%
+print(numbers(["0.5", " 1e-2"], -0.1, 1.1, "row 1"))
+print(complaint(lambda: numbers(["0.5", "nan"], -0.1, 1.1, "row 2 of landmarks.csv")))
+
+
+# %%
+#| export
+def read_lines(store: Store, name: str) -> list[str]:
+    "The lines of a text file that are not blank."
+    text = read_bytes(store, name).decode("utf-8-sig", "replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def read_table(
+    store: Store,
+    name: str,  # below the top, for example labels/test/angles.csv
+    rows: int,  # how many are expected
+    columns: int,
+    low: float,  # smallest and largest value that can be right
+    high: float,
+) -> np.ndarray:  # float64, (rows, columns)
+    "A table of numbers; DataError says which row of which file is wrong."
+    lines = read_lines(store, name)
+    if len(lines) != rows:
+        raise DataError(f"{store.root}: {name} has {len(lines)} rows but filenames.csv has {rows}; "
+                        "every image needs exactly one")
+    table = np.empty((rows, columns))
+    for i, line in enumerate(lines):
+        words, where = line.split(","), f"{store.root}: row {i + 1} of {name}"
+        if len(words) != columns:
+            raise DataError(f"{where} has {len(words)} values, not {columns}; correct the row")
+        table[i] = numbers(words, low, high, where)
+    return table
+
+
+# %%
+with zipfile.ZipFile(folder / "tiny.zip", "a") as file:
+    file.writestr("copy/labels/test/angles.csv", "12.5,3,7\n")
+tiny = Store(folder)
+print(read_table(tiny, "labels/test/angles.csv", 1, 3, 0, 180))
+print(complaint(lambda: read_table(tiny, "labels/test/angles.csv", 2, 3, 0, 180)))
+
+
+# %%
+#| export
+class Labels(NamedTuple):
+    "The tables of one split."
+
+    names: list[str]  # file names
+    shares: np.ndarray  # landmarks as shares of width and height, (N, 68, 2)
+    angles: np.ndarray  # degrees, (N, 3)
+
+
+def read_labels(
+    store: Store,
+    split: str,  # "training" or "test"
+) -> Labels:
+    "Names, landmarks and angles; DataError where they do not go together."
+    tables = f"labels/{split}"
+    names = read_lines(store, f"{tables}/filenames.csv")
+    if not names:
+        raise DataError(f"{store.root}: {tables}/filenames.csv names no image; fetch the set again")
+    if lost := [name for name in names if store.stamp(f"data/{split}/{name}") is None]:
+        raise DataError(
+            f"{store.root}: {tables}/filenames.csv names {lost[0]}, but data/{split} has "
+            f"no such file ({len(lost)} missing); add it or take its row out of all "
+            "three tables"
+        )
+    flat = read_table(store, f"{tables}/landmarks.csv", len(names), 136, -0.1, 1.1)
+    shares = flat.reshape(-1, 2, 68).transpose(0, 2, 1)  # n (2 68) -> n 68 2
+    return Labels(names, shares, read_table(store, f"{tables}/angles.csv", len(names), 3, 0, 180))
+
+
+# %%
+print(complaint(lambda: read_labels(tiny, "test")))

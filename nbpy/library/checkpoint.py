@@ -1,0 +1,214 @@
+# %% [markdown]
+# # Checkpoints
+# > A run that was killed goes on to the same weights
+
+# %%
+#| default_exp training.checkpoint
+
+# %%
+#| export
+import hashlib
+import pickle
+import re
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from verdiff.data.packed import Packed, Streamed
+from verdiff.files import VerdiffError, atomic_write
+from verdiff.networks.model import VerdiffNet
+from verdiff.settings import Settings
+
+# %%
+from contextlib import redirect_stderr
+
+
+# %% [markdown]
+# ## 6 · Checkpoints
+#
+# A long run gets interrupted. A checkpoint is one file: weights, their average, optimiser, step, history, settings and a fingerprint of the images: names, and pixels and masks if they lie in memory (so whoever corrects a label begins another run). Written under a temporary name, it is forced to the disk and renamed; three are kept.
+
+# %%
+#| export
+def checkpoints(
+    out: Path,  # folder of a run
+) -> list[Path]:  # the oldest first
+    "The checkpoints of a run, by step."
+    paths = out.glob("checkpoint-*.pt")
+    found = ((re.fullmatch(r"checkpoint-(\d+)\.pt", p.name), p) for p in paths)
+    return [p for _, p in sorted((int(m[1]), p) for m, p in found if m)]
+
+
+# %%
+#| export
+def save_checkpoint(
+    out: Path,
+    state: dict[str, Any],  # must hold "step"
+    keep: int = 3,
+) -> Path:
+    "Write checkpoint-NNNNNN.pt atomically; it and the `keep` - 1 before it stay."
+    path = out / f"checkpoint-{state['step']:06d}.pt"
+    with atomic_write(path) as temporary:
+        torch.save(state, temporary)
+    there = checkpoints(out)
+    here = there.index(path)
+    for old in [*there[:max(here + 1 - keep, 0)], *there[here + 1:]]:  # later ones are damaged
+        old.unlink()
+    return path
+
+
+# %%
+(folder / "demo").mkdir()
+for k in (1, 999_999, 1_000_000):
+    save_checkpoint(folder / "demo", {"step": k}, keep=2)
+print([p.name for p in checkpoints(folder / "demo")])
+assert [p.stem[11:] for p in checkpoints(folder / "demo")] == ["999999", "1000000"]
+
+
+# %% [markdown]
+# A damaged file is named, and the one before it used: the zip's checksums notice one flipped bit. Nothing from a checkpoint is executed.
+
+# %%
+#| export
+def read_checkpoint(
+    path: Path,
+) -> dict[str, Any] | None:  # None: damaged
+    "What `save_checkpoint` wrote; every byte is checked, nothing from the file is executed."
+    try:
+        with zipfile.ZipFile(path) as file:
+            if file.testzip() is not None:
+                return None
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        known = {"step", "settings", "data"} <= set(state) and isinstance(state["settings"], dict)
+        return state if known else None
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, NotImplementedError,
+            pickle.UnpicklingError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+# %%
+content = {"step": 7, "settings": {}, "data": "", "model": torch.randn(1000)}
+path = save_checkpoint(folder / "demo", content)
+assert read_checkpoint(path)["step"] == 7
+damaged = bytearray(path.read_bytes())
+damaged[len(damaged) // 2] ^= 1  # one bit
+for some in (damaged, damaged[:900]):
+    path.write_bytes(some)
+    assert read_checkpoint(path) is None
+
+# %% [markdown]
+# A checkpoint of *another* run is refused with a sentence that names the settings that differ; those that do not change the training may. Four images on each of two devices are the same run as eight on one.
+
+# %%
+#| export
+MAY_CHANGE = ("profile", "log_every", "checkpoint_every", "keep_checkpoints", "eval_height",
+        "eval_width", "ensemble", "sample_steps", "sampler", "validate_every", "val_images",
+        "stream")  # may change on resuming
+
+
+def check_same_run(
+    state: dict[str, Any],  # a checkpoint
+    settings: Settings,
+    data_key: str,  # tells the training images
+    processes: int,
+    path: Path,  # to name in errors
+) -> None:
+    "VerdiffError where a checkpoint belongs to another run."
+    away = "use another --out, or start over with --fresh"
+    theirs, mine = dict(state["settings"]), settings.to_dict()
+    theirs["batch_size"] = theirs.get("batch_size", 0) * state.get("processes", 1)
+    mine["batch_size"] *= processes
+    if differ := [k for k in mine if k not in MAY_CHANGE and theirs.get(k) != mine[k]]:
+        said = ", ".join(f"{k} (there {theirs.get(k)!r}, here {mine[k]!r})" for k in differ)
+        raise VerdiffError(f"{path} belongs to a run with other settings: {said}; {away}")
+    (names, _, pixels), (our_names, _, our_pixels) = (
+        key.partition(":") for key in (state["data"], data_key))
+    if names != our_names or (pixels and our_pixels and pixels != our_pixels):
+        raise VerdiffError(f"{path} belongs to a run on other images or masks; {away}")
+
+
+# %%
+#| export
+def load_checkpoint(
+    out: Path,
+    settings: Settings,
+    data_key: str,  # tells the training images
+    processes: int = 1,
+) -> dict[str, Any] | None:  # None: there is none yet
+    "The newest readable checkpoint; VerdiffError if all are damaged or it is of another run."
+    paths = checkpoints(out)[::-1]
+    for path in paths:
+        if (state := read_checkpoint(path)) is not None:
+            check_same_run(state, settings, data_key, processes, path)
+            return state
+        print(f"{path.name} is damaged; trying the one before it", file=sys.stderr)
+    if paths:
+        raise VerdiffError(f"{out}: {paths[0].name} and all before it are damaged; remove them or "
+                           "start over with --fresh")
+    return None
+
+
+# %%
+(folder / "demo" / "checkpoint-1000000.pt").write_bytes(damaged)
+other = tiny.to_dict() | {"batch_size": 2, "learning_rate": 1.0}
+state = {"step": 999_999, "settings": other, "data": "", "processes": 2}
+save_checkpoint(folder / "demo", state)
+try:
+    with redirect_stderr(sys.stdout):
+        load_checkpoint(folder / "demo", tiny, "")
+except VerdiffError as error:
+    print(str(error).replace(str(folder), "..."))
+    assert "learning_rate" in str(error) and "batch_size" not in str(error)
+assert "learning_rate" not in MAY_CHANGE and "stream" in MAY_CHANGE
+
+# %% [markdown]
+# A trained network can be *fine-tuned* on other images, or at a larger size (convolutions do not mind). The settings that say what its output means (`MUST_MATCH`) must be the same.
+
+# %%
+#| export
+MUST_MATCH = ("channels", "blocks", "norm", "msfm", "msfm_dim", "nsa", "nsa_choice", "shift",
+           "timesteps", "schedule", "beta_start", "beta_end",
+           "prediction_type")  # must not change on fine-tuning
+
+
+def start_from(
+    model: VerdiffNet,  # gets the weights
+    trained: VerdiffNet,  # gives them
+) -> VerdiffNet:  # model
+    "Begin with the weights of a trained network; VerdiffError where it is another kind of network."
+    here, there = model.config.to_dict(), trained.config.to_dict()
+    if differ := [k for k in MUST_MATCH if here[k] != there[k]]:
+        said = ", ".join(f"{k} (there {there[k]!r}, here {here[k]!r})" for k in differ)
+        raise VerdiffError(f"the network to start from has other settings: {said}; "
+                           "change them with --set, or start from another network")
+    model.load_state_dict(trained.state_dict())
+    return model
+
+
+# %%
+assert "channels" in MUST_MATCH and "height" not in MUST_MATCH
+twins = [VerdiffNet(channels=(8, 16), height=h, width=h // 2) for h in (64, 128)]
+start_from(*twins)
+for a, b in zip(*(n.state_dict().values() for n in twins), strict=True):
+    assert torch.equal(a, b)
+try:
+    start_from(VerdiffNet(channels=(8, 16), shift=False), twins[0])
+except VerdiffError as error:
+    print(error)
+
+
+# %%
+#| export
+def data_key(data: Packed | Streamed) -> str:
+    "Tells images from others: by name, and by pixel and mask where they lie in memory."
+    digest = hashlib.sha256("\n".join(data.names).encode("utf-8", "surrogateescape"))
+    names = digest.hexdigest()
+    if not isinstance(data, Packed):
+        return names
+    for pixels in (data.images, data.masks):
+        digest.update(pixels.cpu().contiguous().numpy().data)
+    return f"{names}:{digest.hexdigest()}"

@@ -1,0 +1,113 @@
+# %% [markdown]
+# # The configuration of a model
+# > Everything that decides what a network computes, saved beside its weights
+
+# %% [markdown]
+# Weights without their configuration are numbers without a formula. `VerdiffConfig` travels with them as `config.json`. It
+# is strict, because a misspelt key that is silently ignored costs a training run; its rules are those of
+# [the settings](settings.ipynb).
+
+# %%
+#| default_exp networks.config
+
+# %%
+#| export
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from verdiff.files import VerdiffError
+from verdiff.settings import (
+    Beta, Between, Blocks, Channels, Dim, Fit, KernelChoice, NormName, PredictionType,
+    ScheduleName, Size, Times, known_values,
+)
+
+# %%
+from verdiff.settings import load_settings
+
+# %%
+#| exports
+@dataclass(frozen=True)
+class VerdiffConfig:
+    "Everything that decides what a `VerdiffNet` computes; it is saved beside the weights."
+
+    in_channels: Annotated[int, Between(1, 8192)] = 1  # channels of the image
+    channels: Channels = (16, 32, 64, 128)  # width of each level of both U-Nets
+    blocks: Blocks = 1  # residual blocks a level
+    norm: NormName = "group"
+    msfm: bool = True  # multi-scale fusion module, or one 3x3 convolution of the image
+    nsa: bool = True  # noise semantic adapters in the diffusion encoder
+    shift: bool = True  # Eq. (3) with the prior in the mean, or plain DDPM
+    msfm_dim: Dim = 16  # d of Eq. (13)
+    nsa_choice: KernelChoice = "soft"  # choice between 3x3 and 5x5
+    timesteps: Times = 1000  # T
+    schedule: ScheduleName = "linear"
+    beta_start: Beta = 1e-4
+    beta_end: Beta = 0.02
+    prediction_type: PredictionType = "sample"  # x_0
+    detach_prior: bool = True  # keep the diffusion loss out of the conditional U-Net
+    height: Size = 192  # size that the model was trained at
+    width: Size = 64
+    fit: Fit = "letterbox"  # how images are brought to that size
+
+    @classmethod
+    def from_settings(cls, settings: Any) -> "VerdiffConfig":
+        "The part of `Settings` (or any object with these attributes) that describes the model."
+        names = [f.name for f in fields(cls) if hasattr(settings, f.name)]
+        return cls(**{name: getattr(settings, name) for name in names})
+
+    @classmethod
+    def from_dict(
+        cls,
+        values: dict[str, Any],  # as `to_dict` or JSON gives them
+        where: str = "config",  # file to name in errors
+        complete: bool = False,  # also refuse a missing key
+    ) -> "VerdiffConfig":
+        "Strict: an unknown key, a value of another type or out of range raises VerdiffError."
+        return cls(**known_values(cls, values, where, complete))
+
+    def to_dict(self) -> dict[str, Any]:
+        "Plain values, ready for JSON."
+        return {**asdict(self), "channels": list(self.channels)}
+
+
+# %%
+config = VerdiffConfig.from_settings(load_settings("demo"))
+print(config)
+assert VerdiffConfig.from_dict(config.to_dict()) == config
+
+# %%
+for wrong in ({"chanels": [8, 16]}, {"norm": "layer"}, {"height": -5}, {"msfm": 1}):
+    try:
+        VerdiffConfig.from_dict(wrong)
+    except VerdiffError as error:
+        print("-", str(error).split(" (allowed")[0])
+    else:
+        raise AssertionError(wrong)
+
+
+# %% [markdown]
+# ## The file
+
+# %%
+#| export
+def read_config(path: Path) -> VerdiffConfig:
+    "config.json as a `VerdiffConfig`; VerdiffError names the file and the key."
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise VerdiffError(f"{path} could not be read ({error.strerror}); "
+                           "give the folder of a saved model") from error
+    except ValueError as error:
+        raise VerdiffError(f"{path} is not JSON ({error}); save the model again") from error
+    if not isinstance(values, dict):
+        raise VerdiffError(f"{path} holds no table of keys and values; save the model again")
+    return VerdiffConfig.from_dict(values, where=str(path), complete=True)
+
+
+# %%
+try:
+    read_config(Path("nowhere/config.json"))
+except VerdiffError as error:
+    print(error)

@@ -1,0 +1,300 @@
+# %% [markdown]
+# # Fetching the X-ray set
+# > Resumed where it broke off, verified to the last byte
+
+# %%
+#| default_exp io.download
+
+# %%
+#| export
+import hashlib
+import http.client
+import json
+import os
+import re
+import urllib.error
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from verdiff.files import DataError
+from verdiff.io.archive import Store, ZIP_TROUBLE
+
+# %%
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from verdiff.data.datasets import open_dataset
+from verdiff.files import VerdiffError
+
+
+# %%
+#| export
+XRAY_NAME = "scoliosis-xray-single-view.zip"
+
+
+def find_xray() -> Path | None:
+    "The X-ray set, if VERDIFF_XRAY names it or it lies in a data folder near by; else None."
+    if (named := os.environ.get("VERDIFF_XRAY")) and Path(named).exists():
+        return Path(named)
+    places = ("data", "../data", "../shared/data", "../../shared/data", "data/xray", "../data/xray")
+    return next((Path(p) / XRAY_NAME for p in places if (Path(p) / XRAY_NAME).exists()), None)
+
+
+# %%
+XRAY = find_xray()
+assert issubclass(DataError, VerdiffError)
+print("X-ray set:", XRAY.name if XRAY else "not here; the cells that need it are skipped")
+
+# %% [markdown]
+# ## 10 · Fetching the X-ray set
+#
+# Two public places hold it: the address in the paper's data statement (with one letter mended) and a repository on GitHub, pinned to a commit. A broken download goes on where it stopped. What arrives is checked by names, sizes and checksums of what is *in* the archive.
+
+# %%
+#| export
+XRAY_SOURCES = (
+    "https://www.dropbox.com/scl/fi/80hduycgyrbse281sdtdj/scoliosis-xray-Single-View.zip"
+    "?rlkey=opye7f5de0avh3isc1br5gwj&dl=1",
+    "https://codeload.github.com/zlinzju/ke30_u7_AASCE2019/zip/e5ba86f4a2271b10848d05aa13a2a4e39d3adfd8",
+)
+XRAY_MANIFEST = "90004c1822c5a1a64773c244f647681d1cfb8208bf380eb266084af393ad4a2d"
+
+
+def manifest(
+    archive: str | Path,  # a zip that holds the published layout somewhere
+) -> str:  # hex digest
+    "SHA-256 of the names, sizes and CRCs of all images and tables; reads every byte."
+    store = Store(archive)
+    if not store.is_zip or store.top is None:
+        raise DataError(f"{archive}: no published layout inside (data/ and labels/)")
+    try:
+        bad = store.archive().testzip()
+    except ZIP_TROUBLE as error:
+        bad = error
+    if bad is not None:
+        raise DataError(f"{archive}: damaged ({bad}); download it again")
+    inside = re.compile(re.escape(store.top) + r"((data|labels)/.+\.(jpg|csv|mat))$")
+    facts = sorted(
+        (found[1], info.file_size, info.CRC)
+        for info in store.archive().infolist()
+        if (found := inside.match(info.filename))
+    )
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+# %%
+if XRAY:
+    print(manifest(XRAY), [url.split("/")[2] for url in XRAY_SOURCES])
+    assert manifest(XRAY) == XRAY_MANIFEST
+
+# %% [markdown]
+# We try it on a server that breaks off half-way the first time, and offers a second, wrong archive.
+
+# %%
+archive = Path(shutil.make_archive(str(folder / "set"), "zip", folder / "phantoms"))
+other = Path(shutil.make_archive(str(folder / "other"), "zip", folder / "two"))
+
+
+class Flaky(BaseHTTPRequestHandler):
+    asked = []
+
+    def do_GET(self):
+        served = (folder / self.path[1:]).read_bytes()
+        start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+        Flaky.asked.append((self.path, start))
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(served) - start))
+        self.end_headers()
+        self.wfile.write(
+            served[start:] if start or "other" in self.path else served[: len(served) // 2]
+        )
+
+    def log_message(self, *words):
+        pass
+
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Flaky)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+address = f"http://127.0.0.1:{server.server_port}"
+
+
+# %%
+#| export
+def ask(
+    url: str,
+    have: int,  # bytes of it that are here already
+    timeout: float,  # seconds without a byte
+) -> http.client.HTTPResponse | None:  # None: there is nothing left to fetch
+    "Open an address, from a byte on (HTTP Range). Errors are OSError."
+    request = urllib.request.Request(url, headers={"User-Agent": "verdiff"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        return urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:
+            return None
+        raise
+
+
+# %%
+with ask(f"{address}/set.zip", 0, 5) as answer:
+    print(
+        answer.status,
+        answer.headers["Content-Length"],
+        "bytes, of which come",
+        len(answer.read(1 << 20)),
+    )
+
+
+# %%
+#| export
+def receive(
+    answer: http.client.HTTPResponse,
+    part: Path,  # file to write, or to continue if the server answers with a range
+    have: int,  # bytes in it
+    progress: bool = True,
+) -> None:
+    "Write what comes; OSError where it ends too early."
+    resumed = answer.status == 206
+    have = have if resumed else 0
+    length = answer.headers.get("Content-Length")
+    total = have + int(length) if length else None
+    with open(part, "ab" if resumed else "wb") as file, tqdm(
+            total=total, initial=have, unit="B", unit_scale=True, desc=part.stem.lstrip("."),
+            disable=None if progress else True) as bar:
+        while block := answer.read(1 << 18):
+            file.write(block)
+            bar.update(len(block))
+        if total is not None and file.tell() < total:
+            raise OSError(f"the connection ended after {file.tell():,} of {total:,} bytes")
+
+
+# %%
+#| export
+def fetch(
+    url: str,
+    part: Path,  # file to write; what is there already is kept and continued
+    timeout: float = 30,  # seconds without a byte
+    progress: bool = True,
+) -> None:
+    "Download one file, going on where an earlier try stopped. Errors are OSError."
+    have = part.stat().st_size if part.exists() else 0
+    try:
+        answer = ask(url, have, timeout)
+        if answer is not None:
+            with answer:
+                receive(answer, part, have, progress)
+    except http.client.HTTPException as error:  # a broken chunk, a garbled first line
+        raise OSError(f"the connection broke off ({error!r})") from error
+
+
+# %%
+try:
+    fetch(f"{address}/set.zip", folder / "set.part", progress=False)
+except OSError as error:
+    print(error)
+fetch(f"{address}/set.zip", folder / "set.part", progress=False)
+assert (folder / "set.part").read_bytes() == archive.read_bytes()
+print("bytes asked from:", [start for _, start in Flaky.asked[1:]])
+
+
+# %% [markdown]
+# The two sources in turn, and the check:
+
+# %%
+#| export
+def verify(
+    archive: Path,
+    wanted: str | None,  # its manifest; None: do not check
+) -> None:
+    "DataError where an archive is damaged or holds other files."
+    if wanted is not None and manifest(archive) != wanted:
+        raise DataError("the files are not those of the published set")
+
+
+def refusal(
+    action: Callable[[], Any],
+) -> str | None:  # None: it did not fail
+    "Why an action failed."
+    try:
+        action()
+    except (DataError, OSError) as error:
+        return str(getattr(error, "reason", None) or error)
+    return None
+
+
+# %%
+print(
+    refusal(lambda: verify(other, manifest(archive))),
+    "|",
+    refusal(lambda: verify(archive, manifest(archive))),
+)
+
+
+# %%
+#| export
+def download_xray(
+    out: str | Path = "data/xray",  # folder
+    sources: Sequence[str] = XRAY_SOURCES,  # tried in turn
+    wanted: str | None = XRAY_MANIFEST,  # None: do not check
+    timeout: float = 30,
+    progress: bool = True,
+) -> Path:  # the zip file
+    "Fetch the public X-ray set, resume, verify; DataError names the manual way."
+    target, reasons = Path(out) / XRAY_NAME, []
+    if target.exists() and refusal(lambda: verify(target, wanted)) is None:
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{out}: cannot be written ({error.strerror}); name another folder"
+        ) from None
+    for number, url in enumerate(sources):
+        part = target.with_name(f".{XRAY_NAME}.{number}.part")
+        reason = refusal(lambda: fetch(url, part, timeout, progress))  # noqa: B023 (called at once)
+        if reason is None:
+            reason = refusal(lambda: verify(part, wanted))  # noqa: B023
+            if reason is None:
+                os.replace(part, target)
+                return target
+            part.unlink()  # complete, and wrong: the next try starts afresh
+        reasons.append(f"{url.split('/')[2]}: {reason}")
+    raise DataError(
+        f"the X-ray set could not be fetched ({'; '.join(reasons)}); run the command "
+        f"again to go on, or download {sources[0]} in a browser and save it as {target}"
+    )
+
+
+# %%
+sources = [f"{address}/other.zip", f"{address}/set.zip"]
+for attempt in (1, 2):
+    try:
+        got = download_xray(
+            folder / "fetched", sources, manifest(archive), timeout=5, progress=False
+        )
+        print("\ncomplete after try", attempt)
+    except DataError as error:
+        print(str(error).replace(str(server.server_port), "PORT").replace(str(folder), "..."))
+server.shutdown()
+assert got.read_bytes() == archive.read_bytes() and [p.name for p in got.parent.iterdir()] == [
+    XRAY_NAME
+]
+assert len(open_dataset(folder / "fetched", "test")) == 3
+
+# %% [markdown]
+# The wrong archive is asked for again from its start, the broken one only for its rest:
+
+# %%
+print(*Flaky.asked[3:], sep="\n")
+assert Flaky.asked[3:] == [
+    ("/other.zip", 0),
+    ("/set.zip", 0),
+    ("/other.zip", 0),
+    ("/set.zip", archive.stat().st_size // 2),
+]

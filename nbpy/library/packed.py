@@ -1,0 +1,178 @@
+# %% [markdown]
+# # Packed
+# > A split in memory, or decoded as its turn comes
+
+# %%
+#| default_exp data.packed
+
+# %%
+#| export
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from verdiff.data.pairs import MaskFolder, check_masks
+from verdiff.data.xray import XRaySet
+from verdiff.files import atomic_write
+from verdiff.io.archive import ZIP_TROUBLE
+
+# %%
+from PIL import Image
+
+from verdiff.data.phantom_set import PhantomSet
+
+
+# %% [markdown]
+# ## 9 · Packed
+#
+# Images and masks of all 609 radiographs at 192×64 are 15 MB, so they are decoded once and cached in one file, whose key is a fingerprint of what went in. A batch is an index into a tensor; no `DataLoader` is needed.
+
+# %%
+#| export
+@dataclass
+class Packed:
+    "A whole split in memory."
+
+    images: Tensor  # uint8, (N, 1, H, W)
+    masks: Tensor  # uint8 {0, 1}, (N, 1, H, W)
+    names: list[str]  # file names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def to(self, device: torch.device | str) -> "Packed":
+        "The same, on a device."
+        return Packed(self.images.to(device), self.masks.to(device), self.names)
+
+    def subset(self, index: Sequence[int]) -> "Packed":
+        "Only those images."
+        where = torch.as_tensor(list(index), dtype=torch.int64)
+        return Packed(self.images[where], self.masks[where], [self.names[i] for i in index])
+
+
+# %%
+few = Packed(
+    torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1),
+    torch.ones(4, 1, 1, 1, dtype=torch.uint8),
+    list("abcd"),
+)
+assert few.subset([3, 0]).names == ["d", "a"] and few.subset([3, 0]).images.flatten().tolist() == [
+    3,
+    0,
+]
+
+
+# %%
+#| export
+def read_cache(
+    path: Path,
+    key: str,  # fingerprint of the data
+) -> dict[str, np.ndarray] | None:  # None: of other data, or damaged
+    "What an earlier run has decoded."
+    try:
+        with np.load(path) as file:
+            return {k: file[k] for k in ("images", "masks")} if str(file["key"]) == key else None
+    except (*ZIP_TROUBLE, KeyError):
+        return None
+
+
+# %%
+(folder / "cache.npz").write_bytes(b"half a file")
+assert read_cache(folder / "cache.npz", "any key") is None
+
+
+# %%
+#| export
+def pack(
+    dataset: XRaySet | MaskFolder,
+    cache: str | Path | None = None,  # an .npz file: read if it is of this data, else written
+    progress: bool = True,  # show a bar
+) -> Packed:
+    "Decode every image once."
+    key = dataset.fingerprint()
+    found = read_cache(Path(cache), key) if cache is not None else None
+    if found is None:
+        with ThreadPoolExecutor(2) as pool:
+            parts = list(tqdm(pool.map(dataset.arrays, range(len(dataset))), "decode", len(dataset),
+                              unit="image", disable=None if progress else True, leave=False))
+        if isinstance(dataset, MaskFolder):
+            check_masks(dataset, parts)
+        images, masks = (np.stack([p[k] for p in parts])[:, None] for k in (0, 1))  # n 1 h w
+        found = {"images": images, "masks": masks}
+        if cache is not None:
+            with atomic_write(cache) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **found, key=np.array(key))
+    return Packed(*(torch.from_numpy(found[k]) for k in ("images", "masks")), list(dataset.names))
+
+
+# %%
+for i in range(5):
+    Image.new("L", (120, 300)).save(folder / "own/masks" / f"film{i}.png")
+print(complaint(lambda: pack(MaskFolder(folder / "own/images", folder / "own/masks"), progress=False)))
+
+# %%
+packed = pack(phantom_set, folder / "cache.npz", progress=False)
+again = pack(phantom_set, folder / "cache.npz", progress=False)
+print(
+    packed.images.shape,
+    packed.images.dtype,
+    f"cache {(folder / 'cache.npz').stat().st_size:,} bytes; all 609 radiographs and masks: "
+    f"{2 * 609 * 192 * 64 / 1e6:.0f} MB",
+)
+assert torch.equal(packed.images, again.images) and torch.equal(packed.masks, again.masks)
+assert read_cache(folder / "cache.npz", "another key") is None and read_cache(
+    folder / "cache.npz", phantom_set.fingerprint()
+)
+assert torch.equal(packed.images[2, 0], (255 * phantom_set[2].image[0]).round().byte())
+
+
+# %% [markdown]
+# It knows its two films by heart, others much less.
+#
+# ## 5 · Feeding it
+#
+# A set that fits lies on the device as `uint8` (all 609 radiographs at 768×256 with their masks: 240 MB). A larger set is *streamed*: workers decode the next batches while the network computes.
+
+# %%
+#| export
+class Streamed(Dataset):
+    "Images of a dataset, decoded when their turn comes; memory does not grow with the set."
+
+    def __init__(
+        self,
+        dataset: Any,  # of verdiff.data: it has `names` and `arrays(i)`
+        index: Sequence[int] | None = None,  # which images; None: all
+    ):
+        self.dataset = dataset
+        self.index = list(range(len(dataset)) if index is None else index)
+        self.names = [dataset.names[i] for i in self.index]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        "Image and mask, uint8 (1, H, W)."
+        image, mask, _ = self.dataset.arrays(self.index[i])
+        return torch.from_numpy(np.array(image))[None], torch.from_numpy(np.array(mask))[None]
+
+    def subset(self, index: Sequence[int]) -> "Streamed":
+        "Only those images."
+        return Streamed(self.dataset, [self.index[i] for i in index])
+
+    def pack(self) -> Packed:
+        "All of them in memory."
+        images, masks = zip(*(self[i] for i in range(len(self))), strict=True)
+        return Packed(torch.stack(images), torch.stack(masks), self.names)
+
+
+# %%
+source = PhantomSet(folder / "films", size=tiny.size)
+assert torch.equal(Streamed(source).subset([3, 5]).pack().images, films.subset([3, 5]).images)

@@ -1,0 +1,175 @@
+# %% [markdown]
+# # Your own pairs
+# > Two folders, images and masks of the same name
+
+# %%
+#| default_exp data.pairs
+
+# %%
+#| export
+import hashlib
+import itertools
+import json
+import sys
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from verdiff.data.canvas import CanvasSet, Placement, fit_image
+from verdiff.data.splits import drawn_split
+from verdiff.files import DataError, files_below
+from verdiff.io.images import SUFFIXES, read_image, read_mask
+
+# %%
+from verdiff.data.landmarks import landmarks_to_mask
+from verdiff.data.phantoms import draw_phantom
+
+
+# %% [markdown]
+# ## 8 · Your own images
+#
+# Two folders, `images/` and `masks/`, with the same file names, will do (a mask may also be called `X_mask`, as `verdiff segment` writes it); subfolders are read too. What has no partner is named.
+
+# %%
+#| export
+def images_by_stem(
+    folder: Path,
+) -> dict[str, Path]:
+    "The image files of a folder and its subfolders, by their path below it without the suffix."
+    found: dict[str, Path] = {}
+    for path in sorted(p for p in files_below(folder) if p.suffix.lower() in SUFFIXES):
+        below = path.relative_to(folder)
+        stem = unicodedata.normalize("NFC", below.with_suffix("").as_posix())  # a Mac writes NFD
+        if stem in found:
+            raise DataError(f"{path}: {found[stem].name} has the same name; keep one of the two")
+        found[stem] = path
+    return found
+
+
+def pair_files(
+    images: Path,  # folder
+    masks: Path,  # folder
+) -> list[tuple[Path, Path]]:
+    "Image and mask of the same stem, or X and X_mask; DataError where one of the two is missing."
+    films, drawn = images_by_stem(images), {}
+    for stem, path in images_by_stem(masks).items():
+        partner = stem if stem in films else stem.removesuffix("_mask")
+        if partner in drawn:
+            raise DataError(f"{path}: {drawn[partner].name} belongs to the same image; keep one")
+        drawn[partner] = path
+    if not films and not drawn:
+        raise DataError(f"{images}: no image here ({', '.join(SUFFIXES)}); add some, and their masks")
+    if single := sorted(films.keys() ^ drawn.keys()):
+        stem = single[0]
+        path, lacks, there = (
+            (films[stem], "mask", masks) if stem in films else (drawn[stem], "image", images)
+        )
+        other = [p.name for p in files_below(there)
+                 if p.relative_to(there).with_suffix("").as_posix() == stem]
+        raise DataError(
+            f"{path}: there is no {lacks} {stem}.png (or {', '.join(SUFFIXES[1:])}) in {there}"
+            f"{f'; {other[0]} is of another kind' if other else ''}; "
+            f"add it, or move this file away; without a partner: {len(single)}"
+        )
+    return [(films[stem], drawn[stem]) for stem in films]
+
+
+# %%
+for part in ("images", "masks"):
+    (folder / "own" / part).mkdir(parents=True)
+for i in range(5):
+    picture = draw_phantom(50 + i, (300, 120))
+    Image.fromarray(picture.image).save(folder / "own/images" / f"film{i}.png")
+    Image.fromarray(255 * landmarks_to_mask(picture.landmarks, 300, 120)).save(
+        folder / "own/masks" / f"film{i}.png"
+    )
+print(
+    len(pair_files(folder / "own/images", folder / "own/masks")),
+    "pairs of",
+    list(images_by_stem(folder / "own/images")),
+)
+(folder / "no-masks").mkdir()
+print(complaint(lambda: pair_files(folder / "own/images", folder / "no-masks")))
+
+
+# %%
+#| export
+class MaskFolder(CanvasSet):
+    "Anyone's own pairs: an image and a mask of the same stem, of one split."
+
+    def __init__(
+        self,
+        images: str | Path,  # folder
+        masks: str | Path,  # folder
+        size: tuple[int, int] = (384, 128),  # (height, width) of the canvas
+        fit: str = "letterbox",
+        split: str = "all",  # or "training", "test": four fifths, one fifth, see `drawn_split`
+    ):
+        self.size, self.fit = tuple(size), fit
+        pairs = pair_files(Path(images), Path(masks))
+        names = [film.relative_to(images) for film, _ in pairs]
+        inside = [split in ("all", drawn_split(n.with_suffix("").as_posix())) for n in names]
+        self.pairs = list(itertools.compress(pairs, inside))
+        self.names = [name.as_posix() for name in itertools.compress(names, inside)]
+        if not self.pairs:
+            raise DataError(
+                f"{images}: none of the {len(pairs)} images here ({', '.join(SUFFIXES)}) "
+                f"is in the split {split!r}; add some, or make folders training/ and "
+                "test/ with images/ and masks/"
+            )
+
+    def fingerprint(self) -> str:
+        "Changes when a file or the canvas changes."
+        stats = ((p.name, p.stat()) for pair in self.pairs for p in pair)
+        files = [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
+        facts = [files, self.size, self.fit, "read_image"]  # how: so older caches count no more
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def read_image(self, i: int) -> Image.Image:
+        "The image at its own size, mode L, read as `verdiff segment` reads it."
+        return read_image(self.pairs[i][0])
+
+    def arrays(self, i: int) -> tuple[np.ndarray, np.ndarray, Placement]:
+        "Image (0 to 255) and mask (0, 1) on the canvas, uint8 (H, W), and the placement."
+        image, mask = self.read_image(i), read_mask(self.pairs[i][1])
+        if mask.size != image.size:
+            raise DataError(f"{self.pairs[i][1]}: the mask is {mask.height}x{mask.width} but "
+                            f"{self.names[i]} is {image.height}x{image.width}; both must have one "
+                            "size")
+        canvas, where = fit_image(image, self.size, self.fit)
+        small, _ = fit_image(mask, self.size, self.fit)
+        return np.asarray(canvas), (np.asarray(small) >= 128).astype(np.uint8), where
+
+
+# %%
+own = MaskFolder(folder / "own/images", folder / "own/masks", size=(150, 60))
+show([own[i] for i in range(5)], own.names)
+assert len(own) == 5 and 0.04 < own[0].mask.mean() < 0.25
+Image.new("L", (119, 300)).save(folder / "own/masks/film1.png")
+print(complaint(lambda: own[1]))
+
+
+# %%
+#| export
+def check_masks(
+    dataset: MaskFolder,
+    parts: Sequence[tuple[np.ndarray, np.ndarray, Placement]],  # by `arrays`
+    index: Sequence[int] | None = None,  # which pairs these are; None: all
+) -> None:
+    "DataError where all masks are empty, or most turned inside out; single odd ones are named."
+    pairs = dataset.pairs if index is None else [dataset.pairs[i] for i in index]
+    share = np.array([mask[w.top:w.top + w.content[0], w.left:w.left + w.content[1]].mean()
+                      for _, mask, w in parts])
+    folder, rule = pairs[0][1].parent, "0 is background, all else vertebra (in a JPEG: from 128)"
+    if share.max() == 0:
+        raise DataError(f"{folder}: each of the {len(parts)} masks is empty; {rule}")
+    if (middle := np.median(share)) > 0.6:
+        raise DataError(f"{folder}: the masks mark {middle:.0%} of an image (median); are they "
+                        f"inverted, or are images/ and masks/ exchanged? {rule}")
+    for what, odd in (("empty", share == 0), ("more than half of the image", share > 0.5)):
+        if names := [mask.name for (_, mask), yes in zip(pairs, odd, strict=True) if yes]:
+            print(f"note: {len(names)} of {len(parts)} masks: {what} ({', '.join(names[:3])}"
+                  f"{', ...' if names[3:] else ''})", file=sys.stderr)

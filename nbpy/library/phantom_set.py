@@ -1,0 +1,124 @@
+# %% [markdown]
+# # Phantoms as files
+# > Drawn into the published layout on first use
+
+# %%
+#| default_exp data.phantom_set
+
+# %%
+#| export
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from verdiff.data.phantoms import draw_phantom
+from verdiff.data.xray import XRaySet
+from verdiff.files import DataError, fresh_folder
+
+# %%
+import numpy as np
+
+from verdiff.data.landmarks import landmarks_to_mask
+
+
+# %% [markdown]
+# Phantoms are *written* in exactly the published layout and read by the same class as the radiographs.
+
+# %%
+#| export
+def write_split(
+    top: Path,  # the folder that gets data/ and labels/
+    split: str,  # "training" or "test"
+    seeds: Sequence[int],  # of the phantoms
+    image_size: tuple[int, int],  # (height, width)
+    first: int = 0,  # number of the first file
+) -> None:
+    "Draw phantoms as images, three tables and a .mat file each."
+    from scipy.io import savemat
+
+    data, labels = top / "data" / split, top / "labels" / split
+    data.mkdir(parents=True)
+    labels.mkdir(parents=True)
+    tables: dict[str, list[str]] = {"filenames": [], "landmarks": [], "angles": []}
+    bar = tqdm(seeds, f"{split} phantoms", unit="image", disable=None, leave=False)
+    for number, seed in enumerate(bar, first):
+        film, name = draw_phantom(seed, image_size), f"phantom-{number:04d}.jpg"
+        Image.fromarray(film.image).save(data / name, quality=92)
+        savemat(labels / f"{name}.mat", {"p2": film.landmarks})
+        shares = (film.landmarks / image_size[::-1]).T.reshape(-1)  # 68 x, then 68 y
+        tables["filenames"].append(name)
+        tables["landmarks"].append(",".join(f"{v:.7f}" for v in shares))
+        tables["angles"].append(",".join(f"{v:.4f}" for v in film.cobb))
+    for name, lines in tables.items():
+        (labels / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# %%
+#| export
+def write_phantoms(
+    root: str | Path,  # a folder that does not exist yet, or an empty one
+    n_training: int = 64,
+    n_test: int = 24,
+    seed: int = 0,
+    image_size: tuple[int, int] = (576, 192),  # (height, width)
+) -> Path:
+    "Draw phantoms into the published layout; a folder is complete or not there at all."
+    seeds = range(10_000 * seed, 10_000 * seed + n_training + n_test)
+    with fresh_folder(Path(root)) as fresh:
+        top = fresh / "boostnet_labeldata"
+        write_split(top, "training", seeds[:n_training], image_size)
+        write_split(top, "test", seeds[n_training:], image_size, n_training)
+    return Path(root)
+
+
+# %%
+two = write_phantoms(folder / "two", 1, 1, image_size=(96, 32))
+print(*sorted(p.relative_to(two).as_posix() for p in two.rglob("*") if p.is_file()), sep="\n")
+print(complaint(lambda: write_phantoms(two)))
+
+
+# %%
+#| export
+class PhantomSet(XRaySet):
+    "Phantoms in the published layout, drawn on first use."
+
+    def __init__(
+        self,
+        root: str | Path | None = None,  # None: a folder for temporary files, shared by runs
+        split: str = "training",
+        size: tuple[int, int] = (192, 64),  # (height, width) of the canvas
+        fit: str = "letterbox",
+        n_training: int = 64,
+        n_test: int = 24,
+        seed: int = 0,
+        image_size: tuple[int, int] = (576, 192),  # (height, width) of the phantoms
+    ):
+        if root is None:
+            user = os.getuid() if hasattr(os, "getuid") else 0
+            key = f"{n_training}-{n_test}-{seed}-{image_size[0]}x{image_size[1]}-v1"
+            root = Path(tempfile.gettempdir()) / f"verdiff-{user}" / f"phantoms-{key}"
+        if not Path(root).exists():
+            try:
+                write_phantoms(root, n_training, n_test, seed, image_size)
+            except DataError:
+                if not Path(root).exists():  # else another process was faster
+                    raise
+        super().__init__(root, split, size, fit)
+
+
+# %%
+phantom_set = PhantomSet(folder / "phantoms", n_training=6, n_test=3)
+show(
+    [phantom_set[i] for i in range(6)],
+    [f"Cobb {s.cobb[0]:.0f}°" for s in map(phantom_set.__getitem__, range(6))],
+)
+sample = phantom_set[2]
+again = landmarks_to_mask(draw_phantom(2).landmarks / 3, 192, 64)
+assert sample.image.shape == sample.mask.shape == (1, 192, 64)
+assert (sample.mask[0].numpy() == again).mean() > 0.9999 and np.allclose(
+    sample.cobb, draw_phantom(2).cobb, atol=1e-3
+)

@@ -1,0 +1,186 @@
+# %% [markdown]
+# # Saved models
+# > Saving, loading, refusing
+
+# %%
+#| default_exp networks.pretrained
+
+# %%
+#| export
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from verdiff.files import VerdiffError, atomic_write
+from verdiff.networks.config import read_config
+
+# %%
+import tempfile
+
+import torch
+
+from verdiff.networks.model import VerdiffNet
+
+# %% [markdown]
+# ## 9 · Saving, loading, refusing
+#
+# Two files: `config.json`, which one can read, and `model.safetensors`, which holds numbers and cannot hold code (a pickle can). Each is
+# written under another name and renamed, so that a full disk leaves the old file whole.
+
+# %%
+#| export
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+def save_model(
+    model: nn.Module,  # with a `config`
+    folder: Path,  # made if missing
+    repo_id: str | None = None,  # on the Hub
+    push_to_hub: bool = False,
+    **hub: Any,
+) -> str | None:
+    "config.json and model.safetensors, each whole or not at all; VerdiffError where that fails."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VerdiffError(f"could not save the model to {folder}: {error.strerror}") from error
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with atomic_write(folder / WEIGHTS_FILE) as path:
+        save_file(weights, path, metadata={"format": "pt"})
+    with atomic_write(folder / CONFIG_FILE) as path:
+        path.write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if not push_to_hub:
+        return None
+    hub = {k: v for k, v in hub.items() if k not in ("config", "model_card_kwargs")}
+    return model.push_to_hub(repo_id or folder.name, **hub)
+
+
+# %% [markdown]
+# Loading builds from the first file, fills from the second, and refuses whatever does not fit. `fetch_file` finds a file in a folder or on the Hugging Face Hub:
+
+# %%
+#| export
+def fetch_file(source: str | Path, name: str, **hub: Any) -> Path:
+    "The path of one file of a model: in the folder `source`, or downloaded from the Hub."
+    if Path(source).is_dir():
+        path = Path(source) / name
+        if not path.is_file():
+            raise VerdiffError(f"{source} holds no {name}; a model folder, as `verdiff train` "
+                               f"writes it, has {CONFIG_FILE} and {WEIGHTS_FILE}")
+        return path
+    if Path(source).exists():
+        raise VerdiffError(f"{source} is a file; give the folder that holds {CONFIG_FILE}")
+    try:
+        return Path(hf_hub_download(str(source), name, **hub))
+    except Exception as error:  # bad id, no network, no such repository
+        raise VerdiffError(f"{source} is neither a model folder here nor a model that could be "
+                           f"downloaded ({type(error).__name__})") from error
+
+
+# %% [markdown]
+# A set of weights is not enough; it must be this model's. The first difference, in words:
+
+# %%
+#| export
+def weights_difference(model: nn.Module, weights: dict[str, Tensor]) -> str | None:
+    "The first way in which `weights` do not belong to `model`, in words; None when they do."
+    own = model.state_dict()
+    for key, value in own.items():
+        if key not in weights:
+            return f"it has no {key!r}"
+        if weights[key].shape != value.shape:
+            return f"{key!r} is {tuple(weights[key].shape)} and should be {tuple(value.shape)}"
+    extra = [key for key in weights if key not in own]
+    return f"it has a {extra[0]!r} that the model does not know" if extra else None
+
+
+def weights_digest(model: nn.Module) -> str:
+    "SHA-256 of all weights, by name: tells one trained network from another."
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+# %%
+assert weights_difference(model, dict(model.state_dict())) is None
+assert weights_digest(model) == weights_digest(model) != weights_digest(rows["neither"])
+print(weights_difference(rows["neither"], rows["NSA"].state_dict()))
+
+
+# %%
+#| export
+def load_model(
+    cls: type[nn.Module],  # built from a `VerdiffConfig`
+    source: str | Path,  # folder, or id on the Hub
+    **hub: Any,
+) -> nn.Module:  # in eval mode
+    """Build from config.json, fill from model.safetensors.
+
+    VerdiffError where a file is missing, damaged, holds NaN or does not fit the other.
+    """
+    model = cls(read_config(fetch_file(source, CONFIG_FILE, **hub)))
+    path = fetch_file(source, WEIGHTS_FILE, **hub)
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise VerdiffError(f"{path} is damaged or cut off ({error}); "
+                           "copy or save the model again") from error
+    if difference := weights_difference(model, weights):
+        raise VerdiffError(f"{path} does not belong to the {CONFIG_FILE} beside it: {difference}")
+    if bad := [k for k, v in weights.items() if not v.isfinite().all()]:
+        raise VerdiffError(f"{path} is damaged: {bad[0]!r} holds NaN or infinity; "
+                           "copy or train the model again")
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+# %%
+folder = Path(tempfile.mkdtemp()) / "model"
+model.save_pretrained(folder)
+again = VerdiffNet.from_pretrained(folder)
+assert all(
+    torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values())
+)
+assert again.config == model.config == read_config(folder / CONFIG_FILE)
+print(*[f"{p.name}: {p.stat().st_size:,} bytes" for p in sorted(folder.iterdir())], sep="\n")
+
+
+# %% [markdown]
+# What it says when something is wrong; we break it four times:
+
+# %%
+def refusal(name, change):
+    "Damage one file of the saved model, hear what loading says, and put the file back."
+    path = folder / name
+    good = path.read_bytes()
+    path.write_bytes(change(good))
+    sentence = complaint(lambda: VerdiffNet.from_pretrained(folder))
+    path.write_bytes(good)
+    return sentence.replace(str(folder), "model")
+
+print(refusal(CONFIG_FILE, lambda b: b.replace(b'"blocks"', b'"bloks"')).split("; allowed")[0])
+print(refusal(CONFIG_FILE, lambda b: b.replace(b"8,\n", b"12,\n", 1)))
+print(refusal(CONFIG_FILE, lambda b: b.replace(b'"nsa": true', b'"nsa": false')))
+print(refusal(WEIGHTS_FILE, lambda b: b[:len(b) // 2]))
+
+# %% [markdown]
+# `torch.export` can turn the diffusion U-Net into one graph without Python, because no branch in it depends on values. `torch.compile(model.diffusion)` works for
+# the same reason, without a break in the graph. The tests compile it forward and backward with the backend that needs no C++ compiler, and with
+# `VERDIFF_INDUCTOR=1` also with the one that does and takes its time on a CPU.
+
+# %%
+model.eval()
+c = model.condition(photos[:2]).detach()
+args = torch.cat([torch.randn(2, 1, 64, 32), c.prior, c.features], 1), torch.tensor([3, 400])
+program = torch.export.export(model.diffusion, args, {"prior": c.prior})
+torch.testing.assert_close(
+    program.module()(*args, prior=c.prior), model.diffusion(*args, prior=c.prior)
+)
+print(len(list(program.graph.nodes)), "nodes")

@@ -1,0 +1,260 @@
+# %% [markdown]
+# # Results as files
+# > Five files an image, none of them written over somebody else's
+
+# %%
+#| default_exp segmentation.results
+
+# %%
+#| export
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from verdiff.files import VerdiffError, atomic_write, files_below, write_json
+from verdiff.io.images import SUFFIXES
+from verdiff.segmentation.segmenter import Segmentation, overlay
+
+# %% [markdown]
+# ## Files
+#
+# Each radiograph gives four PNGs (in 16 bits the probability, value / 65535, and the uncertainty, value / 131070; the prior is not saved) and a small JSON: the confidence, and how the mask was made.
+# `atomic_write` ([settings](settings.ipynb)) leaves no half-written file when the disk is full or the power fails. Each file
+# says inside that `verdiff` wrote it, so a hand-drawn mask, or the notes of a labelling program, are never overwritten.
+
+# %%
+#| export
+KINDS = ("mask", "probability", "uncertainty", "overlay")
+
+
+def deep(
+    values: np.ndarray,  # in [0, 1]
+) -> Image.Image:
+    "A picture of 16 bits."
+    return Image.fromarray(np.rint(65535 * np.clip(values, 0, 1)).astype(np.uint16))
+
+
+def signature(about: dict[str, Any]) -> str:
+    "A short name for one image in one run, for its files to carry."
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def mark(about: dict[str, Any]) -> PngInfo:
+    "What a PNG of ours says of itself."
+    info = PngInfo()
+    info.add_text("Software", "verdiff")
+    info.add_text("Run", signature(about))
+    return info
+
+
+def is_ours(
+    path: Path,  # of a PNG or JSON
+) -> bool:
+    "Whether verdiff wrote this file. A file that cannot be read belongs to somebody else."
+    try:
+        if path.suffix == ".json":
+            found = json.loads(path.read_bytes())
+            return isinstance(found, dict) and {"share_of_bone", "mean_uncertainty"} <= set(found)
+        with Image.open(path) as file:
+            return file.info.get("Software") == "verdiff"
+    except (OSError, ValueError):
+        return False
+
+
+# %%
+#| export
+def result_paths(
+    folder: Path,  # where the results of an image go
+    stem: str,  # start of their names
+) -> list[Path]:  # STEM_mask.png, ..., STEM.json
+    "The five files of one image; VerdiffError where one of these names belongs to somebody else."
+    paths = [*(Path(folder) / f"{stem}_{kind}.png" for kind in KINDS), Path(folder, f"{stem}.json")]
+    if len(os.fsencode(stem)) > 210:  # of 255; the rest is for the ending and the temporary name
+        raise VerdiffError(f"{stem}: too long a name, its results need longer ones; rename the file")
+    if others := [p for p in paths if p.exists() and not is_ours(p)]:
+        raise VerdiffError(
+            f"{others[0]}: not a result of verdiff, so it is not written over; "
+            "name another output folder"
+        )
+    return paths
+
+
+# %%
+#| export
+def save_segmentation(
+    segmentation: Segmentation,  # what to save
+    image: Any,  # the radiograph, for the overlay
+    folder: Path,  # where to; made if missing
+    stem: str,  # start of the five file names
+    **about: Any,  # what else STEM.json should say
+) -> list[Path]:  # the five files
+    """Write STEM_mask.png (0 or 255), STEM_probability.png (16 bits, value / 65535),
+    STEM_uncertainty.png (16 bits, value / 131070: white is 0.5), STEM_overlay.png, STEM.json.
+
+    VerdiffError, before anything is written, where one of these names belongs to somebody else.
+    """
+    pictures = (
+        Image.fromarray(segmentation.mask * np.uint8(255)),
+        deep(segmentation.probability),
+        deep(2 * segmentation.uncertainty),
+        overlay(image, segmentation),
+    )
+    paths = result_paths(folder, stem)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for path, picture in zip(paths[:-1], pictures, strict=True):
+        with atomic_write(path) as temporary:
+            picture.save(temporary, format="PNG", pnginfo=mark(about))
+    write_json(paths[-1], about | segmentation.record())
+    return paths
+
+
+# %%
+written = save_segmentation(result, wide.image, folder / "out", "wide")
+probability = np.asarray(Image.open(written[1])) / 65535
+assert np.abs(probability - result.probability).max() < 1e-5
+[p.name for p in written]
+
+
+# %% [markdown]
+# The PNGs carry the signature of the run that wrote them, the JSON its details, so a long run can be broken off: the same command again leaves out what is done.
+
+# %%
+#| export
+def is_done(
+    paths: list[Path],  # as `result_paths` gives them
+    about: dict[str, Any],  # image, model, steps, samples, seed
+) -> bool:
+    "Whether an earlier run wrote all five files, about this very image in this very way."
+    try:
+        for path in paths[:-1]:
+            with Image.open(path) as file:
+                if file.info.get("Run") != signature(about):
+                    return False
+        return json.loads(paths[-1].read_bytes()).items() >= about.items()
+    except (OSError, ValueError):
+        return False
+
+
+# %%
+about = {"file": "wide.jpg", "steps": 10}
+paths = save_segmentation(result, wide.image, folder / "out", "wide", **about)
+assert is_done(paths, about) and not is_done(paths, about | {"steps": 1})
+
+
+# %% [markdown]
+# Subfolders are read too, earlier results are not, and no two images share a name for their results.
+
+# %%
+#| export
+def is_output(
+    path: Path,  # of an image
+    out: Path,  # output folder
+) -> bool:
+    "Whether an earlier run wrote this file into the output folder: by name, place and mark."
+    ends = tuple(f"_{kind}.png" for kind in KINDS)
+    return path.name.endswith(ends) and out.resolve() in path.resolve().parents and is_ours(path)
+
+
+# %%
+#| export
+def distinct(
+    paths: list[Path],  # of images
+    stems: list[Path],  # what their results would be called
+) -> list[Path]:  # what they are called
+    "No two the same: the name, else with its suffix, else below its folder, else numbered."
+    better = (lambda p, s: s.with_name(p.name), lambda p, s: Path(p.absolute().parent.name, s))
+    for longer in better:
+        times = Counter(stems)
+        stems = [longer(p, s) if times[s] > 1 else s for p, s in zip(paths, stems, strict=True)]
+    seen: Counter[Path] = Counter()
+    for i, stem in enumerate(stems):
+        seen[stem] += 1
+        stems[i] = stem.with_name(f"{stem.name}-{seen[stem]}") if seen[stem] > 1 else stem
+    return stems
+
+
+# %%
+two = [Path("monday/a.png"), Path("monday/a.tif"), Path("monday/b.png"), Path("friday/b.png")]
+[str(name) for name in distinct(two, [Path(p.stem) for p in two])]
+
+
+# %%
+#| export
+def list_images(
+    sources: Sequence[str | Path],  # files and folders
+    out: str | Path,  # output folder, for what must not be read again
+) -> list[tuple[Path, Path]]:  # (file, name of its results below the output folder)
+    """Every image of files and folders, in order; two of one name keep their suffix as well.
+
+    In a folder of pairs, with images/ and masks/, the masks are left out.
+    """
+
+    found: dict[Path, Path] = {}  # a file that is named twice is segmented once
+    if "" in sources:
+        raise VerdiffError("one of the names of images is empty; give files or folders")
+    for source in map(Path, sources):
+        if not source.is_dir():
+            found.setdefault(source, Path(source.stem))
+            continue
+        inside = sorted(p for p in files_below(source) if p.suffix.lower() in SUFFIXES)
+        pairs = {"images", "masks"} <= {p.name for p in source.iterdir() if p.is_dir()}
+        inside = [p for p in inside if not is_output(p, Path(out))
+                  and not (pairs and source / "masks" in p.parents)]
+        if not inside:
+            raise VerdiffError(f"{source}: no image in this folder ({', '.join(SUFFIXES)})")
+        for path in inside:
+            found.setdefault(path, path.relative_to(source).with_suffix(""))
+    return list(zip(found, distinct(list(found), list(found.values())), strict=True))
+
+
+# %% [markdown]
+# Files that do not end like an image are named, not dropped in silence:
+
+# %%
+#| export
+def passed_over(
+    sources: Sequence[str | Path],  # files and folders
+    out: str | Path,  # output folder, whose files are no news
+) -> list[Path]:
+    "The files of folders that `list_images` leaves out because of their ending; hidden ones apart."
+
+    files = (p for s in map(Path, sources) if s.is_dir() for p in sorted(files_below(s)))
+    return [
+        p
+        for p in files
+        if p.suffix.lower() not in SUFFIXES and Path(out).resolve() not in p.resolve().parents
+    ]
+
+
+# %%
+mixed = folder / "mixed"
+mixed.mkdir()
+for name in ("a.png", "b.dcm", ".hidden"):
+    (mixed / name).touch()
+assert [p.name for p, _ in list_images([mixed], "out")] == ["a.png"]
+[p.name for p in passed_over([mixed], "out")]
+
+
+# %%
+#| export
+def refuse_another(
+    path: Path,  # STEM.json
+    about: dict[str, Any],  # of the image that is to be written there
+    fresh: bool,  # write over it all the same
+) -> None:
+    "VerdiffError where the results of another image lie under that name."
+    try:
+        there = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return
+    if not fresh and all(there.get(key, about[key]) != about[key] for key in ("file", "pixels")):
+        raise VerdiffError(f"{path} holds the result of another image, {there['file']}; use another "
+                           "--out, or --fresh to write over it")

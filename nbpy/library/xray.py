@@ -1,0 +1,87 @@
+# %% [markdown]
+# # The X-ray set as a dataset
+# > The published layout, one split or both
+
+# %%
+#| default_exp data.xray
+
+# %%
+#| export
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from verdiff.data.canvas import CanvasSet, Placement, fit_image, place
+from verdiff.data.landmarks import landmarks_to_mask
+from verdiff.files import DataError
+from verdiff.io.archive import Store, read_bytes, read_labels
+from verdiff.io.images import decode
+
+
+# %%
+#| export
+class XRaySet(CanvasSet):
+    """The published layout of the AASCE / SpineWeb-16 radiographs, as a folder or a zip.
+
+    The tables of one split, or both, are checked when it is opened; DataError where they are wrong.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,  # folder or zip
+        split: str = "training",  # "training", "test" or "all" (training, then test)
+        size: tuple[int, int] = (384, 128),  # (height, width) of the canvas
+        fit: str = "letterbox",  # or "squash"
+    ):
+        if split not in ("training", "test", "all"):
+            raise ValueError(f"split must be 'training', 'test' or 'all', not {split!r}")
+        self.store, self.split, self.size, self.fit = Store(root), split, tuple(size), fit
+        if self.store.top is None:
+            raise DataError(f"{self.store.root}: no labels/training/filenames.csv inside; expected "
+                            "the published layout with data/ and labels/")
+        parts = ("training", "test") if split == "all" else (split,)
+        tables = [read_labels(self.store, part) for part in parts]
+        self.names = [name for t in tables for name in t.names]
+        self.splits = [part for part, t in zip(parts, tables, strict=True) for _ in t.names]
+        self.shares = np.concatenate([t.shares for t in tables])  # landmarks, (N, 68, 2)
+        self.angles = np.concatenate([t.angles for t in tables])  # degrees, (N, 3)
+
+    def fingerprint(self) -> str:
+        "Changes when a file, the split or the canvas changes."
+        where = zip(self.splits, self.names, strict=True)
+        files = [self.store.stamp(f"data/{split}/{name}") for split, name in where]
+        facts = [self.names, files, self.split, self.size, self.fit]
+        return hashlib.sha256(json.dumps(facts).encode() + self.shares.tobytes()).hexdigest()
+
+    def _load(self, i: int, small: bool = False) -> tuple[Image.Image, tuple[int, int]]:
+        name = f"data/{self.splits[i]}/{self.names[i]}"
+        data, at_least = read_bytes(self.store, name), self.size if small else None
+        return decode(data, f"{self.store.root}: {name}", at_least)
+
+    def read_image(self, i: int) -> Image.Image:
+        "The radiograph at its own size, mode L."
+        return self._load(i)[0]
+
+    def landmarks(self, i: int) -> np.ndarray:
+        "(68, 2) x, y in pixels of the original image."
+        height, width = self._load(i, small=True)[1]
+        return self.shares[i] * (width, height)
+
+    def original_mask(self, i: int) -> np.ndarray:
+        "uint8 {0, 1} at the radiograph's own size."
+        height, width = self._load(i, small=True)[1]
+        return landmarks_to_mask(self.shares[i] * (width, height), height, width, 2)
+
+    def arrays(self, i: int) -> tuple[np.ndarray, np.ndarray, Placement]:
+        "Image (0 to 255) and mask (0, 1) on the canvas, uint8 (H, W), and the placement."
+        image, (height, width) = self._load(i, small=True)
+        where = place(height, width, self.size, self.fit)
+        mask = landmarks_to_mask(where.points(self.shares[i] * (width, height)), *self.size)
+        return np.asarray(fit_image(image, self.size, self.fit)[0]), mask, where
+
+    def truth(self, i: int, where: Placement) -> tuple[np.ndarray, np.ndarray]:
+        "Landmarks in original pixels, and the three published Cobb angles."
+        return self.shares[i] * (where.width, where.height), self.angles[i]
