@@ -154,8 +154,20 @@ def docs():
     print(f"  {len(pages)} pages, {len(formulas)} formulas")
 
 
+def pages():
+    """what a reader of the site gets: the rules of .ci/pages.py"""
+    from pages import complaints
+
+    processed()
+    found = complaints((), lambda path: json.loads((ROOT / "_proc" / path.relative_to(NBS)).read_text(encoding="utf-8")))
+    if said := [f"{name}: {one}" for name, several in found.items() for one in several]:
+        raise Failed("\n".join([f"{len(said)} complaints (.ci/pages.py NAME lists those of a page)", *said[:20]]))
+
+
 def readme():
-    """README.md is what index.ipynb gives"""
+    """README.md is what index.ipynb gives, nbs/llms.txt what the titles give"""
+    if not (NBS / "llms.txt").exists() or (NBS / "llms.txt").read_text(encoding="utf-8") != render_llms():
+        raise Failed("nbs/llms.txt is not what the notebooks' titles give; run `make readme`")
     text, pictures = render_readme()
     path = ROOT / "README.md"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -276,12 +288,34 @@ def render_readme():
     for name in resources.get("outputs", {}):
         text = text.replace(f"({name})", f"({folder}/{name})")
     text = re.sub(r"```\w*\n\s*```\n", "", text)  # cells whose code is hidden
-    text = re.sub(r"\]\(((?:\w+/)?\w+)\.(?:ipynb|html)(#[^)\s]*)?\)", r"](nbs/\1.ipynb\2)", text)
+    site = re.search(r'^Documentation = "(.+?)/?"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
+    text = re.sub(r"\]\(((?:\w+/)?\w+)\.ipynb(#[^)\s]*)?\)", r"](nbs/\1.ipynb\2)", text)
+    text = re.sub(r"\]\(((?:\w+/)?\w+\.html(?:#[^)\s]*)?)\)", rf"]({site}/\1)", text)
     head = "<!-- made from nbs/index.ipynb by `make readme`: edit that notebook -->\n\n"
     return head + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures
 
 
+def render_llms():
+    """The site's contents for readers that are programs (llmstxt.org): each page with its one line, as Markdown."""
+    import yaml
+
+    site = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"]
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    address, said = (re.search(rf'^{key} = "(.+?)/?"$', project, re.M)[1] for key in ("Documentation", "description"))
+    text = [f"# verdiff\n\n> {said}\n"]
+    for part in site["sidebar"]:
+        text.append(f"\n## {part['title']}\n")
+        for path in (NBS / entry for entry in sidebar(part["contents"]) if entry.endswith(".ipynb")):
+            if path.exists():
+                first = source(json.loads(path.read_text(encoding="utf-8"))["cells"][0])
+                title, line = (re.search(rf"^{mark} (.+)$", first, re.M) for mark in ("#", ">"))
+                where = path.relative_to(NBS).with_name(re.sub(r"^\d+[a-zA-Z0-9]*_", "", path.stem) + ".html.md").as_posix()
+                text.append(f"- [{title[1] if title else path.stem}]({address}/{where}): {line[1] if line else ''}")
+    return "\n".join(text) + "\n"
+
+
 def write_readme():
+    (NBS / "llms.txt").write_text(render_llms(), encoding="utf-8")
     text, pictures = render_readme()
     shutil.rmtree(ROOT / "nbs/README_files", ignore_errors=True)
     for name, data in pictures.items():
@@ -290,7 +324,7 @@ def write_readme():
     (ROOT / "README.md").write_text(text, encoding="utf-8")
 
 
-STEPS = [style, pairs, exports, readme, docs, pytest, notebooks, wheel]
+STEPS = [style, pairs, exports, readme, docs, pages, pytest, notebooks, wheel]
 
 
 def main():
