@@ -2,6 +2,10 @@
 # # What --data names
 # > A zip, a folder, pairs, or the word phantom
 
+# %% [markdown]
+# One function decides what a word, a zip or a folder means as data, and one divides the training split by study into a part to train on and a
+# part to validate on. Notebooks, command line and laboratory all use these two.
+
 # %%
 #| default_exp data.datasets
 
@@ -22,11 +26,14 @@ from verdiff.io.archive import Store
 from verdiff.settings import Settings
 
 # %%
+import shutil
+import tempfile
+
+from PIL import Image
+
+from verdiff.data.phantom_set import write_phantoms
 from verdiff.settings import load_settings
 
-
-# %% [markdown]
-# `open_dataset` tells the two layouts apart.
 
 # %%
 #| export
@@ -63,15 +70,6 @@ def open_dataset(
                         "(data/ and labels/, as folder or zip), or images/ and masks/")
     return XRaySet(root, split, size, fit)
 
-
-# %%
-kinds = {p: type(open_dataset(folder / p, "all")).__name__ for p in ("own", "phantoms")}
-print(kinds)
-assert list(kinds.values()) == ["MaskFolder", "XRaySet"]
-
-
-# %% [markdown]
-# Memory or stream: the size of the set decides, or you (`stream`).
 
 # %%
 #| export
@@ -114,12 +112,6 @@ def training_data(
 
 
 # %%
-set_at = lambda *more: training_data(folder / "films", load_settings("smoke", [*small, *more]))
-assert isinstance(set_at()[0], Packed) and isinstance(set_at("stream=true")[0], Streamed)
-assert not must_stream(load_settings("gpu"), 609) and must_stream(load_settings("gpu"), 10**9)
-
-
-# %%
 #| export
 def held_for_test(
     data: str,  # as for --data
@@ -133,3 +125,40 @@ def held_for_test(
     count = len(every) - len(open_dataset(data, "training"))
     return (f", {count} held back for `verdiff evaluate` (drawn by name; if a patient has several "
             "films, make folders training/ and test/ instead)")
+
+
+# %% [markdown]
+# ## Use
+
+# %%
+folder = Path(tempfile.mkdtemp())
+write_phantoms(folder / "set", 8, 4, image_size=(96, 32))
+for part in ("images", "masks"):
+    (folder / "own" / part).mkdir(parents=True)
+    Image.new("L", (32, 96), 255).save(folder / "own" / part / "a.png")
+kinds = {name: type(open_dataset(data, "all")).__name__ for name, data in
+         (("the word", "phantom"), ("a layout", folder / "set"), ("pairs", folder / "own"))}
+print(kinds)
+assert [*kinds.values()] == ["PhantomSet", "XRaySet", "MaskFolder"]
+
+
+# %%
+smoke = load_settings("smoke", ["val_fraction=0.25"])
+known, new = training_data(folder / "set", smoke)
+assert len(known) + len(new) == 8 and not set(known.names) & set(new.names)
+streamed, _ = training_data(folder / "set", load_settings("smoke", ["stream=true"]))
+assert isinstance(known, Packed) and isinstance(streamed, Streamed)
+assert not must_stream(load_settings("gpu"), 609) and must_stream(load_settings("gpu"), 10**9)
+
+
+# %%
+for wrong in ("nowhere.zip", folder):
+    try:
+        open_dataset(wrong)
+    except DataError as error:
+        print("-", str(error).replace(str(folder), "..."))
+
+
+# %%
+#| hide
+shutil.rmtree(folder)

@@ -2,6 +2,10 @@
 # # Finding a model
 # > A folder, a run, the bundled one, or the Hub
 
+# %% [markdown]
+# A model is a folder that `verdiff train` wrote, a whole run's folder, or a name on the Hugging Face Hub, which also keeps what it fetched;
+# without a word it is the one inside the package.
+
 # %%
 #| default_exp segmentation.models
 
@@ -12,10 +16,6 @@ from pathlib import Path
 import verdiff
 from verdiff.files import VerdiffError
 
-
-# %% [markdown]
-# A model is a folder that `verdiff train` wrote, a whole run's folder, or a name on the Hugging Face Hub, which also keeps what it fetched;
-# by default the one inside the package.
 
 # %%
 #| export
@@ -48,3 +48,16 @@ def find_model(
             "model.safetensors, as `verdiff train` writes it"
         )
     return str(model)
+
+
+# %% [markdown]
+# ## Use
+
+# %%
+print(Path(find_model(None)).name)
+try:
+    find_model("runs/nowhere")
+except VerdiffError as error:
+    print(error)
+else:
+    raise AssertionError

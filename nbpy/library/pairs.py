@@ -2,6 +2,10 @@
 # # Your own pairs
 # > Two folders, images and masks of the same name
 
+# %% [markdown]
+# Two folders, `images/` and `masks/`, with the same file names, are a dataset. A mask may also be called `X_mask`, as `verdiff segment` writes
+# it; subfolders are read too. What has no partner is named, and masks that are blank or inside out are refused before hours of training.
+
 # %%
 #| default_exp data.pairs
 
@@ -24,14 +28,20 @@ from verdiff.files import DataError, files_below
 from verdiff.io.images import SUFFIXES, read_image, read_mask
 
 # %%
+import shutil
+import tempfile
+
+import matplotlib.pyplot as plt
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
 from verdiff.data.landmarks import landmarks_to_mask
 from verdiff.data.phantoms import draw_phantom
 
 
-# %% [markdown]
-# ## 8 · Your own images
-#
-# Two folders, `images/` and `masks/`, with the same file names, will do (a mask may also be called `X_mask`, as `verdiff segment` writes it); subfolders are read too. What has no partner is named.
+# %%
+#| code-fold: true
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})
+
 
 # %%
 #| export
@@ -75,24 +85,6 @@ def pair_files(
             f"add it, or move this file away; without a partner: {len(single)}"
         )
     return [(films[stem], drawn[stem]) for stem in films]
-
-
-# %%
-for part in ("images", "masks"):
-    (folder / "own" / part).mkdir(parents=True)
-for i in range(5):
-    picture = draw_phantom(50 + i, (300, 120))
-    Image.fromarray(picture.image).save(folder / "own/images" / f"film{i}.png")
-    Image.fromarray(255 * landmarks_to_mask(picture.landmarks, 300, 120)).save(
-        folder / "own/masks" / f"film{i}.png"
-    )
-print(
-    len(pair_files(folder / "own/images", folder / "own/masks")),
-    "pairs of",
-    list(images_by_stem(folder / "own/images")),
-)
-(folder / "no-masks").mkdir()
-print(complaint(lambda: pair_files(folder / "own/images", folder / "no-masks")))
 
 
 # %%
@@ -145,14 +137,6 @@ class MaskFolder(CanvasSet):
 
 
 # %%
-own = MaskFolder(folder / "own/images", folder / "own/masks", size=(150, 60))
-show([own[i] for i in range(5)], own.names)
-assert len(own) == 5 and 0.04 < own[0].mask.mean() < 0.25
-Image.new("L", (119, 300)).save(folder / "own/masks/film1.png")
-print(complaint(lambda: own[1]))
-
-
-# %%
 #| export
 def check_masks(
     dataset: MaskFolder,
@@ -173,3 +157,55 @@ def check_masks(
         if names := [mask.name for (_, mask), yes in zip(pairs, odd, strict=True) if yes]:
             print(f"note: {len(names)} of {len(parts)} masks: {what} ({', '.join(names[:3])}"
                   f"{', ...' if names[3:] else ''})", file=sys.stderr)
+
+
+# %% [markdown]
+# ## Use
+
+# %%
+folder = Path(tempfile.mkdtemp())
+for part in ("images", "masks"):
+    (folder / part).mkdir()
+for i in range(5):
+    drawn = draw_phantom(50 + i, (300, 120))
+    mask = 255 * landmarks_to_mask(drawn.landmarks, 300, 120)
+    Image.fromarray(drawn.image).save(folder / f"images/scan{i}.png")
+    Image.fromarray(mask).save(folder / f"masks/scan{i}_mask.png")
+own = MaskFolder(folder / "images", folder / "masks", size=(150, 60))
+assert len(own) == 5 and 0.04 < own[0].mask.mean() < 0.25
+print(own.names, "in the training part:",
+      MaskFolder(folder / "images", folder / "masks", split="training").names)
+
+
+# %%
+#| code-fold: true
+#| fig-alt: "Five pairs: drawn radiographs with the outline of their masks."
+fig, axes = plt.subplots(1, 5, figsize=(6, 3), layout="constrained")
+for axis, sample in zip(axes, map(own.__getitem__, range(5))):
+    axis.imshow(sample.image[0], cmap="gray")
+    axis.contour(sample.mask[0], [0.5], colors="orange", linewidths=0.6)
+    axis.set_axis_off()
+
+
+# %%
+def complaint(f):
+    "The sentence with which f refuses."
+    try:
+        f()
+    except DataError as error:
+        return str(error).replace(str(folder), "...")
+    raise AssertionError("not refused")
+
+
+Image.new("L", (119, 300)).save(folder / "masks/scan1_mask.png")
+print("-", complaint(lambda: own[1]))
+for path in (folder / "masks").iterdir():
+    Image.new("L", (120, 300)).save(path)
+print("-", complaint(lambda: check_masks(own, [own.arrays(i) for i in range(5)])))
+(folder / "masks/scan1_mask.png").unlink()
+print("-", complaint(lambda: pair_files(folder / "images", folder / "masks")))
+
+
+# %%
+#| hide
+shutil.rmtree(folder)

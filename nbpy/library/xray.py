@@ -2,6 +2,10 @@
 # # The X-ray set as a dataset
 # > The published layout, one split or both
 
+# %% [markdown]
+# `XRaySet` reads the published layout, one split or both, from a folder or a zip, and gives each radiograph with its mask on the canvas:
+# 68 landmarks become a mask ([lesson 1](../01_radiograph.ipynb)), a JPEG is decoded no larger than needed.
+
 # %%
 #| default_exp data.xray
 
@@ -20,6 +24,14 @@ from verdiff.files import DataError
 from verdiff.io.archive import Store, read_bytes, read_labels
 from verdiff.io.images import decode
 
+
+# %%
+import shutil
+import tempfile
+from collections import Counter
+
+from verdiff.data.phantom_set import write_phantoms
+from verdiff.io.download import find_xray
 
 # %%
 #| export
@@ -85,3 +97,28 @@ class XRaySet(CanvasSet):
     def truth(self, i: int, where: Placement) -> tuple[np.ndarray, np.ndarray]:
         "Landmarks in original pixels, and the three published Cobb angles."
         return self.shares[i] * (where.width, where.height), self.angles[i]
+
+
+# %% [markdown]
+# ## Use
+# On phantoms in the same layout, and on the radiographs where they are at hand:
+
+# %%
+folder = Path(tempfile.mkdtemp())
+write_phantoms(folder / "set", 3, 2, image_size=(288, 96))
+phantoms = XRaySet(folder / "set", "all", size=(192, 64))
+sample = phantoms[0]
+print(len(phantoms), phantoms.splits, tuple(sample.image.shape), sample.cobb.round(1))
+assert phantoms.original_mask(0).shape == phantoms.read_image(0).size[::-1] == (288, 96)
+assert phantoms.fingerprint() != XRaySet(folder / "set", "test", size=(192, 64)).fingerprint()
+
+
+# %%
+if path := find_xray():
+    tables = XRaySet(path, "all")
+    print(len(tables), "radiographs:", dict(Counter(tables.splits)), "landmarks", tables.shares.shape)
+
+
+# %%
+#| hide
+shutil.rmtree(folder)

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+from scipy.io import savemat
 from tqdm import tqdm
 
 from .phantoms import draw_phantom
 from .xray import XRaySet
 from ..files import DataError, fresh_folder
 
-# %% ../../nbs/library/phantom_set.ipynb #c6f5bf05
+# %% ../../nbs/library/phantom_set.ipynb #cd536edd
 def write_split(
     top: Path,  # the folder that gets data/ and labels/
     split: str,  # "training" or "test"
@@ -29,8 +30,6 @@ def write_split(
     first: int = 0,  # number of the first file
 ) -> None:
     "Draw phantoms as images, three tables and a .mat file each."
-    from scipy.io import savemat
-
     data, labels = top / "data" / split, top / "labels" / split
     data.mkdir(parents=True)
     labels.mkdir(parents=True)
@@ -63,9 +62,9 @@ def write_phantoms(
         write_split(top, "test", seeds[n_training:], image_size, n_training)
     return Path(root)
 
-# %% ../../nbs/library/phantom_set.ipynb #c2f4a1e3
+# %% ../../nbs/library/phantom_set.ipynb #cc7259b5
 class PhantomSet(XRaySet):
-    "Phantoms in the published layout, drawn on first use."
+    "Phantoms in the published layout, drawn on first use, and again where half of them are gone."
 
     def __init__(
         self,

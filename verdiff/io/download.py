@@ -29,11 +29,11 @@ XRAY_NAME = "scoliosis-xray-single-view.zip"
 
 
 def find_xray() -> Path | None:
-    "The X-ray set, if VERDIFF_XRAY names it or it lies in a data folder near by; else None."
+    "The X-ray set where VERDIFF_XRAY names it, or in the current folder or its data/; else None."
     if (named := os.environ.get("VERDIFF_XRAY")) and Path(named).exists():
         return Path(named)
-    places = ("data", "../data", "../shared/data", "../../shared/data", "data/xray", "../data/xray")
-    return next((Path(p) / XRAY_NAME for p in places if (Path(p) / XRAY_NAME).exists()), None)
+    places = (Path(XRAY_NAME), Path("data", XRAY_NAME), Path("data/xray", XRAY_NAME))
+    return next((place for place in places if place.exists()), None)
 
 # %% ../../nbs/library/download.ipynb #7c1ccb8e
 XRAY_SOURCES = (
