@@ -218,7 +218,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from verdiff.segmentation.confidence import calibrate, save_reference, sha256_of_weights
-    from verdiff.segmentation.evaluation import validation_films
+    from verdiff.segmentation.evaluation import validation_images
     from verdiff.segmentation.models import find_model
     from verdiff.segmentation.results import list_images
     from verdiff.segmentation.segmenter import Segmenter
@@ -232,7 +232,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
     if args.images:
         films = [path for path, _ in list_images(args.images, args.out or folder)]
     else:
-        films = validation_films(args.data, segmenter, folder)
+        films = validation_images(args.data, segmenter, folder)
     out = output_folder(args.out or str(folder))
     share = calibrate(segmenter, films, steps=args.steps, ensemble=args.ensemble)
     if args.out:

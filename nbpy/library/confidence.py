@@ -2,6 +2,26 @@
 # # Does the question make sense?
 # > How usual a result is, learned from radiographs that the model was not trained on
 
+# %% [markdown]
+# A network that has seen nothing but spines finds them everywhere, on a blank sheet too, and the spread of its samples hardly says so. So the
+# *result* is asked six questions, and the answers are compared with what is usual for this model on radiographs that it was not trained on:
+#
+# | trait | asks | strange when |
+# |---|---|---|
+# | agreement | Dice between the prior's mask and the ensemble's | low |
+# | margin | mean of $2\,\lvert \bar p - \tfrac12 \rvert$ inside the mask: how far from undecided? | low |
+# | area | share of the image that is mask | low, high |
+# | extent | share of the height that the mask spans | low, high |
+# | widening | $(b - a) / (b + a)$ for the area $a$ of the upper and $b$ of the lower third of the mask's rows; vertebrae grow downwards | low, high |
+# | contrast | standard deviation of the grey values, from 0 to 1 | low |
+#
+# Of each trait $x$ the median $m$ is kept and a limit $l$ on either side, a quarter farther from $m$ than the most extreme radiograph. Then
+#
+# $$z_j = \frac{\lvert x_j - m_j \rvert}{\lvert l_j - m_j \rvert}, \qquad \text{confidence} = \frac{1}{1 + \left(\max_j z_j\right)^4}.$$
+#
+# Below one half, where the worst trait passes its limit, there is a warning. The confidence says how usual a result looks; it is not the
+# probability that the mask is right, and a mask that is off by one vertebra looks usual.
+
 # %%
 #| default_exp segmentation.confidence
 
@@ -22,47 +42,24 @@ from verdiff.io.images import read_image
 from verdiff.networks.pretrained import WEIGHTS_FILE, fetch_file
 
 # %%
-import os
 import shutil
-from collections import Counter
+import tempfile
 from dataclasses import replace
-from unittest.mock import patch
 
+import matplotlib.pyplot as plt
+import torch
 from PIL import Image
 from matplotlib.cbook import get_sample_data
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from verdiff.data.phantoms import draw_phantom
-from verdiff.segmentation.models import find_model
-
-# %% [markdown]
-# On phantoms hardly any lie in the lowest half, but most lie outside the most uncertain 2 %; the most uncertain fifth holds nearly all.
-#
-# ## Does the question make sense?
-#
-# One may hope that the samples differ where the network has no idea. Give it a film with nothing on it:
+from verdiff.segmentation.segmenter import Segmenter
 
 # %%
-blank = np.full((576, 192), 128, np.uint8)
-nothing = segmenter.predict(blank)
-usual = np.mean([r.uncertainty.mean() for r in results])
-spread = [f"spread {r.uncertainty.mean():.3f}" for r in (nothing, results[0])]
-axes = show([blank, nothing.probability * 255, results[0].probability * 255],
-            ["nothing", f"its mask, mean of 5\n{spread[0]}",
-             f"a phantom's, mean of 5\n{spread[1]}"])
-print(f"mean spread of all eight phantoms: {usual:.3f}")
+#| code-fold: true
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})
+torch.set_num_threads(1)
 
-# %% [markdown]
-# The spread is larger than usual, but the mask is drawn all the same: a network that has seen nothing but spines finds them everywhere.
-# So we ask the *result* six questions, whatever the image's size:
-#
-# | trait | asks | strange when |
-# |---|---|---|
-# | agreement | Dice between the prior's mask and the ensemble's | low |
-# | margin | mean of $2\,\lvert \bar p - \tfrac12 \rvert$ inside the mask: how far from undecided? | low |
-# | area | share of the image that is mask | low, high |
-# | extent | share of the height that the mask spans | low, high |
-# | widening | $(b - a) / (b + a)$ for the area $a$ of the upper and $b$ of the lower third of the mask's rows; vertebrae grow downwards | low, high |
-# | contrast | standard deviation of the grey values, from 0 to 1 | low |
 
 # %%
 #| export
@@ -71,7 +68,7 @@ TRAITS = {  # name -> what a value below and one above the usual means; None: ne
     "margin": ("the samples are undecided even inside the mask", None),
     "area": ("the mask is unusually small", "the mask is unusually large"),
     "extent": ("the mask covers little of the height", "the mask covers too much of the height"),
-    "widening": ("the mask narrows downwards (is the film upside down?)",
+    "widening": ("the mask narrows downwards (is the image upside down?)",
                  "the mask widens too much downwards"),
     "contrast": ("the image is almost blank", None),
 }
@@ -98,22 +95,6 @@ def traits(
 
 
 # %%
-for name, picture, result_ in (
-    ("phantom", held_out[0].image, results[0]),
-    ("nothing", blank, nothing),
-):
-    print(name, {k: round(v, 2) for k, v in traits(picture, result_).items()})
-
-# %% [markdown]
-# What is *usual* depends on the network and its films, so it segments validation films (not trained on, and never the
-# test part). Of each trait $x$ we keep the median $m$ and a limit $l$ on either side, a quarter farther
-# from $m$ than the most extreme film, since the next films will hold more extreme ones. Then
-#
-# $$z_j = \frac{\lvert x_j - m_j \rvert}{\lvert l_j - m_j \rvert}, \qquad \text{confidence} = \frac{1}{1 + \left(\max_j z_j\right)^4}.$$
-#
-# Below one half, where the worst trait passes its limit, we warn. It says how usual the result looks; it is not the probability that the mask is right. The power 4 changes no warning.
-
-# %%
 #| export
 SLACK = 1.25  # how much farther than the validation films a trait may lie
 
@@ -132,7 +113,7 @@ class Reference:
 def learn_limits(
     found: Sequence[dict[str, float]],  # traits of radiographs that the model was not trained on
 ) -> dict[str, tuple[float, float, float]]:  # trait -> lower limit, median, upper limit
-    "Medians, and limits a quarter farther out than the most extreme film."
+    "Medians, and limits a quarter farther out than the most extreme one."
     limits = {}
     for name in TRAITS:
         x = np.array([f[name] for f in found])
@@ -158,16 +139,13 @@ def judge(
     odd.sort(reverse=True)
     confidence = 1 / (1 + odd[0][0] ** 4)
     why = [reason for z, reason in odd if z > 1]
-    why.sort(key=lambda reason: reason != TRAITS["contrast"][0])  # a blank film explains the rest
+    why.sort(key=lambda reason: reason != TRAITS["contrast"][0])  # a blank image explains the rest
     sentence = (
         f"confidence {confidence:.2f}: {', and '.join(why[:2])}; unlike the radiographs that this "
         "model knows, so look before you use the mask"
     )
     return confidence, sentence if confidence < 0.5 else None
 
-
-# %% [markdown]
-# We calibrate our small network on two dozen new phantoms:
 
 # %%
 #| export
@@ -199,79 +177,9 @@ def calibrate(
     return sum(flagged) / len(flagged)
 
 
-# %%
-usual_films = [draw_phantom(seed=700 + i, image_size=(576, 192)).image for i in range(24)]
-share = calibrate(segmenter, usual_films, progress=False)
-print(f"{share:.0%} flagged when the others set the limits")
-for name, limits in segmenter.reference.limits.items():
-    print(f"{name:10s}", *(f"{x:6.2f}" for x in limits))
-
-
 # %% [markdown]
-# The first line is the price: good films warned about for nothing, each judged by the others' limits. Then lower limit, median and upper limit of each trait (the upper one counts only where the table says so). Now pictures that are no upright
-# radiograph (the photograph comes with matplotlib), with their confidence:
-
-# %%
-def strange_pictures(film, seed=0):
-    "What a segmenter of spines should not be proud of: name -> grey picture."
-    rng, (h, w) = np.random.default_rng(seed), film.shape
-    with get_sample_data("grace_hopper.jpg") as file:
-        photograph = Image.open(file).convert("L")
-    x, y = rng.uniform(0, 0.5, 2) * photograph.size
-    photograph = np.asarray(
-        photograph.crop((x, y, x + photograph.width / 2, y + photograph.height / 2))
-    )
-    wave = np.sin(np.arange(h)[:, None] / rng.uniform(6, 14) + np.arange(w) / rng.uniform(6, 60))
-    return {
-        "photograph": photograph,
-        "noise": rng.integers(0, 256, (h, w), dtype=np.uint8),
-        "stripes": np.uint8(127 + 100 * wave),
-        "blank": np.full((h, w), rng.integers(256), np.uint8),
-        "negative": 255 - film,
-        "upside down": film[::-1, ::-1],
-        "on its side": film.T,
-    }
-
-
-# %%
-film = held_out[1].image
-pictures = {"a phantom": film, **strange_pictures(film)}
-answers = {name: segmenter.predict(picture) for name, picture in pictures.items()}
-axes = show(
-    list(pictures.values()), [f"{n}\n{r.confidence:.2f}" for n, r in answers.items()], width=1.25
-)
-for axis, answer in zip(axes, answers.values(), strict=True):
-    if answer.mask.any():
-        axis.contour(answer.mask, [0.5], colors="darkorange", linewidths=1.5)
-
-# %%
-for name, answer in answers.items():
-    print(f"{name:12s} {(answer.warning or 'no warning').split(';')[0]}")
-
-
-# %% [markdown]
-# And eight of each kind:
-
-# %%
-def flagged(judging, films):
-    "Counts: how many of the films, and how many of each strange kind made from them, get a warning."
-    counts = Counter({"films": sum(judging.predict(f).warning is not None for f in films)})
-    for i, f in enumerate(films):
-        for name, picture in strange_pictures(f, seed=i).items():
-            counts[name] += judging.predict(picture).warning is not None
-    return counts
-
-
-# %%
-counts = flagged(segmenter, [p.image for p in held_out])
-print(*(f"{name}: {count} of {len(held_out)} flagged" for name, count in counts.items()), sep="\n")
-assert counts["films"] <= 2 and counts["noise"] == len(held_out)
-
-# %% [markdown]
-# What is foreign is caught; a flagged phantom is a false alarm. A
-# phantom on its head mostly passes, because its vertebrae grow little downwards; real ones [grow more, and all are caught](#a-real-radiograph).
-#
-# The check has two limits. A mask off by one vertebra looks usual: the check asks only whether the model knows this kind of picture. (Film 88 [below](#a-real-radiograph) is such a one.) And another clinic's films need their own calibration, from eight films or more, without masks: `verdiff calibrate --images films/ -o my_model` writes a copy of the model with the new reference in it. A reference counts for its weights (by their SHA-256) and for the steps and samples with which it was learned.
+# ## Files
+# A reference counts for its weights, by their SHA-256, and for the steps and samples with which it was learned.
 
 # %%
 #| export
@@ -332,17 +240,55 @@ def find_reference(
     return load_reference(fetch_file(found, WEIGHTS_FILE).parent)
 
 
+# %% [markdown]
+# ## Use
+# The bundled model, calibrated on two dozen phantoms, and pictures that are no upright radiograph (the photograph comes with matplotlib):
+
 # %%
-model.save_pretrained(folder / "model")
-archive = shutil.make_archive(str(folder / "small"), "zip", folder / "model")
-RELEASES["small"] = Release(Path(archive).as_uri(),
-                            hashlib.sha256(Path(archive).read_bytes()).hexdigest())
-with patch.dict(os.environ, VERDIFF_HOME=str(folder / "home")):
-    fetched = Path(find_model("small"))
-print(fetched.name, sorted(p.name for p in fetched.iterdir()))
-assert sha256_of_weights(fetched) == sha256_of_weights(folder / "model") and RELEASES.pop("small")
-digest = sha256_of_weights(folder / "model")
-save_reference(replace(segmenter.reference, weights=digest), folder / "model")
-assert load_reference(folder / "model").limits == segmenter.reference.limits
-(folder / "model" / WEIGHTS_FILE).write_bytes(b"others")
-assert load_reference(folder / "model") is None
+segmenter = Segmenter.from_pretrained()
+usual = [draw_phantom(700 + i, (576, 192)).image for i in range(24)]
+share = calibrate(segmenter, usual, progress=False)
+print(f"{share:.0%} of them flagged when the others set the limits")
+assert segmenter.reference.films == 24
+
+
+# %%
+def strange_pictures(image, seed=0):
+    "What a segmenter of spines should not be proud of: name -> grey picture."
+    rng, (h, w) = np.random.default_rng(seed), image.shape
+    with get_sample_data("grace_hopper.jpg") as file:
+        photograph = np.asarray(Image.open(file).convert("L"))
+    wave = np.sin(np.arange(h)[:, None] / rng.uniform(6, 14) + np.arange(w) / rng.uniform(6, 60))
+    return {"photograph": photograph, "noise": rng.integers(0, 256, (h, w), dtype=np.uint8),
+            "stripes": np.uint8(127 + 100 * wave), "blank": np.full((h, w), 90, np.uint8),
+            "negative": 255 - image, "upside down": image[::-1, ::-1], "on its side": image.T}
+
+
+image = draw_phantom(901, (576, 192)).image
+pictures = {"a phantom": image, **strange_pictures(image)}
+answers = {name: segmenter.predict(picture) for name, picture in pictures.items()}
+for name, answer in answers.items():
+    print(f"{name:12s} {(answer.warning or 'no warning').split(';')[0]}")
+assert all(answers[n].warning for n in ("noise", "blank", "photograph"))
+
+
+# %%
+#| code-fold: true
+#| fig-alt: "A phantom and seven strange pictures (photograph, noise, stripes, blank, negative, upside down, on its side), each with its confidence and the outline of the mask that was drawn all the same."
+fig, axes = plt.subplots(1, len(pictures), figsize=(9, 2.9), layout="constrained")
+for axis, (name, answer) in zip(axes, answers.items()):
+    axis.imshow(pictures[name], cmap="gray", vmin=0, vmax=255)
+    if answer.mask.any():
+        axis.contour(answer.mask, [0.5], colors="darkorange", linewidths=1)
+    axis.set_title(f"{name}\n{answer.confidence:.2f}", fontsize=8)
+    axis.set_axis_off()
+
+
+# %%
+folder = Path(tempfile.mkdtemp())
+segmenter.model.save_pretrained(folder)
+save_reference(replace(segmenter.reference, weights=sha256_of_weights(folder)), folder)
+assert load_reference(folder).limits == segmenter.reference.limits
+(folder / WEIGHTS_FILE).write_bytes(b"others")
+assert load_reference(folder) is None
+shutil.rmtree(folder)

@@ -2,6 +2,12 @@
 # # Is it any good?
 # > Dice and IoU of prior and diffusion, with intervals
 
+# %% [markdown]
+# `evaluate` scores the prior alone, and the diffusion at several numbers of steps, as a single sample and as an ensemble's mean: mean ± standard
+# deviation and a 95 % bootstrap interval. Dice is counted at the size of the data, the probability enlarged bilinearly, so that networks
+# of different canvases can share a table; radiographs in both splits of the public set are once counted, once left out
+# ([lesson 3](../03_xray_set.ipynb)).
+
 # %%
 #| default_exp segmentation.evaluation
 
@@ -34,17 +40,18 @@ from verdiff.segmentation.segmenter import Segmenter, check_steps
 from verdiff.settings import load_settings
 
 # %%
+import shutil
+import tempfile
+
 from PIL import Image
 
 from verdiff.data.packed import pack
 from verdiff.data.phantom_set import PhantomSet
+from verdiff.segmentation.models import find_model
 
 
 # %% [markdown]
-# ## Is it any good? The table
-#
-# `evaluate` scores the prior alone, and the diffusion at several numbers of steps, as a single sample and as an ensemble's mean: mean ± standard deviation, 95 % bootstrap interval.
-# Radiographs in both splits of the public set ([03](../03_xray_set.ipynb)) are once counted, once left out.
+# ## The table
 
 # %%
 #| export
@@ -116,7 +123,7 @@ class Evaluation:
         return "\n".join(lines)
 
     def save(self, folder: Path, **about: Any) -> list[Path]:
-        "As `save_evaluation`."
+        "As `save_evaluation`; VerdiffError where the disk fails."
         return save_evaluation(self, folder, **about)
 
 
@@ -142,7 +149,7 @@ def save_evaluation(
 
 
 # %% [markdown]
-# Dice is counted at the size of the data, the probability enlarged bilinearly, so that networks of different canvas can share a table.
+# ## Scoring
 
 # %%
 #| export
@@ -157,7 +164,6 @@ def ways_to_segment(
     **options: Any,  # of `sample`
 ) -> Iterator[tuple[Way, torch.Tensor, float]]:  # which way, probability (B, 1, H, W), seconds
     "Prior alone, then for each number of steps one sample and the ensemble's mean."
-
     for k in steps:
         start = time.perf_counter()
         got = sample(model, image, steps=k, ensemble=ensemble, **options)
@@ -170,21 +176,16 @@ def ways_to_segment(
 
 
 # %%
-for way, probability, _ in ways_to_segment(model, torch.rand(2, 1, 96, 32), [1, 5], 3):
-    print(way, tuple(probability.shape))
-
-
-# %%
 #| export
 def check_shape(
     size: tuple[int, int],  # (height, width) of the network
     scored: tuple[int, int],  # (height, width) at which to score
     fit: str,  # of the network
 ) -> None:
-    "VerdiffError where letterboxed films would be stretched by more than 5 % to be scored."
+    "VerdiffError where letterboxed images would be stretched by more than 5 % to be scored."
     (h, w), (H, W) = size, scored
     if fit == "letterbox" and not 0.95 < H * w / (W * h) < 1.05:
-        raise VerdiffError(f"scoring at {H}x{W} would stretch the films of a model for {h}x{w}; "
+        raise VerdiffError(f"scoring at {H}x{W} would stretch the images of a model for {h}x{w}; "
                            f"take a size of the same shape, such as {2 * h}x{2 * w}")
 
 
@@ -202,7 +203,7 @@ def evaluate(
 ) -> Evaluation:
     """Prior alone, and diffusion at each number of steps, as one sample and as the ensemble's mean.
 
-    VerdiffError where a letterboxed model would see the films stretched by more than 5 %.
+    VerdiffError where a letterboxed model would see the images stretched by more than 5 %.
     """
 
     check_steps(model, steps)
@@ -227,27 +228,11 @@ def evaluate(
 
 def overlaps(pred: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
     "Dice and IoU of a batch, float64 (2, B)."
-
     return torch.stack([dice(pred, mask), iou(pred, mask)]).cpu().double().numpy()
 
 
-# %%
-test = pack(PhantomSet(split="test", size=(192, 64), n_test=24), progress=False)
-evaluation = evaluate(model, test, steps=(1, 5), ensemble=3, progress=False)
-print(evaluation)
-
 # %% [markdown]
-# Here no row beats the prior's mean. (The prior's time is not measured; one sample's is the ensemble's divided by its size.) The
-# intervals overlap; on the same images the paired difference ([05](../05_metrics.ipynb)) is the sharper test.
-
-# %%
-files = evaluation.save(folder / "report", data="phantom")
-assert json.loads(files[0].read_text())["rows"][0]["method"] == "prior"
-print(*files[1].read_text().splitlines()[:3], sep="\n")
-
-
-# %% [markdown]
-# A picture like the one that `verdiff demo` leaves in `runs/demo/`, here of two training phantoms:
+# ## Pictures
 
 # %%
 #| export
@@ -258,8 +243,6 @@ def draw_samples(
     shown: int = 3,  # how many single samples to show
 ) -> Figure:
     "One row an image: the image, the prior, some samples, their mean, their spread, the truth."
-    from matplotlib.figure import Figure
-
     unit, most = {"cmap": "magma", "vmin": 0, "vmax": 1}, max(0.01, float(samples.std.max()))
     columns: list[tuple[str, Any, dict[str, Any]]] = [
         ("image", images, {"cmap": "gray"}), ("prior", samples.prior_prob, unit),
@@ -273,10 +256,10 @@ def draw_samples(
     axes = figure.subplots(rows, len(columns), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for column, (title, pictures, look) in zip(axes.T, columns, strict=True):
+    for column, (title, pictures, style) in zip(axes.T, columns, strict=True):
         column[0].set_title(title, fontsize=8)
         for axis, picture in zip(column, pictures, strict=True):
-            axis.imshow(picture[0].float().cpu().numpy(), **look)
+            axis.imshow(picture[0].float().cpu().numpy(), **style)
     return figure
 
 
@@ -292,22 +275,17 @@ def save_figure(
         figure.savefig(temporary, format="png", dpi=dpi)
 
 
-# %%
-first = phantoms.images[:2].float() / 255
-figure = draw_samples(first, sample(model, first, steps=5, ensemble=3, seed=0), phantoms.masks[:2])
-save_figure(figure, folder / "result.png", dpi=60)
-Image.open(folder / "result.png")
-
+# %% [markdown]
+# ## Radiographs to calibrate with
 
 # %%
 #| export
-def validation_films(
+def validation_images(
     data: str,  # a zip, a folder, or the word "phantom"
     segmenter: Segmenter,
     folder: Path,  # of the model; run.json lies in it or above it
 ) -> list[Any]:  # grey images
     "The radiographs that the model was validated on, not trained on; of phantoms, new ones."
-
     if data == "phantom":
         return [draw_phantom(seed=50_000 + i).image for i in range(24)]
     opened = open_dataset(data, "training", segmenter.model.size, segmenter.model.config.fit)
@@ -316,6 +294,34 @@ def validation_films(
         run = json.loads(notes[0].read_text())["settings"] if notes else load_settings().to_dict()
         _, index = grouped_split(opened.names, float(run["val_fraction"]), int(run["seed"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise VerdiffError(f"{notes[0]} is damaged ({type(error).__name__}: {error}), so the films for "
+        raise VerdiffError(f"{notes[0]} is damaged ({type(error).__name__}: {error}), so the images for "
                            "validation are not known; train again with --fresh") from None
     return [opened.read_image(i) for i in index]
+
+
+# %% [markdown]
+# ## Use
+# The bundled model on a few phantoms, which it has never seen the like of in training:
+
+# %%
+folder = Path(tempfile.mkdtemp())
+model = VerdiffNet.from_pretrained(find_model(None))
+test = pack(PhantomSet(split="test", size=model.size, n_test=24), progress=False).subset(range(6))
+evaluation = evaluate(model, test, steps=(1,), ensemble=3, progress=False)
+print(evaluation)
+files = evaluation.save(folder, data="phantom")
+assert json.loads(files[0].read_text())["rows"][0]["method"] == "prior"
+print(*files[1].read_text().splitlines()[:3], sep="\n")
+
+
+# %%
+#| fig-alt: "Two phantoms, a row each: image, prior, three samples, their mean, their spread, the truth."
+two = test.images[:2].float() / 255
+figure = draw_samples(two, sample(model, two, steps=1, ensemble=3), test.masks[:2])
+save_figure(figure, folder / "result.png", dpi=80)
+Image.open(folder / "result.png")
+
+
+# %%
+#| hide
+shutil.rmtree(folder)

@@ -2,6 +2,11 @@
 # # Results as files
 # > Five files an image, none of them written over somebody else's
 
+# %% [markdown]
+# Each radiograph gives four PNGs (in 16 bits the probability, value / 65535, and the uncertainty, value / 131070) and a small JSON: the confidence, and
+# how the mask was made. Each file says inside that verdiff wrote it, so a hand-drawn mask or the notes of a labelling program are never
+# written over; the PNGs carry the signature of the run, the JSON its words, so an interrupted folder goes on where it stopped.
+
 # %%
 #| default_exp segmentation.results
 
@@ -23,19 +28,19 @@ from verdiff.files import VerdiffError, atomic_write, files_below, write_json
 from verdiff.io.images import SUFFIXES
 from verdiff.segmentation.segmenter import Segmentation, overlay
 
-# %% [markdown]
-# ## Files
-#
-# Each radiograph gives four PNGs (in 16 bits the probability, value / 65535, and the uncertainty, value / 131070; the prior is not saved) and a small JSON: the confidence, and how the mask was made.
-# `atomic_write` ([settings](settings.ipynb)) leaves no half-written file when the disk is full or the power fails. Each file
-# says inside that `verdiff` wrote it, so a hand-drawn mask, or the notes of a labelling program, are never overwritten.
+# %%
+import shutil
+import tempfile
+
+from verdiff.data.landmarks import landmarks_to_mask
+from verdiff.data.phantoms import draw_phantom
 
 # %%
 #| export
 KINDS = ("mask", "probability", "uncertainty", "overlay")
 
 
-def deep(
+def to_16_bit(
     values: np.ndarray,  # in [0, 1]
 ) -> Image.Image:
     "A picture of 16 bits."
@@ -47,7 +52,7 @@ def signature(about: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def mark(about: dict[str, Any]) -> PngInfo:
+def png_info(about: dict[str, Any]) -> PngInfo:
     "What a PNG of ours says of itself."
     info = PngInfo()
     info.add_text("Software", "verdiff")
@@ -103,28 +108,18 @@ def save_segmentation(
     """
     pictures = (
         Image.fromarray(segmentation.mask * np.uint8(255)),
-        deep(segmentation.probability),
-        deep(2 * segmentation.uncertainty),
+        to_16_bit(segmentation.probability),
+        to_16_bit(2 * segmentation.uncertainty),
         overlay(image, segmentation),
     )
     paths = result_paths(folder, stem)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for path, picture in zip(paths[:-1], pictures, strict=True):
         with atomic_write(path) as temporary:
-            picture.save(temporary, format="PNG", pnginfo=mark(about))
+            picture.save(temporary, format="PNG", pnginfo=png_info(about))
     write_json(paths[-1], about | segmentation.record())
     return paths
 
-
-# %%
-written = save_segmentation(result, wide.image, folder / "out", "wide")
-probability = np.asarray(Image.open(written[1])) / 65535
-assert np.abs(probability - result.probability).max() < 1e-5
-[p.name for p in written]
-
-
-# %% [markdown]
-# The PNGs carry the signature of the run that wrote them, the JSON its details, so a long run can be broken off: the same command again leaves out what is done.
 
 # %%
 #| export
@@ -144,15 +139,6 @@ def is_done(
 
 
 # %%
-about = {"file": "wide.jpg", "steps": 10}
-paths = save_segmentation(result, wide.image, folder / "out", "wide", **about)
-assert is_done(paths, about) and not is_done(paths, about | {"steps": 1})
-
-
-# %% [markdown]
-# Subfolders are read too, earlier results are not, and no two images share a name for their results.
-
-# %%
 #| export
 def is_output(
     path: Path,  # of an image
@@ -162,6 +148,27 @@ def is_output(
     ends = tuple(f"_{kind}.png" for kind in KINDS)
     return path.name.endswith(ends) and out.resolve() in path.resolve().parents and is_ours(path)
 
+
+# %%
+#| export
+def refuse_another(
+    path: Path,  # STEM.json
+    about: dict[str, Any],  # of the image that is to be written there
+    fresh: bool,  # write over it all the same
+) -> None:
+    "VerdiffError where the results of another image lie under that name."
+    try:
+        there = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return
+    if not fresh and all(there.get(key, about[key]) != about[key] for key in ("file", "pixels")):
+        raise VerdiffError(f"{path} holds the result of another image, {there['file']}; use another "
+                           "--out, or --fresh to write over it")
+
+
+# %% [markdown]
+# ## Which images
+# Subfolders are read, earlier results are not, no two images share a name, and what does not end like an image is named, not dropped in silence.
 
 # %%
 #| export
@@ -179,11 +186,6 @@ def distinct(
         seen[stem] += 1
         stems[i] = stem.with_name(f"{stem.name}-{seen[stem]}") if seen[stem] > 1 else stem
     return stems
-
-
-# %%
-two = [Path("monday/a.png"), Path("monday/a.tif"), Path("monday/b.png"), Path("friday/b.png")]
-[str(name) for name in distinct(two, [Path(p.stem) for p in two])]
 
 
 # %%
@@ -215,9 +217,6 @@ def list_images(
     return list(zip(found, distinct(list(found), list(found.values())), strict=True))
 
 
-# %% [markdown]
-# Files that do not end like an image are named, not dropped in silence:
-
 # %%
 #| export
 def passed_over(
@@ -225,7 +224,6 @@ def passed_over(
     out: str | Path,  # output folder, whose files are no news
 ) -> list[Path]:
     "The files of folders that `list_images` leaves out because of their ending; hidden ones apart."
-
     files = (p for s in map(Path, sources) if s.is_dir() for p in sorted(files_below(s)))
     return [
         p
@@ -234,27 +232,44 @@ def passed_over(
     ]
 
 
+# %% [markdown]
+# ## Use
+
 # %%
-mixed = folder / "mixed"
-mixed.mkdir()
-for name in ("a.png", "b.dcm", ".hidden"):
-    (mixed / name).touch()
-assert [p.name for p, _ in list_images([mixed], "out")] == ["a.png"]
-[p.name for p in passed_over([mixed], "out")]
+folder = Path(tempfile.mkdtemp())
+image = draw_phantom(7).image
+mask = landmarks_to_mask(draw_phantom(7).landmarks, *image.shape)
+soft = mask.astype(np.float32)
+drawn = Segmentation(mask, soft, 0 * soft, soft)
+about = {"file": "spine.png", "pixels": "a digest", "steps": 1}
+written = save_segmentation(drawn, image, folder / "out", "spine", **about)
+print(*(p.name for p in written), sep="\n")
+assert is_done(written, about) and not is_done(written, about | {"steps": 10})
+assert (np.asarray(Image.open(written[0])) > 0).astype(np.uint8).tolist() == mask.tolist()
 
 
 # %%
-#| export
-def refuse_another(
-    path: Path,  # STEM.json
-    about: dict[str, Any],  # of the image that is to be written there
-    fresh: bool,  # write over it all the same
-) -> None:
-    "VerdiffError where the results of another image lie under that name."
+Image.new("L", (4, 4)).save(folder / "out/hand_mask.png")  # somebody else's
+for problem in (lambda: result_paths(folder / "out", "hand"),
+                lambda: refuse_another(written[-1], about | {"file": "b.png", "pixels": "x"}, False)):
     try:
-        there = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return
-    if not fresh and all(there.get(key, about[key]) != about[key] for key in ("file", "pixels")):
-        raise VerdiffError(f"{path} holds the result of another image, {there['file']}; use another "
-                           "--out, or --fresh to write over it")
+        problem()
+    except VerdiffError as error:
+        print("-", str(error).replace(str(folder), "..."))
+    else:
+        raise AssertionError
+
+
+# %%
+two = [Path("monday/a.png"), Path("monday/a.tif"), Path("friday/b.png")]
+print(*distinct(two, [p.with_suffix("") for p in two]))
+(folder / "mixed").mkdir()
+for name in ("a.png", "b.txt", ".hidden"):
+    (folder / "mixed" / name).touch()
+assert [p.name for p, _ in list_images([folder / "mixed"], "out")] == ["a.png"]
+assert [p.name for p in passed_over([folder / "mixed"], "out")] == ["b.txt"]
+
+
+# %%
+#| hide
+shutil.rmtree(folder)

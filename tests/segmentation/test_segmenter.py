@@ -36,7 +36,7 @@ from verdiff.segmentation.evaluation import (
 )
 from verdiff.segmentation.models import bundled_model, find_model
 from verdiff.segmentation.results import (
-    KINDS, distinct, is_ours, list_images, mark, passed_over, save_segmentation,
+    KINDS, distinct, is_ours, list_images, png_info, passed_over, save_segmentation,
 )
 from verdiff.segmentation.segmenter import Segmentation, Segmenter, overlay, pick_device
 
@@ -338,7 +338,7 @@ def test_list_images(tmp_path):
                  ".hidden", "out/more.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(b"")
-    Image.new("L", (3, 3)).save(tmp_path / "out/a/x_mask.png", pnginfo=mark({}))
+    Image.new("L", (3, 3)).save(tmp_path / "out/a/x_mask.png", pnginfo=png_info({}))
     found = list_images([tmp_path], tmp_path / "out")
     names = {str(p.relative_to(tmp_path)): str(stem) for p, stem in found}
     assert names == {

@@ -23,13 +23,13 @@ from ..files import VerdiffError, write_json
 from ..io.images import read_image
 from ..networks.pretrained import WEIGHTS_FILE, fetch_file
 
-# %% ../../nbs/library/confidence.ipynb #5875a5a7
+# %% ../../nbs/library/confidence.ipynb #5a352255
 TRAITS = {  # name -> what a value below and one above the usual means; None: never strange
     "agreement": ("prior and diffusion contradict each other", None),
     "margin": ("the samples are undecided even inside the mask", None),
     "area": ("the mask is unusually small", "the mask is unusually large"),
     "extent": ("the mask covers little of the height", "the mask covers too much of the height"),
-    "widening": ("the mask narrows downwards (is the film upside down?)",
+    "widening": ("the mask narrows downwards (is the image upside down?)",
                  "the mask widens too much downwards"),
     "contrast": ("the image is almost blank", None),
 }
@@ -54,7 +54,7 @@ def traits(
             "extent": float((rows[-1] - rows[0] + 1) / len(mask)),
             "widening": float((lower - upper) / max(lower + upper, 1)), "contrast": contrast}
 
-# %% ../../nbs/library/confidence.ipynb #ba2a2177
+# %% ../../nbs/library/confidence.ipynb #06188325
 SLACK = 1.25  # how much farther than the validation films a trait may lie
 
 
@@ -72,7 +72,7 @@ class Reference:
 def learn_limits(
     found: Sequence[dict[str, float]],  # traits of radiographs that the model was not trained on
 ) -> dict[str, tuple[float, float, float]]:  # trait -> lower limit, median, upper limit
-    "Medians, and limits a quarter farther out than the most extreme film."
+    "Medians, and limits a quarter farther out than the most extreme one."
     limits = {}
     for name in TRAITS:
         x = np.array([f[name] for f in found])
@@ -81,7 +81,7 @@ def learn_limits(
         limits[name] = middle - below, middle, middle + above
     return limits
 
-# %% ../../nbs/library/confidence.ipynb #5bd0bf47
+# %% ../../nbs/library/confidence.ipynb #23231f29
 def judge(
     reference: Reference,
     found: dict[str, float],  # of one image, by `traits`
@@ -96,7 +96,7 @@ def judge(
     odd.sort(reverse=True)
     confidence = 1 / (1 + odd[0][0] ** 4)
     why = [reason for z, reason in odd if z > 1]
-    why.sort(key=lambda reason: reason != TRAITS["contrast"][0])  # a blank film explains the rest
+    why.sort(key=lambda reason: reason != TRAITS["contrast"][0])  # a blank image explains the rest
     sentence = (
         f"confidence {confidence:.2f}: {', and '.join(why[:2])}; unlike the radiographs that this "
         "model knows, so look before you use the mask"

@@ -6,7 +6,7 @@ Docs: https://verdiff.github.io/verdiff/library/evaluation.html.md"""
 
 # %% auto #0
 __all__ = ['Way', 'Scores', 'Row', 'Evaluation', 'save_evaluation', 'ways_to_segment', 'check_shape', 'evaluate', 'overlaps',
-           'draw_samples', 'save_figure', 'validation_films']
+           'draw_samples', 'save_figure', 'validation_images']
 
 # %% ../../nbs/library/evaluation.ipynb #9cf9cce5
 import json
@@ -100,7 +100,7 @@ class Evaluation:
         return "\n".join(lines)
 
     def save(self, folder: Path, **about: Any) -> list[Path]:
-        "As `save_evaluation`."
+        "As `save_evaluation`; VerdiffError where the disk fails."
         return save_evaluation(self, folder, **about)
 
 # %% ../../nbs/library/evaluation.ipynb #7de08f0b
@@ -134,7 +134,6 @@ def ways_to_segment(
     **options: Any,  # of `sample`
 ) -> Iterator[tuple[Way, torch.Tensor, float]]:  # which way, probability (B, 1, H, W), seconds
     "Prior alone, then for each number of steps one sample and the ensemble's mean."
-
     for k in steps:
         start = time.perf_counter()
         got = sample(model, image, steps=k, ensemble=ensemble, **options)
@@ -145,19 +144,19 @@ def ways_to_segment(
         if ensemble > 1:
             yield ("diffusion", k, ensemble), got.mean, took
 
-# %% ../../nbs/library/evaluation.ipynb #b9187e95
+# %% ../../nbs/library/evaluation.ipynb #22c9fec6
 def check_shape(
     size: tuple[int, int],  # (height, width) of the network
     scored: tuple[int, int],  # (height, width) at which to score
     fit: str,  # of the network
 ) -> None:
-    "VerdiffError where letterboxed films would be stretched by more than 5 % to be scored."
+    "VerdiffError where letterboxed images would be stretched by more than 5 % to be scored."
     (h, w), (H, W) = size, scored
     if fit == "letterbox" and not 0.95 < H * w / (W * h) < 1.05:
-        raise VerdiffError(f"scoring at {H}x{W} would stretch the films of a model for {h}x{w}; "
+        raise VerdiffError(f"scoring at {H}x{W} would stretch the images of a model for {h}x{w}; "
                            f"take a size of the same shape, such as {2 * h}x{2 * w}")
 
-# %% ../../nbs/library/evaluation.ipynb #40dfb8e8
+# %% ../../nbs/library/evaluation.ipynb #b9187e95
 def evaluate(
     model: VerdiffNet,  # trained
     data: Packed,  # images and masks at the size at which to score
@@ -170,7 +169,7 @@ def evaluate(
 ) -> Evaluation:
     """Prior alone, and diffusion at each number of steps, as one sample and as the ensemble's mean.
 
-    VerdiffError where a letterboxed model would see the films stretched by more than 5 %.
+    VerdiffError where a letterboxed model would see the images stretched by more than 5 %.
     """
 
     check_steps(model, steps)
@@ -195,10 +194,9 @@ def evaluate(
 
 def overlaps(pred: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
     "Dice and IoU of a batch, float64 (2, B)."
-
     return torch.stack([dice(pred, mask), iou(pred, mask)]).cpu().double().numpy()
 
-# %% ../../nbs/library/evaluation.ipynb #9393ac5a
+# %% ../../nbs/library/evaluation.ipynb #40dfb8e8
 def draw_samples(
     images: torch.Tensor,  # (B, 1, h, w) in [0, 1]
     samples: SegmentationSamples,  # of these images
@@ -206,8 +204,6 @@ def draw_samples(
     shown: int = 3,  # how many single samples to show
 ) -> Figure:
     "One row an image: the image, the prior, some samples, their mean, their spread, the truth."
-    from matplotlib.figure import Figure
-
     unit, most = {"cmap": "magma", "vmin": 0, "vmax": 1}, max(0.01, float(samples.std.max()))
     columns: list[tuple[str, Any, dict[str, Any]]] = [
         ("image", images, {"cmap": "gray"}), ("prior", samples.prior_prob, unit),
@@ -221,10 +217,10 @@ def draw_samples(
     axes = figure.subplots(rows, len(columns), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for column, (title, pictures, look) in zip(axes.T, columns, strict=True):
+    for column, (title, pictures, style) in zip(axes.T, columns, strict=True):
         column[0].set_title(title, fontsize=8)
         for axis, picture in zip(column, pictures, strict=True):
-            axis.imshow(picture[0].float().cpu().numpy(), **look)
+            axis.imshow(picture[0].float().cpu().numpy(), **style)
     return figure
 
 # %% ../../nbs/library/evaluation.ipynb #9184b539
@@ -237,14 +233,13 @@ def save_figure(
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi)
 
-# %% ../../nbs/library/evaluation.ipynb #ae46c80f
-def validation_films(
+# %% ../../nbs/library/evaluation.ipynb #475fb9e0
+def validation_images(
     data: str,  # a zip, a folder, or the word "phantom"
     segmenter: Segmenter,
     folder: Path,  # of the model; run.json lies in it or above it
 ) -> list[Any]:  # grey images
     "The radiographs that the model was validated on, not trained on; of phantoms, new ones."
-
     if data == "phantom":
         return [draw_phantom(seed=50_000 + i).image for i in range(24)]
     opened = open_dataset(data, "training", segmenter.model.size, segmenter.model.config.fit)
@@ -253,6 +248,6 @@ def validation_films(
         run = json.loads(notes[0].read_text())["settings"] if notes else load_settings().to_dict()
         _, index = grouped_split(opened.names, float(run["val_fraction"]), int(run["seed"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise VerdiffError(f"{notes[0]} is damaged ({type(error).__name__}: {error}), so the films for "
+        raise VerdiffError(f"{notes[0]} is damaged ({type(error).__name__}: {error}), so the images for "
                            "validation are not known; train again with --fresh") from None
     return [opened.read_image(i) for i in index]
