@@ -50,7 +50,7 @@ readme: .venv/dev  ## write README.md and nbs/llms.txt from the notebooks
 	$(BIN)/python .ci/check.py --write-readme
 
 docs: .venv/dev  ## build the site into _docs/ (needs Quarto)
-	PYTHONPATH=.ci $(BIN)/nbdev-docs
+	PYTHONPATH=$(CURDIR)/.ci:$(CURDIR) $(BIN)/nbdev-docs
 
 repo: .venv/dev  ## move to another address: make repo OWNER=somebody REPO=name
 	$(BIN)/python .ci/repo.py $(OWNER) $(REPO)

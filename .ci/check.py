@@ -291,6 +291,9 @@ def render_readme():
     site = re.search(r'^Documentation = "(.+?)/?"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)[1]
     text = re.sub(r"\]\(((?:\w+/)?\w+)\.ipynb(#[^)\s]*)?\)", r"](nbs/\1.ipynb\2)", text)
     text = re.sub(r"\]\(((?:\w+/)?\w+\.html(?:#[^)\s]*)?)\)", rf"]({site}/\1)", text)
+    text = re.sub(r"^:{3,}.*\n", "", text, flags=re.M)  # Quarto's boxes, and attributes that GitHub would print
+    text = re.sub(r"^(#+ .*?)[ \t]*\{[#.][^}\n]*\}[ \t]*$", r"\1", text, flags=re.M)
+    text = re.sub(r"(\]\([^)\n]*\))\{[^}\n]*\}", r"\1", text)
     head = "<!-- made from nbs/index.ipynb by `make readme`: edit that notebook -->\n\n"
     return head + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", pictures
 

@@ -279,6 +279,15 @@ def directives(nb, name):
     return found
 
 
+def citations(nb, name, known=None):
+    """what looks like a citation to Pandoc (`@name` in prose) is one of nbs/references.bib"""
+    if known is None:
+        known = set(re.findall(r"^@\w+\{([\w-]+),", (ROOT / "nbs/references.bib").read_text(encoding="utf-8"), re.M))
+    words = [(n, re.sub(r"\$[^$\n]+\$|https?://\S+", "", prose(c))) for n, c in enumerate(nb["cells"]) if c["cell_type"] == "markdown"]
+    return [f"cell {n}: @{key} is not in references.bib" for n, said in words
+            for key in re.findall(r"(?<![\w.@/])@([A-Za-z][\w-]*)", said) if key not in known]
+
+
 # ---------------------------------------------------------------- links and anchors
 
 
@@ -397,7 +406,8 @@ def no_main(nb, name, page):
     return found
 
 
-WRITTEN = [introduction, badge, installs, source_shown, alt_text, bare_outputs, said_to_be_recorded, line_width, clean_outputs, directives]
+WRITTEN = [introduction, badge, installs, source_shown, alt_text, bare_outputs, said_to_be_recorded, line_width, clean_outputs, directives,
+           citations]
 PROCESSED = [survives, subject_on_page, no_main]
 
 

@@ -51,7 +51,7 @@ def book(*cells):
 GOOD = book(
     code('#| hide\nimport sys\nif "google.colab" in sys.modules:\n    !pip install -q verdiff'),
     code("#| default_exp x"),
-    md("## A [section](#a-section)"),
+    md("## A [section](#a-section)\n\nAs in [@ddpm], `@torch.no_grad()`, somebody@example.org."),
     code("#| exports\ndef double(x):\n    return 2 * x"),
     code(ALT + "plot()", PICTURE),
     md("## Long\n\nRecorded run: one H100 GPU, 2026-11-27, commit `4030a8b`."),
@@ -108,6 +108,7 @@ BAD = {
         book(md("::: {.callout-note}\nnever closed")),
         book(md("<details><summary>Answer</summary> never closed")),
     ],
+    "citations": [book(md("As in @nobody-2020.")), book(md("As the decorator @torch.no_grad() says."))],
 }
 CASES = [(rule, i) for rule, books in BAD.items() for i in range(len(books))]
 
