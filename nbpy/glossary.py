@@ -34,7 +34,7 @@
 # |---|---|---|---|
 # | conditional U-Net | `ConditionalUNet` | sees the radiograph only and gives the prior | [08](08_unet.ipynb) |
 # | diffusion U-Net | `UNet` | sees $x_t$, the time and the image's features, and predicts | [08](08_unet.ipynb) |
-# | skip connection | `skips` | an encoder level handed to the decoder level of the same size | [08](08_unet.ipynb) |
+# | skip connection | `levels` | an encoder level handed to the decoder level of the same size | [08](08_unet.ipynb) |
 # | MSFM | `MultiScaleFusion` | multi-scale fusion module: kernels of 3, 5 and 7 that compete, Eq. (11)–(14) | [09](09_msfm.ipynb) |
 # | NSA | `NoiseSemanticAdapter` | noise semantic adapter: large-kernel attention that looks at the mask, Eq. (15)–(16) | [10](10_nsa.ipynb) |
 # | EMA | `ema_update` | exponential moving average of the weights; what is saved and used | [13](13_training.ipynb) |

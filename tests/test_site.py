@@ -101,3 +101,11 @@ def test_a_new_home_is_written_everywhere():
     assert moved == ("https://github.com/somebody/spines/blob/main/x git+https://github.com/somebody/spines\" https://somebody.github.io/spines/ "
                      "https://colab.research.google.com/github/somebody/spines/blob/main/nbs/x.ipynb from verdiff.data import x; github.com/verdiff/verdiff-extra")
     assert repo.rewrite(moved, new, old) == text
+
+
+def test_the_glossary_names_what_the_code_has():
+    code = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "verdiff").rglob("*.py") if p.name != "_modidx.py")
+    rows = re.findall(r"^# \| .+? \| (`.+?`) \| .+ \| \[", read("nbpy/glossary.py"), re.M)
+    names = {word for row in rows for cell in re.findall(r"`([^`]+)`", row) for word in re.findall(r"[A-Za-z_]\w+", cell)}
+    assert len(rows) > 25 and {"betas", "x_t", "fit_image"} <= names
+    assert {name for name in names if not re.search(rf"\b{name}\b", code)} == set()
