@@ -310,7 +310,7 @@ MEASURE = """(async () => { await document.fonts.ready; await Promise.all([...do
   return {height: document.documentElement.scrollHeight, width: document.documentElement.scrollWidth, cut: wide,
     blocks: document.querySelectorAll('main pre').length, noalt: [...document.images].filter(i => !i.alt && i.closest('main')).length,
     broken: [...document.images].filter(i => !i.naturalWidth && !i.src.startsWith('http')).length,
-    out: [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('pre, table, .katex-display')).slice(0, 3).map(e => e.tagName + '.' + e.className)} })()"""
+    out: [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('pre, .katex-display, .katex-mathml')).slice(0, 3).map(e => e.tagName + '.' + e.className)} })()"""
 
 
 def photograph(pages, tall=16000):
