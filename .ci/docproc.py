@@ -3,7 +3,7 @@
 A cell with `#| exports` (the course) becomes a small heading that others can link to, and its source, whole. A cell with
 `#| export` (the library) becomes a heading, its signature as written in the source, and its docstring. nbdev itself shows the
 signature that Python reconstructs, where the page's own classes are called `__main__.Name` and an exception has `*args, **kwargs`.
-Links between pages become relative, so that the site works under any address.
+A cell of nothing but imports is folded. Links between pages become relative, so that the site works under any address.
 """
 import ast
 import functools
@@ -19,6 +19,7 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 EXPORTED = re.compile(r"^#\|\s*(exports?)\b", re.M)
 HIDDEN = re.compile(r"^#\|\s*(hide\b|include:\s*false)", re.M)
 OURS = re.compile(r"^#\|\s*(exports|slow|cuda|notest)\b.*\n?", re.M)  # options that Quarto does not know
+OPTIONS = re.compile(r"^#\|.*\n?", re.M)
 SHOWN = re.compile(r"^show_doc\((\w[\w.]*)", re.M)
 LINK = re.compile(r"\[(`[^`\]]+`)\]\(([^)\s]+)\)")
 
@@ -33,6 +34,18 @@ def definitions(source):
         return [node for node in ast.parse(source).body if isinstance(node, DEFINITIONS)]
     except SyntaxError:  # a shell line or a magic
         return []
+
+
+def only_setup(source):
+    """A cell of nothing but imports and drawing or thread settings, which the page folds."""
+    try:
+        parts = ast.parse(OPTIONS.sub("", source)).body
+    except SyntaxError:
+        return False
+    calls = {"set_matplotlib_formats", "torch.set_num_threads"}
+    return bool(parts) and all(
+        isinstance(p, (ast.Import, ast.ImportFrom))
+        or isinstance(p, ast.Expr) and isinstance(p.value, ast.Call) and ast.unparse(p.value.func) in calls for p in parts)
 
 
 def documented(cells):
@@ -130,6 +143,8 @@ class Reference(Processor):
                 cell["source"] = mend(cell.source)
             else:
                 cell["source"] = OURS.sub("", cell.source)
+                if cell.cell_type == "code" and only_setup(cell.source) and not re.search(r"^#\|\s*(code-fold|echo):", cell.source, re.M):
+                    cell["source"] = f'#| code-fold: true\n#| code-summary: "Imports"\n{cell.source}'
             name = SHOWN.search(cell.source or "") if cell.cell_type == "code" else None
             if name and self.sources.get(name[1], (0, 0, False))[2]:
                 waiting.append((name[1], cell))  # its source stands right before or after it

@@ -253,6 +253,7 @@ def test_what_nbdev_and_the_processor_make_of_a_page(monkeypatch):
              code("#| export\nclass Pair(NamedTuple):\n    one: int  # the first"),
              code("#| exports\ndef join(pair: Pair) -> str:\n    \"Both.\"\n    return f'{pair}'\n\ndef _part(): pass"),
              code("#| export\ndef make() -> Pair:  # a pair\n    \"Two.\"\n    return Pair(1)"),
+             code("import math\nfrom pathlib import Path"), code("#| echo: false\nimport json"),
              code("#| fig-alt: \"nothing\"\n#| slow\njoin(make())", result("Pair(one=1)"))]
     cells = [c | {"id": f"c{i}", "metadata": {}} | ({"execution_count": None} if c["cell_type"] == "code" else {}) for i, c in enumerate(lines)]
     nb = dict2nb(dict(cells=cells, metadata=dict(kernelspec=dict(name="python3", language="python", display_name="python3")),
@@ -268,3 +269,13 @@ def test_what_nbdev_and_the_processor_make_of_a_page(monkeypatch):
     head = next(i for i, (_, source, _) in enumerate(shown) if "### join {#join .api}" in source)
     assert shown[head][0] == "markdown" and shown[head + 1][1].startswith("def join(pair: Pair)")  # the course: its source
     assert "exports" not in shown[head + 1][1] and '#| fig-alt: "nothing"' in whole and "slow" not in whole
+    assert any(source == '#| code-fold: true\n#| code-summary: "Imports"\nimport math\nfrom pathlib import Path' for _, source, _ in shown)
+    assert whole.count("code-fold") == 1  # what says `echo: false` has no need of it
+
+
+@pytest.mark.parametrize("source, folded", [
+    ("import a\nfrom b import c", True), ("import a\nset_matplotlib_formats('jpeg', pil_kwargs={})\ntorch.set_num_threads(1)", True),
+    ("import a\nx = 1", False), ("plot()", False), ("", False), ("!pip install x", False),
+])
+def test_what_is_folded_as_setup(source, folded):
+    assert docproc.only_setup(source) is folded
