@@ -218,7 +218,10 @@ def processed():
 
     os.chdir(ROOT)
     refresh_quarto_yml()
-    cache = proc_nbs(n_workers=0, force=True)
+    try:
+        cache = proc_nbs(n_workers=0, force=True)
+    except Exception as why:  # a page's import that fails, say
+        raise Failed(f"nbdev cannot process the pages: {str(why)[-1500:]}") from why
     return find(Path(cache), ".ipynb")
 
 

@@ -455,7 +455,11 @@ def complaints(chosen, processed=None):
         found[name] = [f"{rule.__name__}: {said}" for rule in WRITTEN for said in rule(nb, name)]
         found[name] += [f"links: {said}" for said in links(nb, name, site, repository())]
         if processed:
-            page = processed(paths[name])
+            try:
+                page = processed(paths[name])
+            except Exception as why:  # what a page's imports raise, anything
+                found[name].append(f"process: nbdev cannot process the page: {str(why).splitlines()[-1]}")
+                continue
             found[name] += [f"{rule.__name__}: {said}" for rule in PROCESSED for said in rule(nb, name, page)]
             found[name] += [f"links: {said}" for said in links(page, name, site, repository())
                             if f"links: {said}" not in found[name] and not said.startswith("cell 0")]
