@@ -19,7 +19,7 @@ if "google.colab" in sys.modules:
 #| default_exp segmentation.segmenter
 
 # %%
-#| export
+#| exports
 import hashlib
 import json
 from collections.abc import Sequence
@@ -302,11 +302,11 @@ class Segmenter:
         """
         steps = self.usual[0] if steps is None else steps
         ensemble = self.usual[1] if ensemble is None else ensemble
-        for name, number, least in (("steps", steps, 1),
-                                    ("ensemble", ensemble, 1), ("seed", seed, 0)):
+        for name, number, least in (
+                ("steps", steps, 1), ("ensemble", ensemble, 1), ("seed", seed, 0)):
             if not hasattr(number, "__index__") or number < least:
-                raise VerdiffError(f"{name} = {number!r} must be a whole number "
-                                   f"from {least} on")
+                raise VerdiffError(f"{name} = {number!r} must be a whole "
+                                   f"number from {least} on")
         check_steps(self.model, [steps])
         grey = read_image(image)
         result = segment_image(self.model, grey, steps, ensemble, seed)
@@ -417,8 +417,8 @@ assert rate[-1] > 5 * rate[0]
 names = ["lowest half", "50–60 %", "60–70 %", "70–80 %", "80–90 %",
          "90–95 %", "95–98 %", "top 2 %"]
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.7), layout="constrained")
-for axis, values, label in zip(axes, (rate, quiet),
-                               ("share of wrong pixels", "share of all errors")):
+labels = "share of wrong pixels", "share of all errors"
+for axis, values, label in zip(axes, (rate, quiet), labels):
     axis.bar(names, values, color="#443983")
     axis.tick_params("x", rotation=45, labelsize=8)
     axis.set(xlabel="uncertainty of the pixel", ylabel=label)

@@ -3,11 +3,22 @@
 # > Every equation, both algorithms, every row of both tables, and the main numbers of the text, each with a verdict from this page
 
 # %% [markdown]
-# You will run each formula of Verdiff-Net as printed, beside the form that works, let four small networks compete on phantoms, and get one table of verdicts. What can be computed stands behind an assert; where the wording itself is the matter, it is quoted. The derivations are on the pages named in the table. About a minute on a laptop, no GPU.
+# Every lesson so far built what the paper must mean. What does it say? Each formula of Verdiff-Net runs here as printed, beside
+# the form that works, four small networks compete on phantoms, and each finding gets one of four verdicts.
+# **Holds.** **Holds after correction**: a slip, and the row says which. **Cannot hold**: not as printed, whatever single
+# sign or symbol one mends, and the row says why. **Not stated**: the paper leaves it open, and we had to choose. The result is one
+# table, [the verdicts](#the-verdicts); a minute on a laptop.
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/17_paper_checked.ipynb)
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/17_paper_checked.ipynb).
 
 # %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
+
+# %%
+#| code-fold: true
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
@@ -22,15 +33,20 @@ from verdiff.data.packed import pack
 from verdiff.data.phantom_set import PhantomSet
 from verdiff.data.splits import clean_test_indices
 from verdiff.data.xray import XRaySet
-from verdiff.diffusion.forward import ShiftedDiffusion, cosine_schedule, linear_schedule
+from verdiff.diffusion.forward import (
+    ShiftedDiffusion, cosine_schedule, linear_schedule,
+)
 from verdiff.diffusion.posterior import (
     posterior_coefficients, predict_x_0, printed_prior_coefficient, q_posterior,
     q_posterior_printed,
 )
-from verdiff.diffusion.sampling import ddpm_sample, ddpm_sample_printed, randn, sample
+from verdiff.diffusion.sampling import (
+    ddpm_sample, ddpm_sample_printed, randn, sample,
+)
 from verdiff.io.download import find_xray
 from verdiff.metrics import (
-    TABLE_1, TABLE_2, dice, iou, iou_from_dice, jensen_bound, jensen_check, summary,
+    TABLE_1, TABLE_2, dice, iou, iou_from_dice, jensen_bound,
+    jensen_check, summary,
 )
 from verdiff.networks.model import VerdiffNet
 from verdiff.networks.msfm import MultiScaleFusion
@@ -39,20 +55,20 @@ from verdiff.training.batches import generator_for, random_times
 from verdiff.training.loss import training_loss
 
 # %%
-set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
-torch.set_num_threads(1)
-
-# %%
+#| code-fold: true
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
 torch.set_num_threads(1)
 process = ShiftedDiffusion(linear_schedule())
 one = torch.ones(1).double()
 
-# %% [markdown]
-# There are four verdicts. **Holds.** **Holds after correction**: a slip, and the row says which. **Cannot hold**: not as printed, whatever single sign or symbol one mends, and the row says why (for Table 1 with ± read as the standard deviation over images). **Not stated**: the paper leaves it open, and we had to choose. Each finding is noted where it is computed.
-
 # %%
-HOLDS, FIXED, CANNOT, OPEN = "holds", "holds after correction", "cannot hold", "not stated"
+#| code-fold: true
+HOLDS, FIXED, CANNOT, OPEN = (
+    "holds",
+    "holds after correction",
+    "cannot hold",
+    "not stated",
+)
 findings = []
 
 
@@ -67,8 +83,10 @@ def note(where, verdict, paper, run, page):
 # Eq. (3) and (5) give the marginal: $x_t$ straight from the mask $x_0$ and the prior $f$, with mean $\sqrt{\bar\alpha_t}\,x_0 + s_t f$, $s_t = \sqrt{1 - \bar\alpha_t}$, and variance $s_t^2$. With $f = 0$ it must be DDPM.
 
 # %%
+#| code-fold: true
 x_0, f, eps = (
-    torch.randn(4, 1, 8, 4, generator=torch.Generator().manual_seed(k)) for k in range(3)
+    torch.randn(4, 1, 8, 4, generator=torch.Generator().manual_seed(k))
+    for k in range(3)
 )
 t = torch.tensor([0, 99, 500, 999])
 torch.testing.assert_close(
@@ -80,14 +98,17 @@ note(
     HOLDS,
     "marginal with mean $\\sqrt{\\bar\\alpha_t}x_0 + s_t f$",
     "with f = 0 it is DDPM, number for number",
-    "04_forward",
+    "06_forward",
 )
 
 
 # %% [markdown]
 # Eq. (2) is one step. Iterated, it gives $f$ the weight $c_t = \sqrt{\alpha_t}\,c_{t-1} + \sqrt{1-\alpha_t}$; Eq. (3) says $s_t$. The sentence below Eq. (2) repeats the mean without the roots, "$\alpha_t x_{t-1} + (1-\alpha_t) f$". Does that reading help? No: the mask's weight becomes $\bar\alpha_t$ in place of its root, and the variance is no longer $1 - \bar\alpha_t$.
 
+
 # %%
+#| code-fold: true
+#| fig-alt: "Left: the weight of the prior along the chain, far above Eq. (3) for the printed kernel and on it for the corrected one. Right: the variance, too small for the sentence below Eq. (2), right for the other two."
 def weights(step):
     "Weight of f in the mean, and the variance, after each step."
     c, v, rows = 0.0, 0.0, []
@@ -106,18 +127,24 @@ kernels = {
 }
 got = {name: weights(step) for name, step in kernels.items()}
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.5), layout="constrained")
-for (name, rows), colour in zip(got.items(), ("crimson", "tab:orange", "tab:blue")):
+for (name, rows), colour in zip(
+    got.items(), ("crimson", "tab:orange", "tab:blue")
+):
     for axis, k in zip(axes, (0, 1)):
         axis.plot(rows[:, k], color=colour, label=name)
 axes[0].plot(s, "k:", label="Eq. (3)")
 axes[1].plot(process.sigmas**2, "k:")
 axes[0].set(xlabel="t", ylabel="weight of f")
 axes[0].legend(fontsize=7)
-axes[1].set(xlabel="t", ylabel="variance")
+axes[1].set(xlabel="t", ylabel="variance");
 
 # %%
+#| code-fold: true
 goal = torch.stack([process.sigmas, process.sigmas**2], 1)
-off = {name: (rows - goal).abs().max(0).values.tolist() for name, rows in got.items()}
+off = {
+    name: (rows - goal).abs().max(0).values.tolist()
+    for name, rows in got.items()
+}
 assert (
     max(off["corrected"]) < 1e-12
     and off["Eq. (2) as printed"][0] > 14
@@ -128,15 +155,16 @@ note(
     HOLDS,
     "a Markov chain whose kernel sees f(b)",
     "with the corrected kernel, steps and marginal agree to 1e-12",
-    "04_forward",
+    "06_forward",
 )
 note(
     "Eq. (2)",
     FIXED,
     "a step that adds $\\sqrt{1-\\alpha_t}\\,f$",
-    f"ends at {got['Eq. (2) as printed'][-1, 0]:.2f} f instead of {s[-1]:.2f} f; "
+    f"ends at {got['Eq. (2) as printed'][-1, 0]:.2f} f instead of {s[-1]:.2f} "
+    f"f; "
     f"correct is $s_t - \\sqrt{{\\alpha_t}}\\,s_{{t-1}}$",
-    "04_forward",
+    "06_forward",
 )
 note(
     "Text below Eq. (2)",
@@ -144,10 +172,11 @@ note(
     "mean $\\alpha_t x_{t-1} + (1-\\alpha_t) f$",
     f"is neither Eq. (2) nor leads to Eq. (3): the variance is off by up to "
     f"{off['the sentence below it'][1]:.2f}",
-    "04_forward",
+    "06_forward",
 )
 
 # %%
+#| code-fold: true
 x_T = process.q_sample(
     torch.ones(20_000),
     torch.tensor([999]),
@@ -160,7 +189,7 @@ note(
     FIXED,
     "$x_T$ is pure isotropic noise",
     f"by Eq. (5) it is N(f, I): with f = 0.8 its mean is {x_T.mean():.2f}",
-    "04_forward",
+    "06_forward",
 )
 
 # %% [markdown]
@@ -169,22 +198,32 @@ note(
 # Eq. (4) names the form; Eq. (6) fills it in. Its weights of $x_0$ and $x_t$ (the latter is $B_t$ below) and its variance are those of DDPM. The weight of $f$ is the question. Two tests answer it without algebra: Bayes' rule on a grid at one $t$, and a whole chain with a perfect network.
 
 # %%
+#| code-fold: true
 k = posterior_coefficients(process)
-z, v = torch.linspace(-8, 8, 100_001).double(), lambda x: torch.full((1, 1), x, dtype=torch.float64)
-log = -((z - process.alphas_cumprod_prev[300].sqrt() - s_prev[300] * 0.8) ** 2) / (
-    2 * s_prev[300] ** 2
+z, v = (
+    torch.linspace(-8, 8, 100_001).double(),
+    lambda x: torch.full((1, 1), x, dtype=torch.float64),
 )
+log = -(
+    (z - process.alphas_cumprod_prev[300].sqrt() - s_prev[300] * 0.8) ** 2
+) / (2 * s_prev[300] ** 2)
 log -= (
-    0.4 - process.alphas[300].sqrt() * z - (s[300] - process.alphas[300].sqrt() * s_prev[300]) * 0.8
+    0.4
+    - process.alphas[300].sqrt() * z
+    - (s[300] - process.alphas[300].sqrt() * s_prev[300]) * 0.8
 ) ** 2 / (2 * process.betas[300])
 bayes = (torch.softmax(log, 0) * z).sum()
 exact, printed = (
     how(process, v(1.0), v(0.4), torch.tensor([300]), v(0.8))
     for how in (q_posterior, q_posterior_printed)
 )
-assert abs(exact[0] - bayes) < 1e-9 and abs(printed[0] - bayes) > 5 * printed[1].sqrt()
+assert (
+    abs(exact[0] - bayes) < 1e-9
+    and abs(printed[0] - bayes) > 5 * printed[1].sqrt()
+)
 plain = [
-    how(process, v(1.0), v(0.4), torch.tensor([300])) for how in (q_posterior, q_posterior_printed)
+    how(process, v(1.0), v(0.4), torch.tensor([300]))
+    for how in (q_posterior, q_posterior_printed)
 ]
 assert plain[0] == plain[1]  # without f, the printed form is the right one
 note(
@@ -192,28 +231,32 @@ note(
     HOLDS,
     "DDPM's weights and variance",
     "as Bayes' rule gives them",
-    "05_posterior",
+    "07_posterior",
 )
 note(
     "Eq. (6), f",
     FIXED,
     "weight of the prior $s_t$",
-    f"exact: $s_{{t-1}} - B_t s_t$, between {k.prior.min():.0f} and {k.prior.max():.4f}; "
+    f"exact: $s_{{t-1}} - B_t s_t$, between {k.prior.min():.0f} and "
+    f"{k.prior.max():.4f}; "
     f"printed up to {printed_prior_coefficient(process).max():.2f}",
-    "05_posterior",
+    "07_posterior",
 )
 note(
     "Eq. (4)",
     OPEN,
     "$\\Sigma_\\theta$ is a function",
-    "whether it is learned is not said; we take Eq. (6)'s $\\sigma^2$, as Section 2.2.2 assumes",
-    "05_posterior",
+    "whether it is learned is not said; we take Eq. (6)'s $\\sigma^2$, as "
+    "Section 2.2.2 assumes",
+    "07_posterior",
 )
 
 
 # %%
+#| code-fold: true
 def chain(step, n=1000):
-    "Mean of the walkers at each t, with a network that always knows x_0 = 1; f = 0.8."
+    "Mean of the walkers at each t, with a network that always knows x_0 = 1; "
+    "f = 0.8."
     g = torch.Generator().manual_seed(0)
     x_0 = torch.ones(n).double()
     f = torch.full((n,), 0.8).double()
@@ -227,30 +270,36 @@ def chain(step, n=1000):
 
 wanted = process.alphas_cumprod_prev.sqrt() + 0.8 * process.sigmas_prev
 good, bad = (
-    (chain(step) - wanted).abs().max().item() for step in (q_posterior, q_posterior_printed)
+    (chain(step) - wanted).abs().max().item()
+    for step in (q_posterior, q_posterior_printed)
 )
 assert good < 0.15 < 10 < bad
 note(
     "Eq. (6), a whole chain",
     FIXED,
     "(implied: stays on Eq. 3)",
-    f"as printed it leaves Eq. (3) by up to {bad:.0f}; the exact one by {good:.2f}, "
+    f"as printed it leaves Eq. (3) by up to {bad:.0f}; the exact one by "
+    f"{good:.2f}, "
     f"which is chance",
-    "05_posterior",
+    "07_posterior",
 )
 
 # %% [markdown]
 # Eq. (7) and Algorithm 2, with a perfect noise predictor, $x_0 = 1$ and $f = 0.8$, both started at $\mathcal N(0, I)$, as Algorithm 2 prints. Its own distance is that of the start; what its root does to the noise, a mean does not show:
 
 # %%
-f8, noise = torch.full((1000, 1), 0.8).double(), randn(torch.Generator().manual_seed(0))
+#| code-fold: true
+f8, noise = (
+    torch.full((1000, 1), 0.8).double(),
+    randn(torch.Generator().manual_seed(0)),
+)
 start = noise(f8)
 
 
 def perfect(x, t):
-    return (x - process.alphas_cumprod.sqrt()[t[0]] - process.sigmas[t[0]] * 0.8) / process.sigmas[
-        t[0]
-    ]
+    return (
+        x - process.alphas_cumprod.sqrt()[t[0]] - process.sigmas[t[0]] * 0.8
+    ) / process.sigmas[t[0]]
 
 
 def drift(run):
@@ -261,43 +310,67 @@ def drift(run):
 
 runs = {
     "Eq. (7)": drift(
-        lambda see: ddpm_sample_printed(process, perfect, start, noise, bar=True, callback=see)
+        lambda see: ddpm_sample_printed(
+            process, perfect, start, noise, bar=True, callback=see
+        )
     ),
     "Algorithm 2": drift(
-        lambda see: ddpm_sample_printed(process, perfect, start, noise, callback=see)
+        lambda see: ddpm_sample_printed(
+            process, perfect, start, noise, callback=see
+        )
     ),
     "exact": drift(
         lambda see: ddpm_sample(
-            process, perfect, start + f8, f8, "epsilon", noise, clip=False, callback=see
+            process,
+            perfect,
+            start + f8,
+            f8,
+            "epsilon",
+            noise,
+            clip=False,
+            callback=see,
         )
     ),
 }
 
 # %%
+#| code-fold: true
+#| fig-alt: "Mean of the walkers over time t for Eq. (7), Algorithm 2 and the exact sampler, against the road of Eq. (3): only the exact one stays on it, though all three end near one."
 road = process.alphas_cumprod.sqrt() + 0.8 * process.sigmas
 fig, axis = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
-for (name, (path, _)), colour in zip(runs.items(), ("tab:orange", "crimson", "tab:blue")):
+for (name, (path, _)), colour in zip(
+    runs.items(), ("tab:orange", "crimson", "tab:blue")
+):
     axis.plot(path, color=colour, label=name, lw=1)
 axis.plot(road, "k--", lw=1, label="Eq. (3)")
 axis.set(xlabel="t (the walk goes left)", ylabel="mean of $x_t$")
 axis.legend(fontsize=8)
-gaps = {name: (path - road)[:-1].abs().max().item() for name, (path, _) in runs.items()}
+gaps = {
+    name: (path - road)[:-1].abs().max().item()
+    for name, (path, _) in runs.items()
+}
 assert gaps["exact"] < 0.15 and min(gaps["Eq. (7)"], gaps["Algorithm 2"]) > 0.5
 for name, paper, change in (
-    ("Eq. (7)", "a step without the shift", "take $s_t f$ off, step, put $s_{t-1} f$ on"),
+    (
+        "Eq. (7)",
+        "a step without the shift",
+        "take $s_t f$ off, step, put $s_{t-1} f$ on",
+    ),
     (
         "Algorithm 2",
         "the same from N(0, I), with $\\sqrt{1-\\alpha_t}$",
-        "start at N(f, I), take Eq. (7)'s $\\sqrt{1-\\bar\\alpha_t}$ and the shift",
+        "start at N(f, I), take Eq. (7)'s $\\sqrt{1-\\bar\\alpha_t}$ and the "
+        "shift",
     ),
 ):
     note(
         name,
         FIXED,
         paper,
-        f"off the marginal by up to {gaps[name]:.2f} (exact form: {gaps['exact']:.2f}, chance), "
+        f"off the marginal by up to {gaps[name]:.2f} (exact form: "
+        f"{gaps['exact']:.2f}, chance), "
         f"though it ends at {runs[name][1]:.3f} (should be 1); {change}",
-        "11_sampling",
+        "14_sampling",
     )
 
 # %% [markdown]
@@ -306,6 +379,7 @@ for name, paper, change in (
 # Eq. (8) is the usual squared error of the noise. Its target must contain the mask: whoever knows the noise, $x_t$ and $f$ knows $x_0$.
 
 # %%
+#| code-fold: true
 x64, f64, e64 = x_0.double(), f.double(), eps.double()
 back = predict_x_0(process, process.q_sample(x64, t, f64, e64), t, e64, f64)
 torch.testing.assert_close(back, x64, atol=1e-9, rtol=1e-9)
@@ -315,14 +389,17 @@ note(
     "squared error of the noise",
     "a sound target: from it $x_0$ is recovered exactly; "
     "see the competition below for how well it is learned",
-    "05_posterior",
+    "07_posterior",
 )
 
 
 # %% [markdown]
 # Eq. (9) is a cross entropy whose target is Gaussian noise. A cross entropy has a lower bound when the target lies in $[0, 1]$; this one has none.
 
+
 # %%
+#| code-fold: true
+#| fig-alt: "Two curves of cross entropy over two hundred steps: with noise as target it falls below zero without end, with a mask as target it levels off."
 def descend(target, steps=200):
     logit, losses = torch.zeros_like(target).requires_grad_(), []
     for _ in range(steps):
@@ -349,28 +426,32 @@ lowest = {name: losses[-1] for name, losses in falls.items()}
 assert lowest["target: noise, Eq. (9)"] < -10 and lowest["target: a mask"] > 0
 
 # %%
+#| code-fold: true
 note(
     "Eq. (9)",
     CANNOT,
     "cross entropy of the noise",
-    f"no lower bound: {lowest['target: noise, Eq. (9)']:.0f} after 200 steps and falling, "
+    f"no lower bound: {lowest['target: noise, Eq. (9)']:.0f} after 200 steps "
+    f"and falling, "
     f"and half of the targets are negative",
-    "10_training",
+    "12_loss",
 )
 note(
     "Eq. (10)",
     FIXED,
     "sum of Eq. (8) and Eq. (9)",
     f"works with the cross entropy of the prior f(b) against the mask, "
-    f"which stays above 0 ({lowest['target: a mask']:.3f} after the same steps)",
-    "10_training",
+    f"which stays above 0 ({lowest['target: a mask']:.3f} after the same "
+    f"steps)",
+    "12_loss",
 )
 note(
     "Section 2.2.2, 3.3",
     FIXED,
     '"combining Equations (6) and (10)", "loss as described in Equation (9)"',
-    "Eq. (8) and (9) are combined, Eq. (10) is minimised: (9) alone holds no diffusion loss",
-    "10_training",
+    "Eq. (8) and (9) are combined, Eq. (10) is minimised: (9) alone holds no "
+    "diffusion loss",
+    "12_loss",
 )
 
 # %% [markdown]
@@ -379,47 +460,65 @@ note(
 # MSFM, one line an equation. The weights of the three branches must sum to one, and Eq. (14) must lie between the branches.
 
 # %%
+#| code-fold: true
 torch.manual_seed(0)
 msfm, image = MultiScaleFusion(1, 8), torch.rand(2, 1, 32, 16)
 branches = msfm.look(image)  # b 3 c h w: the three kernels
 weight, X = msfm.weigh(branches), msfm(image)
 torch.testing.assert_close(weight.sum(1), torch.ones(2, 8))
-assert (X <= branches.amax(1) + 1e-6).all() and (X >= branches.amin(1) - 1e-6).all()
-torch.testing.assert_close(branches.sum(1).mean((2, 3)), branches.mean((3, 4)).sum(1))
-note("Eq. (11)", HOLDS, "sum of three branches", "the shapes agree", "07_msfm")
-note("Eq. (12)", HOLDS, "global average pool", "commutes with the sum, as it should", "07_msfm")
+assert (X <= branches.amax(1) + 1e-6).all() and (
+    X >= branches.amin(1) - 1e-6
+).all()
+torch.testing.assert_close(
+    branches.sum(1).mean((2, 3)), branches.mean((3, 4)).sum(1)
+)
+note("Eq. (11)", HOLDS, "sum of three branches", "the shapes agree", "09_msfm")
+note(
+    "Eq. (12)",
+    HOLDS,
+    "global average pool",
+    "commutes with the sum, as it should",
+    "09_msfm",
+)
 note(
     "Eq. (14)",
     HOLDS,
     "softmax over the branches, weighted sum",
     "weights sum to one, X lies between the branches",
-    "07_msfm",
+    "09_msfm",
 )
 
 # %%
+#| code-fold: true
 try:
-    nn.Linear(8, 4)(branches.sum(1))  # Eq. (13) with b~ as printed: (B, C, H, W) into a layer for C
+    nn.Linear(8, 4)(
+        branches.sum(1)
+    )  # Eq. (13) with b~ as printed: (B, C, H, W) into a layer for C
     raise AssertionError
 except RuntimeError:
     note(
         "Eq. (13)",
         FIXED,
         "$z = F_c(\\tilde b)$",
-        "a layer from C to d cannot take a map; with the pooled $s$ of Eq. (12) it can",
-        "07_msfm",
+        "a layer from C to d cannot take a map; with the pooled $s$ of Eq. "
+        "(12) it can",
+        "09_msfm",
     )
 conv = nn.Conv2d(1, 4, 5, padding=2, padding_mode="circular")
 stripes = (torch.arange(32) % 4 < 2).float().expand(1, 1, 32, 32)
 assert torch.allclose(
-    conv(stripes).mean((2, 3)), conv(torch.full_like(stripes, 0.5)).mean((2, 3)), atol=1e-5
+    conv(stripes).mean((2, 3)),
+    conv(torch.full_like(stripes, 0.5)).mean((2, 3)),
+    atol=1e-5,
 )
 note(
     "Section 2.3, selection",
     FIXED,
     "the selection adapts to the image",
-    "with purely linear branches the pool sees only the mean brightness, stripes or fog; "
+    "with purely linear branches the pool sees only the mean brightness, "
+    "stripes or fog; "
     "a non-linearity in each branch mends it",
-    "07_msfm",
+    "09_msfm",
 )
 try:
     nn.BatchNorm1d(16)(torch.randn(1, 16))
@@ -429,15 +528,17 @@ except ValueError:
         "Section 2.3 with 3.3",
         CANNOT,
         "batch norm of z, batch size 1",
-        "the variance of one value is zero and PyTorch refuses to train it; we use layer norm, "
+        "the variance of one value is zero and PyTorch refuses to train it; we "
+        "use layer norm, "
         "and in profile `paper` the running estimates",
-        "07_msfm",
+        "09_msfm",
     )
 
 # %% [markdown]
 # NSA. Do the shapes multiply, and does a dilated kernel reach further without more parameters?
 
 # %%
+#| code-fold: true
 C, half = 8, torch.randn(1, 4, 8, 8)
 try:
     half * torch.randn(1, C, 8, 8)  # F (C/2 channels) times T (C channels)
@@ -447,25 +548,31 @@ except RuntimeError:
         "Eq. (16)",
         FIXED,
         "F, S with C/2 channels, T with C",
-        "the product does not exist; with one gate map for each branch and a 1×1 convolution "
+        "the product does not exist; with one gate map for each branch and a "
+        "1×1 convolution "
         "to C it does",
-        "08_nsa",
+        "10_nsa",
     )
 note(
     "Eq. (15)",
     FIXED,
     "T = Sigmoid · f(F ∗ S)",
-    "a product is printed, the text concatenates mean and maximum; with that, and one gate map "
+    "a product is printed, the text concatenates mean and maximum; with that, "
+    "and one gate map "
     "for each branch, it can be built",
-    "08_nsa",
+    "10_nsa",
 )
 wide = nn.Conv2d(C, C, 7, padding=9, dilation=3, groups=C)
-same, x = nn.Conv2d(C, C, 7, padding=3, groups=C), torch.zeros(1, C, 41, 41, requires_grad=True)
+same, x = (
+    nn.Conv2d(C, C, 7, padding=3, groups=C),
+    torch.zeros(1, C, 41, 41, requires_grad=True),
+)
 wide(x)[..., 20, 20].sum().backward()
 rows = (x.grad.abs().sum((0, 1, 3)) > 0).nonzero()
 reach = int(rows.max() - rows.min()) + 1
 assert (
-    sum(p.numel() for p in wide.parameters()) == sum(p.numel() for p in same.parameters())
+    sum(p.numel() for p in wide.parameters())
+    == sum(p.numel() for p in same.parameters())
     and reach == 19
 )
 note(
@@ -473,21 +580,23 @@ note(
     HOLDS,
     "larger receptive field, no more parameters",
     f"7×7 with dilation 3 reaches {reach} pixels with the parameters of 7×7",
-    "08_nsa",
+    "10_nsa",
 )
 note(
     "Section 2.4, choice",
     OPEN,
     "3×3 or 5×5 by the mask pixels around",
-    "when sampling there is no true mask; we count in the prior, in training too",
-    "08_nsa",
+    "when sampling there is no true mask; we count in the prior, in training "
+    "too",
+    "10_nsa",
 )
 note(
     "Section 2.4, place",
     OPEN,
     '"U-Net of the conditional model" and "encoder of the diffusion model"',
-    "both are printed; we take the encoder of the diffusion U-Net, as Figure 3 shows",
-    "09_model",
+    "both are printed; we take the encoder of the diffusion U-Net, as Figure 3 "
+    "shows",
+    "11_model",
 )
 
 # %% [markdown]
@@ -496,28 +605,43 @@ note(
 # Eq. (17) and (18) are Dice and IoU. For one image each is a function of the other:
 
 # %%
+#| code-fold: true
 g = torch.Generator().manual_seed(0)
 P, Q = (torch.rand(50, 1, 16, 16, generator=g) < 0.4 for _ in range(2))
 torch.testing.assert_close(iou(P, Q), iou_from_dice(dice(P, Q)))
-note("Eq. (17)", HOLDS, "Dice", "as usual", "03_metrics")
-note("Eq. (18)", HOLDS, "IoU", "of one image it is D / (2 − D)", "03_metrics")
+note("Eq. (17)", HOLDS, "Dice", "as usual", "05_metrics")
+note("Eq. (18)", HOLDS, "IoU", "of one image it is D / (2 − D)", "05_metrics")
 
 # %% [markdown]
 # That function is convex. So by Jensen's inequality a mean IoU is at least $\bar D/(2-\bar D)$, and it can exceed that by at most $2\sigma^2$ ([05](05_metrics.ipynb) derives both). Table 1 prints mean Dice, its ±, and mean IoU, so every pair can be tested. (The upper bound takes ± as the standard deviation over images; the lower one needs no ±.) The picture shows by how many points the printed mean IoU misses the nearer bound: green is 0, it fits; red is too low, purple too high.
 
 # %%
+#| code-fold: true
+#| fig-alt: "Mean IoU against mean Dice of Table 1 with the band that Jensen's inequality allows: half of the points lie outside of it."
 checked = jensen_check()
 colours = {"fits": "tab:green", "too low": "crimson", "too high": "tab:purple"}
-fig, axes = plt.subplots(1, 4, figsize=(8.4, 2.9), sharey=True, layout="constrained")
+fig, axes = plt.subplots(
+    1, 4, figsize=(8.4, 2.9), sharey=True, layout="constrained"
+)
 methods = list(dict.fromkeys(c.method for c, *_ in checked))
 for axis, data in zip(axes, dict.fromkeys(c.data for c, *_ in checked)):
     axis.axvline(0, color="0.6", lw=0.8)
-    for cell, low, high, verdict in (row for row in checked if row[0].data == data):
+    for cell, low, high, verdict in (
+        row for row in checked if row[0].data == data
+    ):
         y = -methods.index(cell.method)
-        gap = {"fits": 0, "too low": cell.iou - low, "too high": cell.iou - high}[verdict]
-        axis.plot([0, gap], [y, y], "o-", ms=5, markevery=[1], color=colours[verdict])
+        gap = {
+            "fits": 0,
+            "too low": cell.iou - low,
+            "too high": cell.iou - high,
+        }[verdict]
+        axis.plot(
+            [0, gap], [y, y], "o-", ms=5, markevery=[1], color=colours[verdict]
+        )
         if gap:
-            axis.text(max(gap, 0) + 0.8, y, f"{gap:+.2f}", fontsize=7, va="center")
+            axis.text(
+                max(gap, 0) + 0.8, y, f"{gap:+.2f}", fontsize=7, va="center"
+            )
     axis.set(title=data, xlim=(-5, 15))
     axis.title.set_fontsize(9)
 fig.supxlabel("printed mean IoU minus the nearer bound, points", fontsize=9)
@@ -525,9 +649,14 @@ axes[0].set_yticks([-i for i in range(len(methods))], methods, fontsize=8)
 print({v: sum(row[3] == v for row in checked) for v in colours})
 
 # %%
+#| code-fold: true
 for method in methods:
     per = {c.data: v for c, *_, v in checked if c.method == method}
-    bad = [f"{data} {verdict}" for data, verdict in per.items() if verdict != "fits"]
+    bad = [
+        f"{data} {verdict}"
+        for data, verdict in per.items()
+        if verdict != "fits"
+    ]
     run = (
         f"not means over the same images: {', '.join(bad)}"
         if bad
@@ -538,7 +667,7 @@ for method in methods:
         CANNOT if bad else HOLDS,
         "mean Dice with mean IoU, four sets",
         run,
-        "03_metrics",
+        "05_metrics",
     )
 assert sum(row[3] != "fits" for row in checked) > 8
 
@@ -546,6 +675,7 @@ assert sum(row[3] != "fits" for row in checked) > 8
 # Half of the pairs fail, baselines included, in both directions. Five are too low, whatever ± means; the others are too high if ± is the spread over images. So the columns were averaged over different images or in different ways, or misprinted, and a difference of one point between rows is not to be trusted. Table 2 prints no standard deviations, so only the lower bound applies:
 
 # %%
+#| code-fold: true
 names = {
     (False, False): "neither",
     (True, False): "MSFM",
@@ -559,18 +689,26 @@ for key, (d, j) in TABLE_2.items():
         f"Table 2, {names[key]}",
         HOLDS,
         f"Dice {d}, IoU {j}",
-        f"mean IoU must be at least {low:.2f}, and is; that tests one side only",
-        "03_metrics",
+        f"mean IoU must be at least {low:.2f}, and is; that tests one side "
+        f"only",
+        "05_metrics",
     )
-gain = {names[key]: TABLE_2[key][0] - TABLE_2[False, False][0] for key in TABLE_2}
-assert abs(gain["MSFM"] - 3.28) < 0.01 and abs(gain["NSA"] - 1.59) < 0.01 and gain["both"] > 5
+gain = {
+    names[key]: TABLE_2[key][0] - TABLE_2[False, False][0] for key in TABLE_2
+}
+assert (
+    abs(gain["MSFM"] - 3.28) < 0.01
+    and abs(gain["NSA"] - 1.59) < 0.01
+    and gain["both"] > 5
+)
 note(
     "Section 3.6",
     HOLDS,
     "+3.28 by MSFM, +1.59 by NSA, over 5 by both",
-    f"the differences are right ({gain['MSFM']:.2f}, {gain['NSA']:.2f}, {gain['both']:.2f}); "
+    f"the differences are right ({gain['MSFM']:.2f}, {gain['NSA']:.2f}, "
+    f"{gain['both']:.2f}); "
     f"number of runs not given, no intervals",
-    "14_ablation",
+    "lab/ablation",
 )
 mr = {c.method: c for c in TABLE_1 if c.data == "MR"}
 assert (mr["Verdiff-Net"].dice, mr["Verdiff-Net"].iou) == TABLE_2[True, True]
@@ -580,21 +718,28 @@ note(
     "Table 2, baseline",
     OPEN,
     "the DDPM without both modules",
-    f"{base}, below Table 1's U-Net ({mr['U-Net'].dice}) and MedSegDiff ({mr['MedSegDiff'].dice}), "
+    f"{base}, below Table 1's U-Net ({mr['U-Net'].dice}) and MedSegDiff "
+    f"({mr['MedSegDiff'].dice}), "
     f"whose backbone is adopted; what was taken out besides is not said",
-    "14_ablation",
+    "lab/ablation",
 )
 
 # %% [markdown]
 # What the text says in numbers, against the tables:
 
 # %%
+#| code-fold: true
 best = {
     data: {c.method: c for c in TABLE_1 if c.data == data}
     for data in ("CT-Verse", "CT-Pri", "X-ray", "MR")
 }
 mine = {data: rows["Verdiff-Net"] for data, rows in best.items()}
-said = {"CT-Verse": 4.75, "CT-Pri": 1.56, "MR": 1.98, "X-ray": 21.6}  # Section 3.4
+said = {
+    "CT-Verse": 4.75,
+    "CT-Pri": 1.56,
+    "MR": 1.98,
+    "X-ray": 21.6,
+}  # Section 3.4
 differ = [
     f"{data} {sd} (table {mine[data].dice_sd})"
     for data, sd in said.items()
@@ -606,33 +751,42 @@ note(
     CANNOT,
     "standard deviations of the four Dice scores",
     f"text and Table 1 differ: {', '.join(differ)}",
-    "03_metrics",
+    "05_metrics",
 )
 lead = {data: mine[data].dice - best[data]["nnU-Net"].dice for data in best}
-assert all(abs(lead[d] - v) < 0.06 for d, v in {"MR": 1.7, "CT-Pri": 0.51, "CT-Verse": 1.4}.items())
+assert all(
+    abs(lead[d] - v) < 0.06
+    for d, v in {"MR": 1.7, "CT-Pri": 0.51, "CT-Verse": 1.4}.items()
+)
 note(
     "Section 3.5, leads",
     HOLDS,
     "1.7, 0.51 and 1.4 over nnU-Net on MR, CT-Pri, CT-Verse",
-    "as in Table 1: " + ", ".join(f"{lead[d]:.2f}" for d in ("MR", "CT-Pri", "CT-Verse")),
-    "03_metrics",
+    "as in Table 1: "
+    + ", ".join(f"{lead[d]:.2f}" for d in ("MR", "CT-Pri", "CT-Verse")),
+    "05_metrics",
 )
-assert lead["X-ray"] < 0 and all(lead[d] > 0 for d in ("MR", "CT-Pri", "CT-Verse"))
+assert lead["X-ray"] < 0 and all(
+    lead[d] > 0 for d in ("MR", "CT-Pri", "CT-Verse")
+)
 note(
     "Section 3.5, conclusion",
     FIXED,
     "outperforms the others in Dice",
-    f"on three of four sets; on X-rays nnU-Net leads ({best['X-ray']['nnU-Net'].dice} against "
+    f"on three of four sets; on X-rays nnU-Net leads "
+    f"({best['X-ray']['nnU-Net'].dice} against "
     f"{mine['X-ray'].dice})",
-    "16_comparison",
+    "lab/comparison",
 )
-assert all(best["X-ray"][m].dice < 70 for m in ("U-Net", "FCN", "Swin-U-Net", "SAM"))
+assert all(
+    best["X-ray"][m].dice < 70 for m in ("U-Net", "FCN", "Swin-U-Net", "SAM")
+)
 note(
     "Section 3.5, X-ray",
     HOLDS,
     "U-Net, FCN, Swin-U-Net and SAM below 70 %",
     "as in Table 1",
-    "16_comparison",
+    "lab/comparison",
 )
 mean = sum(c.dice for c in mine.values()) / 4
 assert round(mean) == 93
@@ -641,14 +795,15 @@ note(
     HOLDS,
     "a Dice coefficient of 93 %",
     f"as the mean over the four sets, {mean:.2f}",
-    "03_metrics",
+    "05_metrics",
 )
 note(
     "Section 3.1 with 3.5",
     FIXED,
     '"MR public dataset"; a CT set whose subjects "had a T2-weighted MR image"',
-    "Section 3.1 calls the MR set private, and describes the CT set as CT: slips of wording",
-    "01_data",
+    "Section 3.1 calls the MR set private, and describes the CT set as CT: "
+    "slips of wording",
+    "03_xray_set",
 )
 assert mr["SAM"].dice_sd > max(c.dice_sd for m, c in mr.items() if m != "SAM")
 note(
@@ -656,7 +811,7 @@ note(
     HOLDS,
     "SAM's spread on MR is higher (the paper: significantly; not tested)",
     f"{mr['SAM'].dice_sd} against {mr['Swin-U-Net'].dice_sd} of the next",
-    "03_metrics",
+    "05_metrics",
 )
 
 # %% [markdown]
@@ -665,17 +820,20 @@ note(
 # A method is its equations *and* its numbers. These are not printed, so each is a choice of ours, from `settings.ini`, profile `paper` where it exists.
 
 # %%
+#| code-fold: true
 ours = load_settings("paper")
 for where, paper, run in (
     (
         "T and schedule",
         "not given",
-        f"T = {ours.timesteps}, {ours.schedule}, β from {ours.beta_start:g} to {ours.beta_end:g}",
+        f"T = {ours.timesteps}, {ours.schedule}, β from {ours.beta_start:g} to "
+        f"{ours.beta_end:g}",
     ),
     (
         "Widths and depth",
         "not given",
-        f"channels {ours.channels}, {ours.blocks} blocks a level, d = {ours.msfm_dim}",
+        f"channels {ours.channels}, {ours.blocks} blocks a level, d = "
+        f"{ours.msfm_dim}",
     ),
     (
         "Ensemble",
@@ -701,20 +859,30 @@ for where, paper, run in (
         "paired bootstrap intervals over images",
     ),
 ):
-    note(where, OPEN, paper, run, "16_comparison" if where == "Significance" else "10_training")
+    note(
+        where,
+        OPEN,
+        paper,
+        run,
+        "lab/comparison" if where == "Significance" else "12_loss",
+    )
 note(
     "Algorithm 1",
     FIXED,
     "$T \\sim$ Uniform$\\{1 \\dots T\\}$",
     "t is meant; trained below, and interrupted and resumed on page 13",
-    "10_training",
+    "12_loss",
 )
 
 # %%
+#| code-fold: true
 if path := find_xray():
     test, train = XRaySet(path, "test"), XRaySet(path, "training")
     crooked = sum(
-        is_crooked(s[4 * v : 4 * v + 4]) for d in (train, test) for s in d.shares for v in range(17)
+        is_crooked(s[4 * v : 4 * v + 4])
+        for d in (train, test)
+        for s in d.shares
+        for v in range(17)
     )
     clean = len(clean_test_indices(test.names, strict=True))
     assert len(train) + len(test) == 609 and crooked == 7 and clean < len(test)
@@ -722,19 +890,21 @@ if path := find_xray():
         "X-ray set, size",
         HOLDS,
         "609 images",
-        f"{len(train)} and {len(test)} in the official parts; {crooked} vertebrae cross themselves",
-        "01_data",
+        f"{len(train)} and {len(test)} in the official parts; {crooked} "
+        f"vertebrae cross themselves",
+        "03_xray_set",
     )
     note(
         "X-ray set, split",
         OPEN,
         "not given",
-        f"we take the official one; {len(test) - clean} test images have a twin in training and "
+        f"we take the official one; {len(test) - clean} test images have a "
+        f"twin in training and "
         f"are reported apart",
-        "01_data",
+        "03_xray_set",
     )
 else:
-    print("two rows need the X-ray set; see 01_data")
+    print("two rows need the X-ray set; see lesson 03")
 
 # %% [markdown]
 # ## 7 · What should the network predict?
@@ -742,25 +912,35 @@ else:
 # No algebra settles this. Four small networks, same seed, same phantoms, same number of steps of Algorithm 1: predicting noise (the paper), the mask, the velocity $v$ ([07](07_posterior.ipynb)), and the mask without the shift. Scored on 24 unseen phantoms with 1, 2 and 10 DDIM steps, one sample.
 
 # %%
+#| code-fold: true
 packed = {
-    part: pack(PhantomSet(split=part, size=(96, 32), n_training=48, n_test=24), progress=False)
+    part: pack(
+        PhantomSet(split=part, size=(96, 32), n_training=48, n_test=24),
+        progress=False,
+    )
     for part in ("training", "test")
 }
 films, unseen = packed["training"], packed["test"]
 augment = Augment(rotation=5, elastic=0.01, contrast=0.1)
 
 
-# small: few steps, hence a high rate that falls to zero; the same for every network
+# few steps, hence a high rate that falls to zero; the same for all
 def learn(steps=120, **config):
     torch.manual_seed(35)
-    model = VerdiffNet(channels=(8, 16, 32), height=96, width=32, nsa=False, **config)
+    model = VerdiffNet(
+        channels=(8, 16, 32), height=96, width=32, nsa=False, **config
+    )
     optimiser = torch.optim.AdamW(model.parameters(), 4e-3)
     for k in range(steps):
         g = generator_for(35, k)
         index = torch.randint(48, (6,), generator=g)
         image, mask = augment(films.images[index], films.masks[index], g)
         losses = training_loss(
-            model, image, mask, random_times(6, 1000, g), torch.randn(mask.shape, generator=g)
+            model,
+            image,
+            mask,
+            random_times(6, 1000, g),
+            torch.randn(mask.shape, generator=g),
         )
         optimiser.zero_grad()
         losses["total"].backward()
@@ -770,6 +950,7 @@ def learn(steps=120, **config):
 
 
 # %%
+#| code-fold: true
 kinds = {
     "noise (paper)": dict(prediction_type="epsilon"),
     "mask": dict(prediction_type="sample"),
@@ -780,15 +961,22 @@ scores = {}
 for name, config in kinds.items():
     model = learn(**config)
     for steps in (1, 2, 10):
-        got = sample(model, unseen.images.float() / 255, steps=steps, ensemble=1)
+        got = sample(
+            model, unseen.images.float() / 255, steps=steps, ensemble=1
+        )
         scores[name, steps] = dice(got.samples[0] > 0.5, unseen.masks)
     scores[name, "prior"] = dice(got.prior_prob > 0.5, unseen.masks)
     print(
         f"{name:15s} prior {scores[name, 'prior'].mean():.3f} | "
-        + " | ".join(f"{k} step{'s' * (k > 1)} {summary(scores[name, k])}" for k in (1, 2, 10))
+        + " | ".join(
+            f"{k} step{'s' * (k > 1)} {summary(scores[name, k])}"
+            for k in (1, 2, 10)
+        )
     )
 
 # %%
+#| code-fold: true
+#| fig-alt: "Bars of Dice for four kinds of prediction at 1, 2 and 10 steps with intervals; noise is far below the others, an orange line marks each prior."
 fig, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
 for i, name in enumerate(kinds):
     for j, k in enumerate((1, 2, 10)):
@@ -814,23 +1002,26 @@ means = {k: v.mean().item() for k, v in scores.items()}
 assert means["mask", 1] > means["noise (paper)", 1] + 0.1
 
 # %%
+#| code-fold: true
 note(
     "Eq. (8), learned",
     OPEN,
     "the network predicts the noise",
     f"after equal, short training Dice {means['noise (paper)', 1]:.2f} / "
     f"{means['noise (paper)', 10]:.2f} with 1 / 10 steps; "
-    f"predicting the mask {means['mask', 1]:.2f} / {means['mask', 10]:.2f} (one seed, phantoms)",
-    "05_posterior",
+    f"predicting the mask {means['mask', 1]:.2f} / {means['mask', 10]:.2f} "
+    f"(one seed, phantoms)",
+    "07_posterior",
 )
 note(
     "Section 2.2, the shift",
     OPEN,
     "the prior in the mean helps",
     f"not measured in the paper; here mask with shift {means['mask', 10]:.2f}, "
-    f"without {means['mask, no shift', 10]:.2f} with 10 steps, {means['mask', 1]:.2f} and "
+    f"without {means['mask, no shift', 10]:.2f} with 10 steps, "
+    f"{means['mask', 1]:.2f} and "
     f"{means['mask, no shift', 1]:.2f} with 1 (one seed, phantoms)",
-    "04_forward",
+    "06_forward",
 )
 
 # %% [markdown]
@@ -841,6 +1032,8 @@ note(
 # Every equation, both algorithms and every row of both tables must have its line:
 
 # %%
+#| code-fold: true
+#| fig-alt: "Bars that count the findings by verdict: holds, holds after correction, cannot hold, not stated."
 places = " ".join(where for where, *_ in findings)
 for n in range(1, 19):
     assert f"Eq. ({n})" in places or n == 5 and "(5)" in places, n
@@ -851,26 +1044,38 @@ for row in [
     *(f"Table 2, {n}" for n in names.values()),
 ]:
     assert row in places, row
-counts = {v: sum(row[1] == v for row in findings) for v in (HOLDS, FIXED, CANNOT, OPEN)}
+counts = {
+    v: sum(row[1] == v for row in findings)
+    for v in (HOLDS, FIXED, CANNOT, OPEN)
+}
 assert sum(counts.values()) == len(findings)
 fig, axis = plt.subplots(figsize=(6, 1.6), layout="constrained")
-axis.barh(list(counts), list(counts.values()), color=["tab:green", "tab:blue", "crimson", "0.6"])
+axis.barh(
+    list(counts),
+    list(counts.values()),
+    color=["tab:green", "tab:blue", "crimson", "0.6"],
+)
 axis.invert_yaxis()
 axis.bar_label(axis.containers[0], padding=3)
-axis.set(xlabel="findings", xlim=(0, 1.1 * max(counts.values())))
+axis.set(xlabel="findings", xlim=(0, 1.1 * max(counts.values())));
 
 
 # %%
+#| code-fold: true
 def order(row):
     "Equations first, then algorithms, tables, and the text."
     where = row[0]
     kind = next(
-        i for i, word in enumerate(("Eq.", "Algorithm", "Table", "")) if where.startswith(word)
+        i
+        for i, word in enumerate(("Eq.", "Algorithm", "Table", ""))
+        if where.startswith(word)
     )
     return kind, int(where.split("(")[1].split(")")[0]) if kind == 0 else 0
 
 
-table = "| where | verdict | the paper | the run | page |\n|---|---|---|---|---|\n"
+table = (
+    "| where | verdict | the paper | the run | page |\n|---|---|---|---|---|\n"
+)
 Markdown(
     table
     + "\n".join(
@@ -911,10 +1116,14 @@ assert high < 0.9187
 # </details>
 
 # %%
+#| code-fold: true
 other, x = ShiftedDiffusion(cosine_schedule()), torch.zeros(1).double()
 for t in range(1000):
     x = other.q_step_printed(x, torch.tensor([t]), one, 0 * one)
-print(f"cosine: {x.item():.2f} f at the end, should be {other.sigmas[-1].item():.2f} f")
+print(
+    f"cosine: {x.item():.2f} f at the end, should be "
+    f"{other.sigmas[-1].item():.2f} f"
+)
 assert abs(x.item() - 1) > 0.05
 
 # %% [markdown]
@@ -927,6 +1136,7 @@ assert abs(x.item() - 1) > 0.05
 # </details>
 
 # %%
+#| code-fold: true
 needed = (1.96 * 5 / (89.77 - 88.74)) ** 2
 print(round(needed), "images")
 assert 80 < needed < 100
