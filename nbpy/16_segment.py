@@ -302,8 +302,9 @@ class Segmenter:
         """
         steps = self.usual[0] if steps is None else steps
         ensemble = self.usual[1] if ensemble is None else ensemble
-        for name, number, least in (
-                ("steps", steps, 1), ("ensemble", ensemble, 1), ("seed", seed, 0)):
+        given = (("steps", steps, 1), ("ensemble", ensemble, 1),
+                 ("seed", seed, 0))
+        for name, number, least in given:
             if not hasattr(number, "__index__") or number < least:
                 raise VerdiffError(f"{name} = {number!r} must be a whole "
                                    f"number from {least} on")

@@ -12,8 +12,11 @@
 # %%
 #| hide
 import sys
+
 if "google.colab" in sys.modules:
-    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
+    get_ipython().system(
+        'pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"'
+    )
 
 # %%
 #| hide
@@ -43,14 +46,25 @@ segmenter = Segmenter.from_pretrained()
 
 
 def panels(x_t, x_0, title):
-    "Radiograph, guess, noisy mask, what the network sees in it; every second pixel."
-    def grey(x, low, high):
-        return np.clip(15.9 * (x - low) / (high - low), 0, 15).astype(np.uint8) * 17
+    "Radiograph, guess, noisy mask, what the network sees in it; every second "
+    "pixel."
 
-    parts = [grey(b, 0, 1), grey(f, -1, 1), grey(x_t[0, 0].numpy(), -2.5, 2.5),
-             grey(x_0[0, 0].numpy(), -1, 1)]
+    def grey(x, low, high):
+        return (
+            np.clip(15.9 * (x - low) / (high - low), 0, 15).astype(np.uint8)
+            * 17
+        )
+
+    parts = [
+        grey(b, 0, 1),
+        grey(f, -1, 1),
+        grey(x_t[0, 0].numpy(), -2.5, 2.5),
+        grey(x_0[0, 0].numpy(), -1, 1),
+    ]
     gap = np.full((len(parts[0][::2]), 6), 255, np.uint8)
-    row = np.concatenate([y for part in parts for y in (part[::2, ::2], gap)][:-1], 1)
+    row = np.concatenate(
+        [y for part in parts for y in (part[::2, ::2], gap)][:-1], 1
+    )
     frame = Image.fromarray(row).resize((2 * row.shape[1], 2 * row.shape[0]), 0)
     canvas = Image.new("L", (frame.width, frame.height + 20), 255)
     canvas.paste(frame, (0, 20))
@@ -59,7 +73,8 @@ def panels(x_t, x_0, title):
 
 
 def film(image, mask):
-    "A mask drowns in noise around the network's guess, and ten steps bring one back."
+    "A mask drowns in noise around the network's guess, and ten steps bring "
+    "one back."
     model = segmenter.model
     process, known = model.process(), model.condition(image)
     noise = torch.randn(mask.shape, generator=torch.Generator().manual_seed(35))
@@ -68,24 +83,43 @@ def film(image, mask):
         x_t = process.q_sample(x_0, torch.tensor([t]), known.prior, noise)
         frames.append(panels(x_t, x_0, f"forward: the mask drowns, t = {t}"))
     back = []
-    end = ddim_sample(process, lambda x, t: model.denoise(x, t, known), x_t, known.prior,
-                      model.config.prediction_type, 10,
-                      callback=lambda t, x, guess: back.append((t, x, guess)))
-    frames += [panels(x, guess, f"back: step {k + 1} of 10, t = {t}")
-               for k, (t, x, guess) in enumerate(back)]
-    return [*frames, panels(end, end, "a mask, drawn from noise around the guess")]
+    end = ddim_sample(
+        process,
+        lambda x, t: model.denoise(x, t, known),
+        x_t,
+        known.prior,
+        model.config.prediction_type,
+        10,
+        callback=lambda t, x, guess: back.append((t, x, guess)),
+    )
+    frames += [
+        panels(x, guess, f"back: step {k + 1} of 10, t = {t}")
+        for k, (t, x, guess) in enumerate(back)
+    ]
+    return [
+        *frames,
+        panels(end, end, "a mask, drawn from noise around the guess"),
+    ]
 
 
 small, _ = fit_image(Image.fromarray(radiograph), segmenter.model.size)
 b = np.asarray(small) / np.float32(255)
-drawn = landmarks_to_mask(draw_phantom(2024, (768, 256)).landmarks / 2, 384, 128)
+drawn = landmarks_to_mask(
+    draw_phantom(2024, (768, 256)).landmarks / 2, 384, 128
+)
 with torch.no_grad():
     image = torch.from_numpy(b)[None, None]
     f = segmenter.model.condition(image).prior[0, 0].numpy()
     frames = film(image, torch.from_numpy(drawn).float()[None, None])
 moving = io.BytesIO()
-frames[0].save(moving, "PNG", save_all=True, append_images=frames[1:], loop=0,
-               duration=[900] + [250] * (len(frames) - 2) + [2000])
+frames[0].save(
+    moving,
+    "PNG",
+    save_all=True,
+    append_images=frames[1:],
+    loop=0,
+    duration=[900] + [250] * (len(frames) - 2) + [2000],
+)
 
 # %%
 #| echo: false
@@ -110,7 +144,7 @@ Picture(moving.getvalue(), format="png")
 #
 # ::: {.door}
 # **The paper, checked.** Every equation, both algorithms, both tables, each with a verdict from running code:
-# [17](17_paper_checked.ipynb). And [what we found](found.ipynb), in eight sentences.
+# [17](17_paper_checked.ipynb). And [what we found](found.ipynb).
 # :::
 #
 # :::
@@ -133,18 +167,42 @@ Picture(moving.getvalue(), format="png")
 # %%
 #| echo: false
 recorded = json.loads((bundled_model() / "evaluation.json").read_text())
-rows = {(r["images"], r["steps"]): r for r in recorded["rows"] if r["samples"] in (0, 5)}
-sets = {"all": "128, all", "without duplicates": "120", "without any twin": "112, no twin"}
+rows = {
+    (r["images"], r["steps"]): r
+    for r in recorded["rows"]
+    if r["samples"] in (0, 5)
+}
+sets = {
+    "all": "128, all",
+    "without duplicates": "120",
+    "without any twin": "112, no twin",
+}
 ways = {0: "prior alone", 1: "1 step, mean of 5", 10: "10 steps, mean of 5"}
-lines = ["| | " + " | ".join(sets.values()) + " |", "|---|" + "---|" * len(sets)]
+lines = [
+    "| | " + " | ".join(sets.values()) + " |",
+    "|---|" + "---|" * len(sets),
+]
 for steps, way in ways.items():
     found = [rows[images, steps] for images in sets]
-    lines.append(f"| {way} | " + " | ".join(
-        f"{r['dice']:.3f} ± {r['dice_sd']:.3f} [{r['dice_low']:.3f}, {r['dice_high']:.3f}]"
-        for r in found) + " |")
-by = {steps: rows["all", steps]["dice"] - rows["all", 0]["dice"] for steps in (1, 10)}
-lines += ["", f"::: {{.result}}\nOne step of the diffusion equals the prior alone within {abs(by[1]):.3f}; "
-          f"ten steps lose {-by[10]:.3f}.\n:::"]
+    lines.append(
+        f"| {way} | "
+        + " | ".join(
+            f"{r['dice']:.3f} ± {r['dice_sd']:.3f} [{r['dice_low']:.3f}, "
+            f"{r['dice_high']:.3f}]"
+            for r in found
+        )
+        + " |"
+    )
+by = {
+    steps: rows["all", steps]["dice"] - rows["all", 0]["dice"]
+    for steps in (1, 10)
+}
+lines += [
+    "",
+    f"::: {{.result}}\nOne step of the diffusion equals the prior alone within "
+    f"{abs(by[1]):.3f}; "
+    f"ten steps lose {-by[10]:.3f}.\n:::",
+]
 Markdown("\n".join(lines))
 
 # %% [markdown]
@@ -161,17 +219,27 @@ Markdown("\n".join(lines))
 # Python 3.10 or newer. In Python three lines do:
 
 # %%
-radiograph = draw_phantom(seed=2024, image_size=(768, 256)).image  # or "my_xray.png"
+radiograph = draw_phantom(
+    seed=2024, image_size=(768, 256)
+).image  # or "my_xray.png"
 result = Segmenter.from_pretrained().predict(radiograph)
 print("mask", result.mask.shape, "confidence", round(result.confidence, 2))
 
 # %%
 #| echo: false
 #| fig-alt: "A drawn radiograph, the guess f(b), the mean of five samples, their spread, and the mask laid over the radiograph."
-shown = [(radiograph, "gray", 255, "radiograph"), (result.prior, "magma", 1, "the guess f(b)"),
-         (result.probability, "magma", 1, "mean of 5 samples"),
-         (result.uncertainty, "viridis", result.uncertainty.max(), "spread of 5 samples"),
-         (overlay(radiograph, result), None, 1, "mask")]
+shown = [
+    (radiograph, "gray", 255, "radiograph"),
+    (result.prior, "magma", 1, "the guess f(b)"),
+    (result.probability, "magma", 1, "mean of 5 samples"),
+    (
+        result.uncertainty,
+        "viridis",
+        result.uncertainty.max(),
+        "spread of 5 samples",
+    ),
+    (overlay(radiograph, result), None, 1, "mask"),
+]
 fig, axes = plt.subplots(1, 5, figsize=(8, 4.8), layout="constrained")
 for axis, (picture, cmap, top, title) in zip(axes, shown):
     axis.imshow(picture, cmap=cmap, vmin=0, vmax=top)
