@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verdiff.data.augment import Augment, affine_matrix, elastic_field
+from verdiff.data.augment import Augment, affine_matrix, change_contrast, elastic_field
 from verdiff.settings import load_settings
 
 OFF = dict(rotation=0, shift=(0, 0), elastic=0, contrast=0)
@@ -75,3 +75,31 @@ def test_the_elastic_field_is_as_strong_as_asked_in_pixels():
 def test_settings_reach_it():
     a = Augment.from_settings(load_settings("paper"))
     assert type(a) is Augment and (a.rotation, a.shift, a.scale, a.flip) == (30, (0.01, 0.05), (1, 1), 0)
+
+
+def test_flipped_twice_is_as_before():
+    image, mask = batch()
+    flip = Augment(**OFF, flip=1)
+    torch.testing.assert_close(flip(image, mask)[0], image.flip(-1), atol=2e-5, rtol=0)
+    torch.testing.assert_close(flip(*flip(image, mask))[1], mask)
+
+
+def test_the_same_random_stream_as_ever():
+    "Recorded before three classes became one: a resumed training goes on with the same pictures."
+    image = torch.linspace(0, 1, 96).view(1, 1, 96, 1) * torch.linspace(1, 0.2, 40).view(1, 1, 1, 40)
+    image = image.expand(2, 1, 96, 40).contiguous()
+    mask = ((image > 0.3) & (image < 0.6)).float()
+    image, mask = Augment(scale=(0.8, 1.25), flip=0.5)(image, mask, seeded(35))
+    seen = torch.stack([image.mean((1, 2, 3)), image[:, 0, 48, 20], image[:, 0, 70, 10]], 1)
+    recorded = torch.tensor([[0.34892, 0.42658, 0.35722], [0.33870, 0.48601, 0.74424]])
+    torch.testing.assert_close(seen, recorded, atol=2e-5, rtol=0)
+    assert (mask.sum((1, 2, 3)) - torch.tensor([1173, 931])).abs().max() <= 2
+
+
+@pytest.mark.parametrize("generators", [lambda: seeded(3), lambda: [seeded(k) for k in range(3)]])
+def test_contrast_keeps_the_range_and_draws_last(generators):
+    image, mask = batch()
+    from_zero_to_one = change_contrast(image, 0.9, generators())
+    assert 0 <= from_zero_to_one.min() and from_zero_to_one.max() <= 1
+    moved = [Augment(contrast=c)(image, mask, generators())[1] for c in (0, 0.25)]
+    assert torch.equal(*moved)
