@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.metrics import DiceMetric
+from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surface_dice
 
 from verdiff.metrics import (
     TABLE_1, bootstrap_interval, dice, expected_calibration_error, hd95, iou,
@@ -30,8 +30,37 @@ def test_empty_masks_and_wrong_input():
     assert hd95(empty, empty) == 0 and hd95(empty, full).isinf() and surface_dice(empty, full) == 0
     with pytest.raises(ValueError, match="threshold"):
         dice(full * 0.5, full)
-    with pytest.raises(ValueError, match="target"):
-        dice(full, full[..., :3])
+    for score in (dice, iou, hd95, surface_dice):
+        with pytest.raises(ValueError, match="target"):
+            score(full, full[..., :3])
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1), st.sampled_from([0.0, 1.0, 2.0, 3.5]))
+@settings(max_examples=40, deadline=None)
+def test_borders_are_monais(seed, a, b, tolerance):
+    "Scattered pixels and one blob, at the image's edge too; one mask empty is ours to say."
+    g = torch.Generator().manual_seed(seed)
+    p, t = torch.rand(3, 1, 12, 9, generator=g) < a, torch.rand(3, 1, 12, 9, generator=g) < b
+    p[0, 0, :5, :4], t[0, 0, 2:, 3:] = True, True
+    ours, share = hd95(p, t), surface_dice(p, t, tolerance)
+    both = p.any((1, 2, 3)) & t.any((1, 2, 3))
+    x, y = p[both].float(), t[both].float()
+    theirs = compute_hausdorff_distance(x, y, include_background=True, percentile=95)[:, 0]
+    torch.testing.assert_close(ours[both], theirs.double(), atol=1e-5, rtol=0)
+    theirs = compute_surface_dice(x, y, [tolerance], include_background=True)[:, 0]
+    torch.testing.assert_close(share[both], theirs.double(), atol=1e-6, rtol=0)
+    empty = ~(p | t).any(1).any(1).any(1)
+    assert (ours[~both] == torch.where(empty, 0.0, torch.inf)[~both]).all()
+    assert (share[~both] == empty[~both].double()).all()
+    torch.testing.assert_close(ours, hd95(t, p))
+
+
+def test_a_mask_against_its_own_pixels_moved_on_the_diagonal():
+    a = torch.zeros(1, 1, 40, 40)
+    a[..., 10, 10] = 1
+    assert hd95(a, a.roll((3, 4), (-1, -2))) == 5
+    assert surface_dice(a, a.roll((3, 4), (-1, -2)), 5.0) == 1
+    assert surface_dice(a, a.roll((3, 4), (-1, -2)), 4.9) == 0
 
 
 def test_a_shift_by_five_pixels_is_five_pixels():
