@@ -3,9 +3,12 @@
 # > Everything that decides what a network computes, saved beside its weights
 
 # %% [markdown]
-# Weights without their configuration are numbers without a formula. `VerdiffConfig` travels with them as `config.json`. It
-# is strict, because a misspelt key that is silently ignored costs a training run; its rules are those of
-# [the settings](settings.ipynb).
+# Weights without their configuration are numbers without a formula. `VerdiffConfig` holds every choice that changes the
+# *function* (widths, switches, the process, the meaning of the output), not learning rates and the like, and travels with the
+# weights as `config.json` ([saved models](pretrained.ipynb)). It is strict, because a misspelt key that is silently ignored
+# costs a training run; its rules are those of [the settings](settings.ipynb). Keys that are newer than a file are filled in with
+# what the network did before they existed. Open this page
+# [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/config.ipynb).
 
 # %%
 #| default_exp networks.config
@@ -19,12 +22,16 @@ from typing import Annotated, Any
 
 from verdiff.files import VerdiffError
 from verdiff.settings import (
-    Beta, Between, Blocks, Channels, Dim, Fit, KernelChoice, NormName, PredictionType,
-    ScheduleName, Size, Times, known_values,
+    Beta, Between, Blocks, Channels, Dim, Fit, InputScale, KernelChoice, NormName, PredictionType,
+    ScheduleName, Size, Stem, Times, known_values,
 )
 
 # %%
+#| code-fold: true
+import tempfile
+
 from verdiff.settings import load_settings
+
 
 # %%
 #| exports
@@ -35,6 +42,7 @@ class VerdiffConfig:
     in_channels: Annotated[int, Between(1, 8192)] = 1  # channels of the image
     channels: Channels = (16, 32, 64, 128)  # width of each level of both U-Nets
     blocks: Blocks = 1  # residual blocks a level
+    stem: Stem = 1  # both U-Nets work inside at 1 / stem of height and width
     norm: NormName = "group"
     msfm: bool = True  # multi-scale fusion module, or one 3x3 convolution of the image
     nsa: bool = True  # noise semantic adapters in the diffusion encoder
@@ -45,9 +53,10 @@ class VerdiffConfig:
     schedule: ScheduleName = "linear"
     beta_start: Beta = 1e-4
     beta_end: Beta = 0.02
+    input_scale: InputScale = 1.0  # signal to noise ratio times its square (Chen 2023)
     prediction_type: PredictionType = "sample"  # x_0
     detach_prior: bool = True  # keep the diffusion loss out of the conditional U-Net
-    height: Size = 192  # size that the model was trained at
+    height: Size = 192  # size that the model was trained at, pixels
     width: Size = 64
     fit: Fit = "letterbox"  # how images are brought to that size
 
@@ -64,8 +73,13 @@ class VerdiffConfig:
         where: str = "config",  # file to name in errors
         complete: bool = False,  # also refuse a missing key
     ) -> "VerdiffConfig":
-        "Strict: an unknown key, a value of another type or out of range raises VerdiffError."
-        return cls(**known_values(cls, values, where, complete))
+        """Strict: VerdiffError for an unknown key, a value of another type or out of range, and a
+        first width that `stem` x `stem` pixels do not fit into."""
+        config = cls(**known_values(cls, values, where, complete))
+        if config.channels[0] % config.stem**2:
+            raise VerdiffError(f"{where}: channels = {config.channels[0]},... must begin with a "
+                               f"multiple of stem * stem = {config.stem**2}")
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         "Plain values, ready for JSON."
@@ -78,7 +92,9 @@ print(config)
 assert VerdiffConfig.from_dict(config.to_dict()) == config
 
 # %%
-for wrong in ({"chanels": [8, 16]}, {"norm": "layer"}, {"height": -5}, {"msfm": 1}):
+wrongs = ({"chanels": [8, 16]}, {"norm": "layer"}, {"height": -5}, {"msfm": 1},
+          {"channels": [8, 16], "stem": 4})
+for wrong in wrongs:
     try:
         VerdiffConfig.from_dict(wrong)
     except VerdiffError as error:
@@ -107,7 +123,16 @@ def read_config(path: Path) -> VerdiffConfig:
 
 
 # %%
+path = Path(tempfile.mkdtemp()) / "config.json"
 try:
-    read_config(Path("nowhere/config.json"))
+    read_config(path)
 except VerdiffError as error:
-    print(error)
+    print(str(error).replace(str(path), "config.json"))
+
+# %% [markdown]
+# A file that was written before `stem` existed:
+
+# %%
+old = {key: value for key, value in config.to_dict().items() if key != "stem"}
+path.write_text(json.dumps(old))
+assert read_config(path) == config

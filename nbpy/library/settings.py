@@ -50,6 +50,8 @@ Factor = Annotated[float, Between(0.1, 10)]
 Channels = Annotated[tuple[int, ...], Between(2, 8192)]  # width of each level
 Dim = Annotated[int, Between(1, 8192)]
 Blocks = Annotated[int, Between(1, 100)]
+Stem = Annotated[int, Between(1, 16)]
+InputScale = Annotated[float, Between(0.001, 1000)]
 Fit = Literal["letterbox", "squash"]
 ScheduleName = Literal["linear", "cosine"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
@@ -144,11 +146,13 @@ class Settings:
     schedule: ScheduleName
     beta_start: Beta
     beta_end: Beta
+    input_scale: InputScale  # signal to noise ratio times its square; 1: as the schedule says
     prediction_type: PredictionType  # "sample" is x_0
     shift: bool  # Eq. (3); false: plain DDPM
     # networks
     channels: Channels  # width of each level of both U-Nets
     blocks: Blocks  # residual blocks a level
+    stem: Stem  # both U-Nets work inside at 1 / stem of height and width; 1: none
     norm: NormName
     msfm: bool
     msfm_dim: Dim  # d of Eq. (13)
@@ -226,6 +230,9 @@ class Settings:
 
 # %%
 #| export
+LATER: dict[str, Any] = {"stem": 1, "input_scale": 1.0}  # newer keys: what runs did before
+
+
 def known_values(
     cls: type,  # a dataclass with rules
     values: dict[str, Any],  # as JSON gives them: a list stands for a tuple
@@ -234,7 +241,8 @@ def known_values(
 ) -> dict[str, Any]:  # ready for the dataclass
     "Checked values; VerdiffError for an unknown or missing key and for a value against its rule."
     known = rules(cls)
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    before = {k: v for k, v in LATER.items() if complete and k in known}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in (before | values).items()}
     for key, value in values.items():
         check_word(key, known, f"{where}: unknown key")
         check_value(key, value, known[key], where)

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 from ..files import VerdiffError
 from verdiff.settings import (
-    Beta, Between, Blocks, Channels, Dim, Fit, KernelChoice, NormName, PredictionType,
-    ScheduleName, Size, Times, known_values,
+    Beta, Between, Blocks, Channels, Dim, Fit, InputScale, KernelChoice, NormName, PredictionType,
+    ScheduleName, Size, Stem, Times, known_values,
 )
 
 # %% ../../nbs/library/config.ipynb #057a9a41
@@ -27,6 +27,7 @@ class VerdiffConfig:
     in_channels: Annotated[int, Between(1, 8192)] = 1  # channels of the image
     channels: Channels = (16, 32, 64, 128)  # width of each level of both U-Nets
     blocks: Blocks = 1  # residual blocks a level
+    stem: Stem = 1  # both U-Nets work inside at 1 / stem of height and width
     norm: NormName = "group"
     msfm: bool = True  # multi-scale fusion module, or one 3x3 convolution of the image
     nsa: bool = True  # noise semantic adapters in the diffusion encoder
@@ -37,9 +38,10 @@ class VerdiffConfig:
     schedule: ScheduleName = "linear"
     beta_start: Beta = 1e-4
     beta_end: Beta = 0.02
+    input_scale: InputScale = 1.0  # signal to noise ratio times its square (Chen 2023)
     prediction_type: PredictionType = "sample"  # x_0
     detach_prior: bool = True  # keep the diffusion loss out of the conditional U-Net
-    height: Size = 192  # size that the model was trained at
+    height: Size = 192  # size that the model was trained at, pixels
     width: Size = 64
     fit: Fit = "letterbox"  # how images are brought to that size
 
@@ -56,8 +58,13 @@ class VerdiffConfig:
         where: str = "config",  # file to name in errors
         complete: bool = False,  # also refuse a missing key
     ) -> "VerdiffConfig":
-        "Strict: an unknown key, a value of another type or out of range raises VerdiffError."
-        return cls(**known_values(cls, values, where, complete))
+        """Strict: VerdiffError for an unknown key, a value of another type or out of range, and a
+        first width that `stem` x `stem` pixels do not fit into."""
+        config = cls(**known_values(cls, values, where, complete))
+        if config.channels[0] % config.stem**2:
+            raise VerdiffError(f"{where}: channels = {config.channels[0]},... must begin with a "
+                               f"multiple of stem * stem = {config.stem**2}")
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         "Plain values, ready for JSON."
