@@ -6,7 +6,7 @@ Docs: https://verdiff.github.io/verdiff/unet.html.md"""
 
 # %% auto #0
 __all__ = ['Adapter', 'timestep_embedding', 'make_norm', 'ResBlock', 'Downsample', 'Upsample', 'Encoder', 'Decoder',
-           'pad_to_multiple', 'UNet', 'ConditionalUNet']
+           'pad_to_multiple', 'UNet', 'ConditionalUNet', 'Folded']
 
 # %% ../../nbs/08_unet.ipynb #773c4c21
 import math
@@ -16,69 +16,79 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../../nbs/08_unet.ipynb #2cd06078
+# %% ../../nbs/08_unet.ipynb #e49ad99b
 def timestep_embedding(
     t: Tensor,  # (B,)
     dim: int,  # even
     max_period: float = 10_000.0,  # slowest clock
 ) -> Tensor:  # float32, (B, dim), in [-1, 1]
-    "Cosines and sines of t at falling frequencies (Vaswani et al. 2017)."
+    """Cosines and sines of t at falling frequencies (Vaswani et al. 2017).
+
+    Raises ValueError for an odd `dim`.
+    """
     if dim % 2:
         raise ValueError(f"dim must be even, not {dim}")
     k = torch.arange(dim // 2, device=t.device, dtype=torch.float32)
-    angle = t.float()[:, None] * torch.exp(-math.log(max_period) * k / (dim // 2))  # b d/2
+    omega = torch.exp(-math.log(max_period) * k / (dim // 2))
+    angle = t.float()[:, None] * omega  # b d/2
     return torch.cat([angle.cos(), angle.sin()], -1)
 
-# %% ../../nbs/08_unet.ipynb #25159622
+# %% ../../nbs/08_unet.ipynb #2cd06078
 def make_norm(
     kind: str,  # "group" or "batch"
     channels: int,
-) -> nn.Module:
-    "Group norm (at most eight groups, each of at least two channels) or batch norm."
+) -> nn.Module:  # (B, channels, H, W) -> the same shape
+    """Group norm (up to eight groups of two channels or more) or batch norm.
+
+    Raises ValueError for another kind.
+    """
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     if kind != "group":
         raise ValueError(f"norm must be 'group' or 'batch', not {kind!r}")
-    groups = next(g for g in (8, 4, 2, 1) if g == 1 or channels % g == 0 and channels >= 2 * g)
-    return nn.GroupNorm(groups, channels)
+    fits = (g for g in (8, 4, 2) if channels % g == 0 and channels >= 2 * g)
+    return nn.GroupNorm(next(fits, 1), channels)
 
 # %% ../../nbs/08_unet.ipynb #509c9700
 class ResBlock(nn.Module):
-    "Norm, SiLU, 3x3 convolution, twice, plus the input; the time scales and shifts in between."
+    "Norm, SiLU, 3x3 convolution, twice, plus the input; told the time."
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        time_dim: int | None = None,  # length of the time's vector; None: no time
+        time_dim: int | None = None,  # of the time's vector; None: no time
         norm: str = "group",  # or "batch"
     ):
         super().__init__()
-        self.norm1, self.norm2 = make_norm(norm, in_channels), make_norm(norm, out_channels)
+        self.norm1 = make_norm(norm, in_channels)
+        self.norm2 = make_norm(norm, out_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.time = nn.Linear(time_dim, 2 * out_channels) if time_dim else None
         same = in_channels == out_channels
-        self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.skip = (nn.Identity() if same
+                     else nn.Conv2d(in_channels, out_channels, 1))
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         "x (B, in, H, W), time (B, time_dim) -> (B, out, H, W)."
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
         if self.time is not None:
-            scale, shift = self.time(F.silu(time))[:, :, None, None].chunk(2, 1)  # b 2c 1 1
+            both = self.time(F.silu(time))[:, :, None, None]  # b 2c 1 1
+            scale, shift = both.chunk(2, 1)
             h = h * (1 + scale) + shift
         return self.skip(x) + self.conv2(F.silu(h))
 
 # %% ../../nbs/08_unet.ipynb #ecbb87b2
 class Downsample(nn.Conv2d):
-    "Half the height and width by a 3x3 convolution of stride 2; the sides must be even."
+    "(B, in, H, W), H and W even -> (B, out, H / 2, W / 2): stride 2."
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 3, stride=2, padding=1)
 
 
 class Upsample(nn.Module):
-    "Twice the height and width: a 1x1 convolution, then each pixel becomes four."
+    "A 1x1 convolution, then each pixel becomes four."
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -89,11 +99,12 @@ class Upsample(nn.Module):
         return F.interpolate(self.conv(x), scale_factor=2.0, mode="nearest")
 
 # %% ../../nbs/08_unet.ipynb #8fc3a96c
-Adapter = Callable[[int], nn.Module | None]  # channels -> module(h, prior) or None
+# channels -> module(h, prior), or None where a level has no adapter
+Adapter = Callable[[int], nn.Module | None]
 
 
 class Encoder(nn.Module):
-    "From full size downwards; gives the picture of every level, finest first."
+    "From full size downwards; gives the features of every level, finest first."
 
     def __init__(
         self,
@@ -107,37 +118,38 @@ class Encoder(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         self.downs = nn.ModuleList(
-            Downsample(a, b) for a, b in zip(channels, channels[1:], strict=False)
+            Downsample(a, b)
+            for a, b in zip(channels, channels[1:], strict=False)
         )
         self.blocks = nn.ModuleList(
-            nn.ModuleList(ResBlock(c, c, time_dim, norm) for _ in range(blocks)) for c in channels
+            nn.ModuleList(ResBlock(c, c, time_dim, norm) for _ in range(blocks))
+            for c in channels
         )
         made = [adapter(c) if adapter else None for c in channels]
-        self.adapters = nn.ModuleList(m if m is not None else nn.Identity() for m in made)
+        self.adapters = nn.ModuleList(m or nn.Identity() for m in made)
         self.adapted = [m is not None for m in made]
 
-    def level(self, i: int, h: Tensor, time: Tensor | None, prior: Tensor | None) -> Tensor:
-        "Level i: halve (but the first), residual blocks, adapter."
-        h = self.downs[i - 1](h) if i else h
-        for block in self.blocks[i]:
-            h = block(h, time)
-        return h + self.adapters[i](h, prior) if self.adapted[i] else h
-
     def forward(
-        self, x: Tensor, time: Tensor | None = None, prior: Tensor | None = None
-    ) -> list[Tensor]:
-        "x (B, in, H, W), prior (B, 1, H, W) in [-1, 1] -> levels (B, c_i, H / 2^i, W / 2^i)."
+        self,
+        x: Tensor,  # (B, in, H, W)
+        time: Tensor | None = None,  # (B, time_dim)
+        prior: Tensor | None = None,  # f(b), (B, 1, H, W) in [-1, 1]
+    ) -> list[Tensor]:  # level i: (B, channels[i], H / 2^i, W / 2^i)
+        "Halve, residual blocks, adapter, level by level."
         h, levels = self.stem(x), []
-        for i in range(len(self.blocks)):
-            if i and prior is not None:
-                prior = F.avg_pool2d(prior, 2)
-            h = self.level(i, h, time, prior)
+        for i, blocks in enumerate(self.blocks):
+            if i:
+                h = self.downs[i - 1](h)
+                prior = F.avg_pool2d(prior, 2) if prior is not None else None
+            for block in blocks:
+                h = block(h, time)
+            h = h + self.adapters[i](h, prior) if self.adapted[i] else h
             levels.append(h)
         return levels
 
 # %% ../../nbs/08_unet.ipynb #c831ef28
 class Decoder(nn.Module):
-    "From the coarsest level upwards, over bridges to the encoder's levels."
+    "From the coarsest level upwards, over skip connections to the encoder's."
 
     def __init__(
         self,
@@ -147,20 +159,23 @@ class Decoder(nn.Module):
         norm: str = "group",
     ):
         super().__init__()
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))[::-1]  # coarse to fine
+        pairs = list(zip(channels[:-1], channels[1:], strict=True))[::-1]
         self.ups = nn.ModuleList(Upsample(low, c) for c, low in pairs)
         self.blocks = nn.ModuleList(
             nn.ModuleList(
-                ResBlock(2 * c if k == 0 else c, c, time_dim, norm) for k in range(blocks)
+                ResBlock(c if k else 2 * c, c, time_dim, norm)
+                for k in range(blocks)
             )
             for c, _ in pairs
         )
 
-    def forward(self, levels: list[Tensor], time: Tensor | None = None) -> Tensor:
-        "Levels of the encoder -> (B, c_0, H, W)."
-        h = levels[-1]
-        for up, blocks, bridge in zip(self.ups, self.blocks, levels[-2::-1], strict=True):
-            h = torch.cat([up(h), bridge], 1)  # b c+c h w
+    def forward(
+        self, levels: list[Tensor], time: Tensor | None = None
+    ) -> Tensor:
+        "Levels of the encoder -> (B, channels[0], H, W)."
+        h, skips = levels[-1], levels[-2::-1]  # coarse to fine
+        for up, blocks, skip in zip(self.ups, self.blocks, skips, strict=True):
+            h = torch.cat([up(h), skip], 1)  # b c+c h w
             for block in blocks:
                 h = block(h, time)
         return h
@@ -170,9 +185,11 @@ def pad_to_multiple(
     x: Tensor,  # (B, C, H, W)
     multiple: int,
 ) -> Tensor:  # (B, C, H', W'), the next multiples
-    "Repeat the lower and right border until both sides can be divided by `multiple`."
+    "Repeat the lower and the right border until `multiple` divides both sides."
     right, down = (-n % multiple for n in (x.shape[-1], x.shape[-2]))
-    return F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x
+    if not down and not right:
+        return x
+    return F.pad(x, (0, right, 0, down), mode="replicate")
 
 # %% ../../nbs/08_unet.ipynb #cb9183b5
 class UNet(nn.Module):
@@ -184,43 +201,53 @@ class UNet(nn.Module):
         out_channels: int = 1,
         channels: Sequence[int] = (16, 32, 64),  # width of each level
         blocks: int = 1,  # residual blocks a level
-        time_dim: int | None = None,  # length of the time's vector, even; None: knows no time
+        time_dim: int | None = None,  # even; None: knows no time
         norm: str = "group",  # or "batch"
-        adapter: Adapter | None = None,  # makes the module that is plugged into each encoder level
+        adapter: Adapter | None = None,  # plugged into each encoder level
         zero_output: bool = False,  # start with an output of exactly zero
+        stem: int = 1,  # work inside at 1 / stem of the height and width
     ):
         super().__init__()
-        self.time_dim, self.multiple = time_dim, 2 ** (len(channels) - 1)
+        self.time_dim, self.stem = time_dim, stem
+        self.multiple = stem * 2 ** (len(channels) - 1)
+        first, patch = channels[0], stem**2
         if time_dim:
-            self.time = nn.Sequential(
-                nn.Linear(time_dim, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim)
-            )
-        self.encoder = Encoder(in_channels, channels, blocks, time_dim, norm, adapter)
+            self.time = nn.Sequential(nn.Linear(time_dim, time_dim), nn.SiLU(),
+                                      nn.Linear(time_dim, time_dim))
+        self.encoder = Encoder(in_channels * patch, channels, blocks, time_dim,
+                               norm, adapter)
         self.decoder = Decoder(channels, blocks, time_dim, norm)
-        self.out = nn.Sequential(
-            make_norm(norm, channels[0]),
-            nn.SiLU(),
-            nn.Conv2d(channels[0], out_channels, 3, padding=1),
-        )
+        last = nn.Conv2d(first, out_channels * patch, 3, padding=1)
+        self.out = nn.Sequential(make_norm(norm, first), nn.SiLU(), last)
         if zero_output:
-            nn.init.zeros_(self.out[-1].weight)
-            nn.init.zeros_(self.out[-1].bias)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def pad(self, x: Tensor) -> Tensor:
         "Repeat the lower and right border until every level has even sides."
         return pad_to_multiple(x, self.multiple)
 
-    def forward(self, x: Tensor, t: Tensor | None = None, prior: Tensor | None = None) -> Tensor:
-        "x (B, in, H, W), t int64 (B,), prior (B, 1, H, W) in [-1, 1] -> (B, out, H, W)."
-        time = self.time(timestep_embedding(t, self.time_dim)) if self.time_dim else None
+    def forward(
+        self,
+        x: Tensor,  # (B, in, H, W)
+        t: Tensor | None = None,  # timesteps, int64 (B,)
+        prior: Tensor | None = None,  # for the adapters, (B, 1, H, W)
+    ) -> Tensor:  # (B, out, H, W)
+        "One answer for every pixel of x."
         height, width = x.shape[-2:]
-        x, prior = self.pad(x), self.pad(prior) if prior is not None else None
-        h = self.decoder(self.encoder(x, time, prior), time)
-        return self.out(h)[..., :height, :width]
+        time = None
+        if self.time_dim:
+            time = self.time(timestep_embedding(t, self.time_dim))
+        x, s = self.pad(x), self.stem
+        if prior is not None:
+            prior = F.avg_pool2d(self.pad(prior), s)
+        x = F.pixel_unshuffle(x, s)  # b c s*h s*w -> b c*s*s h w
+        h = self.out(self.decoder(self.encoder(x, time, prior), time))
+        return F.pixel_shuffle(h, s)[..., :height, :width]
 
-# %% ../../nbs/08_unet.ipynb #d49f27d0
+# %% ../../nbs/08_unet.ipynb #dc6d1be9
 class ConditionalUNet(UNet):
-    "The net that guesses: features of the image -> logits of the mask; the prior is f = 2 sigmoid - 1."
+    "Features of the image -> logits of the mask; the prior is 2 sigmoid - 1."
 
     def __init__(
         self,
@@ -228,5 +255,23 @@ class ConditionalUNet(UNet):
         channels: Sequence[int] = (16, 32, 64),
         blocks: int = 1,
         norm: str = "group",
+        stem: int = 1,
     ):
-        super().__init__(in_channels, 1, channels, blocks, norm=norm)
+        super().__init__(in_channels, 1, channels, blocks, norm=norm, stem=stem)
+
+# %% ../../nbs/08_unet.ipynb #3c04e170
+class Folded(nn.Module):
+    "A module that sees stem x stem pixels as the channels of one."
+
+    def __init__(self, module: nn.Module, stem: int):
+        super().__init__()
+        self.module, self.stem = module, stem
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out / stem^2, H, W).
+
+        The module inside takes in * stem^2 channels and makes `out`.
+        """
+        height, width = x.shape[-2:]
+        x = F.pixel_unshuffle(pad_to_multiple(x, self.stem), self.stem)
+        return F.pixel_shuffle(self.module(x), self.stem)[..., :height, :width]
