@@ -463,8 +463,8 @@ note(
 #| code-fold: true
 torch.manual_seed(0)
 msfm, image = MultiScaleFusion(1, 8), torch.rand(2, 1, 32, 16)
-branches = msfm.look(image)  # b 3 c h w: the three kernels
-weight, X = msfm.weigh(branches), msfm(image)
+branches = msfm.branch_outputs(image)  # b 3 c h w: the three kernels
+weight, X = msfm.branch_weights(branches), msfm(image)
 torch.testing.assert_close(weight.sum(1), torch.ones(2, 8))
 assert (X <= branches.amax(1) + 1e-6).all() and (
     X >= branches.amin(1) - 1e-6

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 # %% ../../nbs/09_msfm.ipynb #f133f85a
 class DescriptorBatchNorm(nn.BatchNorm1d):
-    "Batch norm that for a batch of one updates the running estimates and uses them."
+    "Batch norm; a batch of one updates the running estimates and uses them."
 
     def forward(self, x: Tensor) -> Tensor:
         "(B, d) -> (B, d)."
@@ -26,24 +26,25 @@ class DescriptorBatchNorm(nn.BatchNorm1d):
         with torch.no_grad():
             gap = (x[0] - self.running_mean).float()
             self.running_mean += self.momentum * gap
-            self.running_var += self.momentum * (gap ** 2 - self.running_var)
+            self.running_var += self.momentum * (gap**2 - self.running_var)
             self.num_batches_tracked += 1
-        return F.batch_norm(x, self.running_mean.clone(), self.running_var.clone(), self.weight,
-                            self.bias, False, 0.0, self.eps)
+        mean, var = self.running_mean.clone(), self.running_var.clone()
+        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0,
+                            self.eps)
 
-# %% ../../nbs/09_msfm.ipynb #cb5a8339
+# %% ../../nbs/09_msfm.ipynb #ac708517
 def descriptor_norm(
-    kind: str,  # "group": layer norm over the d numbers; "batch": the paper's batch norm
+    kind: str,  # "group": layer norm over d; "batch": the paper's batch norm
     dim: int,  # d
-) -> nn.Module:
-    "The normalisation of z in Eq. (13)."
+) -> nn.Module:  # (B, d) -> (B, d)
+    "The normalisation of z in Eq. (13); ValueError for another kind."
     if kind not in ("group", "batch"):
         raise ValueError(f"norm must be 'group' or 'batch', not {kind!r}")
     return DescriptorBatchNorm(dim) if kind == "batch" else nn.LayerNorm(dim)
 
 # %% ../../nbs/09_msfm.ipynb #a2f2ffe9
 class MultiScaleFusion(nn.Module):
-    "Eq. (11)-(14): three convolutions of the image, weighted per channel by what the image shows."
+    "Eq. (11)-(14): convolutions of the image, weighted by what it shows."
 
     def __init__(
         self,
@@ -51,32 +52,36 @@ class MultiScaleFusion(nn.Module):
         channels: int = 16,  # C
         dim: int = 16,  # d of Eq. (13)
         kernel_sizes: Sequence[int] = (3, 5, 7),  # odd
-        norm: str = "group",  # of z: "group" is layer norm, "batch" the paper's batch norm
+        norm: str = "group",  # of z, see `descriptor_norm`
     ):
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.Conv2d(in_channels, channels, k, padding=k // 2) for k in kernel_sizes)
+            nn.Conv2d(in_channels, channels, k, padding=k // 2)
+            for k in kernel_sizes)
         self.compress = nn.Linear(channels, dim)
         self.norm = descriptor_norm(norm, dim)
-        self.choose = nn.Linear(dim, len(kernel_sizes) * channels, bias=False)  # rows A_n, B_n, C_n
+        # the rows A_n, B_n, C_n
+        self.choose = nn.Linear(dim, len(kernel_sizes) * channels, bias=False)
 
-    def look(self, image: Tensor) -> Tensor:
-        "The branches A~, B~, C~: (B, in, H, W) -> (B, 3, C, H, W)."
-        return torch.stack([F.elu(branch(image)) for branch in self.branches], 1)
+    def branch_outputs(self, image: Tensor) -> Tensor:
+        "A~, B~, C~ with ELU: (B, in, H, W) -> (B, 3, C, H, W)."
+        return torch.stack([F.elu(conv(image)) for conv in self.branches], 1)
 
-    def weigh(self, branches: Tensor) -> Tensor:
-        "Eq. (11)-(13) and the softmax: (B, 3, C, H, W) -> weights a, b, c as (B, 3, C)."
-        fused = branches.sum(1)  # Eq. (11): b c h w
+    def branch_weights(self, outputs: Tensor) -> Tensor:
+        "a, b, c: (B, 3, C, H, W) -> (B, 3, C); they sum to one over the 3."
+        fused = outputs.sum(1)  # Eq. (11): b c h w
         s = fused.mean((2, 3))  # Eq. (12): b c
         z = F.elu(self.norm(self.compress(s)))  # Eq. (13): b d
-        return rearrange(self.choose(z), "b (k c) -> b k c", k=branches.shape[1]).softmax(1)
+        scores = rearrange(self.choose(z), "b (k c) -> b k c",
+                           k=outputs.shape[1])
+        return scores.softmax(1)
 
     def select(self, image: Tensor) -> Tensor:
-        "The weights of an image, (B, 3, C); they sum to one over the branches."
-        return self.weigh(self.look(image))
+        "The weights that an image gets, (B, 3, C)."
+        return self.branch_weights(self.branch_outputs(image))
 
     def forward(self, image: Tensor) -> Tensor:
-        "Eq. (14): X (B, C, H, W)."
-        branches = self.look(image)
-        weights = self.weigh(branches)
-        return (weights[..., None, None] * branches).sum(1)
+        "Eq. (14): (B, in, H, W) -> X (B, C, H, W)."
+        outputs = self.branch_outputs(image)
+        weights = self.branch_weights(outputs)
+        return (weights[..., None, None] * outputs).sum(1)
