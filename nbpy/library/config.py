@@ -22,8 +22,8 @@ from typing import Annotated, Any
 
 from verdiff.files import VerdiffError
 from verdiff.settings import (
-    Beta, Between, Blocks, Channels, Dim, Fit, InputScale, KernelChoice, NormName, PredictionType,
-    ScheduleName, Size, Stem, Times, known_values,
+    LATER, Beta, Between, Blocks, Channels, Dim, Fit, InputScale, KernelChoice, NormName,
+    PredictionType, ScheduleName, Size, Stem, Times, known_values,
 )
 
 # %%
@@ -82,8 +82,10 @@ class VerdiffConfig:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        "Plain values, ready for JSON."
-        return {**asdict(self), "channels": list(self.channels)}
+        """Plain values, ready for JSON. Newer keys are left out where they change nothing, so that
+        the files and fingerprints of older models stay as they were."""
+        values = {**asdict(self), "channels": list(self.channels)}
+        return {k: v for k, v in values.items() if k not in LATER or v != LATER[k]}
 
 
 # %%
@@ -130,9 +132,10 @@ except VerdiffError as error:
     print(str(error).replace(str(path), "config.json"))
 
 # %% [markdown]
-# A file that was written before `stem` existed:
+# `stem` is newer than the first files; it is written, and asked for, only where it does something:
 
 # %%
-old = {key: value for key, value in config.to_dict().items() if key != "stem"}
-path.write_text(json.dumps(old))
-assert read_config(path) == config
+for stem in (1, 2):
+    changed = VerdiffConfig(stem=stem)
+    path.write_text(json.dumps(changed.to_dict()))
+    assert read_config(path) == changed and ("stem" in changed.to_dict()) == (stem > 1)

@@ -5,7 +5,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from verdiff.networks.nsa import (
-    AdapterMaps, NoiseSemanticAdapter, kernel_choice, mask_density, pool_channels,
+    AdapterMaps,
+    NoiseSemanticAdapter,
+    kernel_choice,
+    mask_density,
+    pool_channels,
 )
 
 

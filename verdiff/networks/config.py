@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 from ..files import VerdiffError
 from verdiff.settings import (
-    Beta, Between, Blocks, Channels, Dim, Fit, InputScale, KernelChoice, NormName, PredictionType,
-    ScheduleName, Size, Stem, Times, known_values,
+    LATER, Beta, Between, Blocks, Channels, Dim, Fit, InputScale, KernelChoice, NormName,
+    PredictionType, ScheduleName, Size, Stem, Times, known_values,
 )
 
 # %% ../../nbs/library/config.ipynb #057a9a41
@@ -67,8 +67,10 @@ class VerdiffConfig:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        "Plain values, ready for JSON."
-        return {**asdict(self), "channels": list(self.channels)}
+        """Plain values, ready for JSON. Newer keys are left out where they change nothing, so that
+        the files and fingerprints of older models stay as they were."""
+        values = {**asdict(self), "channels": list(self.channels)}
+        return {k: v for k, v in values.items() if k not in LATER or v != LATER[k]}
 
 # %% ../../nbs/library/config.ipynb #50015f07
 def read_config(path: Path) -> VerdiffConfig:
