@@ -362,7 +362,7 @@ print("->", tuple(Decoder((8, 16, 24))(levels).shape))
 
 
 # %% [markdown]
-# Halving needs even sides, all the way down. A radiograph of 750×250, the paper's size, fails at the second level: 375 becomes 188 and comes back as 376, which does not fit its skip connection. So we pad inside, repeating the border, and crop at the end. Nobody outside needs to know.
+# Halving needs even sides, all the way down. A radiograph of 750×250, the paper's size, fails at the second level: 375 becomes 188 and comes back as 376, which does not fit its skip connection. So we pad inside, repeating the border, and crop at the end.
 
 # %%
 #| exports
@@ -534,7 +534,7 @@ assert stack_work > unet_work
 # %% [markdown]
 # ## 6 · A stem for full-size radiographs
 #
-# Where the pixels quarter the channels only double, so most of the work is done on the first level, at full size. A radiograph of 768×256 has sixteen times the pixels of our 192×64. A **stem** of $s$ saves most of that: $s \times s$ neighbouring pixels become the channels of one (`pixel_unshuffle`, Shi et al. 2016, backwards), all levels work at $1/s$ of the height and width, and the last layer's $s^2$ channels become pixels again. No pixel is lost; it is only looked at together with its neighbours. Seconds of one processor core for a forward and a backward pass at full size:
+# Where the pixels quarter the channels only double, so most of the work is done on the first level, at full size. A **stem** of $s$ saves most of that: $s \times s$ neighbouring pixels become the channels of one (`pixel_unshuffle`, Shi et al. 2016, backwards), all levels work at $1/s$ of the height and width, and the last layer's $s^2$ channels become pixels again. Seconds of one processor core for a forward and a backward pass at full size:
 
 # %%
 def seconds(net, x):
@@ -654,7 +654,7 @@ for axis, (title, picture) in zip(axes, shown.items()):
 #
 # $$\text{training: } \frac{h - \mathrm{mean}(h)}{\mathrm{sd}(h)}, \qquad \text{in use: } \frac{h - \overline{\mathrm{mean}}}{\overline{\mathrm{sd}}}, \quad \overline{\mathrm{mean}} \leftarrow 0.9\,\overline{\mathrm{mean}} + 0.1\,\mathrm{mean}(h).$$
 #
-# The same conditional U-Net, the same phantoms, one at a time, once with each norm; every 20 steps both functions are asked.
+# The conditional U-Net on the phantoms again, one at a time, once with each norm:
 
 # %%
 @torch.no_grad()
@@ -701,13 +701,12 @@ plt.legend(fontsize=8);
 # %% [markdown]
 # Here batch norm does *not* fail at a batch of one: as instance norm it learns these phantoms. What it costs is the gap between the dashed and the broad line: the function that was trained is not the one that is used.
 #
-# Do not take this as an acquittal. The *diffusion* U-Net sees each image at another noise level, and its running averages mix them. Trained with the paper's whole recipe on radiographs, its prior worked and its diffusion **did fail**, and the kept averages were the cause: [the laboratory](lab/xray.ipynb) has the run. Group norm is one function in training and in use, for every batch size and every $t$; it is our default. The `paper` profile has `norm = batch`.
+# Do not take this as an acquittal. The *diffusion* U-Net sees each image at another noise level, and its running averages mix them. Trained with the paper's whole recipe on radiographs, its prior worked and its diffusion **did fail**, and the kept averages were the cause: [the laboratory](lab/xray.ipynb) has the run. Group norm is one function in training and in use, for every batch size and every $t$; it is our default.
 #
 # ## Paper, ours, why
 #
 # | | paper | ours | why |
 # |---|---|---|---|
-# | channels, depth | not given | 16 to 128 on a laptop, 32 to 256 on a GPU, see `settings.ini` | what the machine can carry |
 # | norm | batch norm at batch 1 | group norm; batch norm in `paper` | one function in training and in use (section 8) |
 # | size | 250×750 | any | padded and cropped inside |
 # | stem | none | none; `stem` in `settings.ini` | full size on a CPU (section 6) |

@@ -1,6 +1,13 @@
 # %% [markdown]
 # # Saved models
-# > Saving, loading, refusing
+# > Two files a model: one that can be read, one that cannot hold code
+
+# %% [markdown]
+# A model is a folder: `config.json` ([the configuration](config.ipynb)), which one can read, and `model.safetensors`, which holds
+# numbers and cannot hold code (a pickle can). Loading builds from the first, fills from the second, and refuses in one sentence
+# whatever is missing, damaged or does not fit. `VerdiffNet.save_pretrained` and `from_pretrained` ([11](../11_model.ipynb)) call
+# what stands here, in place of the looser functions of the Hugging Face Hub's mixin. Open this page
+# [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/pretrained.ipynb).
 
 # %%
 #| default_exp networks.pretrained
@@ -21,6 +28,7 @@ from verdiff.files import VerdiffError, atomic_write
 from verdiff.networks.config import read_config
 
 # %%
+#| code-fold: true
 import tempfile
 
 import torch
@@ -28,10 +36,8 @@ import torch
 from verdiff.networks.model import VerdiffNet
 
 # %% [markdown]
-# ## 9 · Saving, loading, refusing
-#
-# Two files: `config.json`, which one can read, and `model.safetensors`, which holds numbers and cannot hold code (a pickle can). Each is
-# written under another name and renamed, so that a full disk leaves the old file whole.
+# ## Saving
+# Each file is written under another name and renamed, so that a full disk leaves the old one whole.
 
 # %%
 #| export
@@ -43,8 +49,8 @@ def save_model(
     folder: Path,  # made if missing
     repo_id: str | None = None,  # on the Hub
     push_to_hub: bool = False,
-    **hub: Any,
-) -> str | None:
+    **hub: Any,  # for `PyTorchModelHubMixin.push_to_hub`
+) -> str | None:  # address of the upload
     "config.json and model.safetensors, each whole or not at all; VerdiffError where that fails."
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,13 +67,23 @@ def save_model(
     return model.push_to_hub(repo_id or folder.name, **hub)
 
 
+# %%
+torch.manual_seed(0)
+model = VerdiffNet(channels=(8, 16), height=64, width=32)
+folder = Path(tempfile.mkdtemp()) / "model"
+save_model(model, folder)
+print(*[f"{p.name}: {p.stat().st_size:,} bytes" for p in sorted(folder.iterdir())], sep="\n")
+
+
 # %% [markdown]
-# Loading builds from the first file, fills from the second, and refuses whatever does not fit. `fetch_file` finds a file in a folder or on the Hugging Face Hub:
+# ## Loading
 
 # %%
 #| export
 def fetch_file(source: str | Path, name: str, **hub: Any) -> Path:
-    "The path of one file of a model: in the folder `source`, or downloaded from the Hub."
+    """The path of one file of a model: in the folder `source`, or downloaded from the Hub.
+
+    VerdiffError where there is none."""
     if Path(source).is_dir():
         path = Path(source) / name
         if not path.is_file():
@@ -83,8 +99,12 @@ def fetch_file(source: str | Path, name: str, **hub: Any) -> Path:
                            f"downloaded ({type(error).__name__})") from error
 
 
+# %%
+assert fetch_file(folder, CONFIG_FILE) == folder / CONFIG_FILE
+
+
 # %% [markdown]
-# A set of weights is not enough; it must be this model's. The first difference, in words:
+# A set of weights is not enough; it must be this model's.
 
 # %%
 #| export
@@ -109,9 +129,10 @@ def weights_digest(model: nn.Module) -> str:
 
 
 # %%
-assert weights_difference(model, dict(model.state_dict())) is None
-assert weights_digest(model) == weights_digest(model) != weights_digest(rows["neither"])
-print(weights_difference(rows["neither"], rows["NSA"].state_dict()))
+other = VerdiffNet(model.config, nsa=False)
+assert weights_difference(model, model.state_dict()) is None
+assert weights_digest(model) == weights_digest(model) != weights_digest(other)
+print(weights_difference(other, model.state_dict()))
 
 
 # %%
@@ -119,7 +140,7 @@ print(weights_difference(rows["neither"], rows["NSA"].state_dict()))
 def load_model(
     cls: type[nn.Module],  # built from a `VerdiffConfig`
     source: str | Path,  # folder, or id on the Hub
-    **hub: Any,
+    **hub: Any,  # for `hf_hub_download`
 ) -> nn.Module:  # in eval mode
     """Build from config.json, fill from model.safetensors.
 
@@ -141,15 +162,13 @@ def load_model(
     return model.eval()
 
 
+# %% [markdown]
+# ## Use
+
 # %%
-folder = Path(tempfile.mkdtemp()) / "model"
-model.save_pretrained(folder)
 again = VerdiffNet.from_pretrained(folder)
-assert all(
-    torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values())
-)
-assert again.config == model.config == read_config(folder / CONFIG_FILE)
-print(*[f"{p.name}: {p.stat().st_size:,} bytes" for p in sorted(folder.iterdir())], sep="\n")
+assert weights_digest(again) == weights_digest(model)
+assert again.config == model.config and not again.training
 
 
 # %% [markdown]
@@ -161,26 +180,30 @@ def refusal(name, change):
     path = folder / name
     good = path.read_bytes()
     path.write_bytes(change(good))
-    sentence = complaint(lambda: VerdiffNet.from_pretrained(folder))
-    path.write_bytes(good)
-    return sentence.replace(str(folder), "model")
+    try:
+        VerdiffNet.from_pretrained(folder)
+    except VerdiffError as error:
+        return "- " + str(error).replace(str(folder), "model").split("; allowed")[0]
+    finally:
+        path.write_bytes(good)
+    raise AssertionError("loaded all the same")
 
-print(refusal(CONFIG_FILE, lambda b: b.replace(b'"blocks"', b'"bloks"')).split("; allowed")[0])
+
+# %%
+print(refusal(CONFIG_FILE, lambda b: b.replace(b'"blocks"', b'"bloks"')))
 print(refusal(CONFIG_FILE, lambda b: b.replace(b"8,\n", b"12,\n", 1)))
 print(refusal(CONFIG_FILE, lambda b: b.replace(b'"nsa": true', b'"nsa": false')))
 print(refusal(WEIGHTS_FILE, lambda b: b[:len(b) // 2]))
 
 # %% [markdown]
-# `torch.export` can turn the diffusion U-Net into one graph without Python, because no branch in it depends on values. `torch.compile(model.diffusion)` works for
-# the same reason, without a break in the graph. The tests compile it forward and backward with the backend that needs no C++ compiler, and with
-# `VERDIFF_INDUCTOR=1` also with the one that does and takes its time on a CPU.
+# ## Without Python
+# `torch.export` can turn the diffusion U-Net into one graph, because no branch in it depends on values; `torch.compile` works for
+# the same reason.
 
 # %%
-model.eval()
-c = model.condition(photos[:2]).detach()
+c = again.condition(torch.rand(2, 1, 64, 32)).detach()
 args = torch.cat([torch.randn(2, 1, 64, 32), c.prior, c.features], 1), torch.tensor([3, 400])
-program = torch.export.export(model.diffusion, args, {"prior": c.prior})
-torch.testing.assert_close(
-    program.module()(*args, prior=c.prior), model.diffusion(*args, prior=c.prior)
-)
-print(len(list(program.graph.nodes)), "nodes")
+program = torch.export.export(again.diffusion, args, {"prior": c.prior})
+wanted = again.diffusion(*args, prior=c.prior)
+torch.testing.assert_close(program.module()(*args, prior=c.prior), wanted)
+print(len(program.graph.nodes), "nodes")

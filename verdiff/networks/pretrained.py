@@ -1,4 +1,4 @@
-"""Saving, loading, refusing
+"""Two files a model: one that can be read, one that cannot hold code
 
 Docs: https://verdiff.github.io/verdiff/library/pretrained.html.md"""
 
@@ -30,8 +30,8 @@ def save_model(
     folder: Path,  # made if missing
     repo_id: str | None = None,  # on the Hub
     push_to_hub: bool = False,
-    **hub: Any,
-) -> str | None:
+    **hub: Any,  # for `PyTorchModelHubMixin.push_to_hub`
+) -> str | None:  # address of the upload
     "config.json and model.safetensors, each whole or not at all; VerdiffError where that fails."
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,9 @@ def save_model(
 
 # %% ../../nbs/library/pretrained.ipynb #5850d2c2
 def fetch_file(source: str | Path, name: str, **hub: Any) -> Path:
-    "The path of one file of a model: in the folder `source`, or downloaded from the Hub."
+    """The path of one file of a model: in the folder `source`, or downloaded from the Hub.
+
+    VerdiffError where there is none."""
     if Path(source).is_dir():
         path = Path(source) / name
         if not path.is_file():
@@ -88,7 +90,7 @@ def weights_digest(model: nn.Module) -> str:
 def load_model(
     cls: type[nn.Module],  # built from a `VerdiffConfig`
     source: str | Path,  # folder, or id on the Hub
-    **hub: Any,
+    **hub: Any,  # for `hf_hub_download`
 ) -> nn.Module:  # in eval mode
     """Build from config.json, fill from model.safetensors.
 
