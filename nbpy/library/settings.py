@@ -162,6 +162,7 @@ class Settings:
     # loss
     bce_weight: Weight  # of the prior's binary cross entropy
     dice_weight: Weight  # of the prior's soft Dice
+    recycle: Share  # of rows whose x_t holds the network's own estimate (Fu et al. 2023)
     # optimisation
     max_steps: Count  # optimiser steps
     batch_size: Annotated[int, Between(1, 10**5)]  # images a step (a device)
@@ -222,6 +223,9 @@ class Settings:
             if getattr(settings, small) > getattr(settings, large):
                 raise VerdiffError(f"{where}: {small} = {getattr(settings, small)} must not exceed "
                                    f"{large} = {getattr(settings, large)}")
+        if settings.recycle and settings.prediction_type != "sample":
+            raise VerdiffError(f"{where}: recycle needs prediction_type = sample: the noise of a "
+                               "recycled x_t leads to the estimate, not to the truth")
         return settings
 
     def __str__(self) -> str:
@@ -230,7 +234,8 @@ class Settings:
 
 # %%
 #| export
-LATER: dict[str, Any] = {"stem": 1, "input_scale": 1.0}  # newer keys: what runs did before
+# newer keys: what runs did before there were any
+LATER: dict[str, Any] = {"stem": 1, "input_scale": 1.0, "recycle": 0.0}
 
 
 def known_values(
