@@ -12,9 +12,8 @@
 #| hide
 import sys
 if "google.colab" in sys.modules:
-    get_ipython().system(
-        'pip install -q "verdiff[notebooks] @ '
-        'git+https://github.com/verdiff/verdiff"')
+    line = 'install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"'
+    get_ipython().run_line_magic("pip", line)  # noqa: F821
 
 # %%
 #| exports

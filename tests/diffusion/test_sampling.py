@@ -8,8 +8,14 @@ from hypothesis import strategies as st
 from verdiff.diffusion.forward import ShiftedDiffusion, cosine_schedule, linear_schedule
 from verdiff.diffusion.posterior import training_target, unshift
 from verdiff.diffusion.sampling import (
-    SegmentationSamples, ddim_sample, ddpm_sample, dpm_solver_sample, in_batches, randn,
-    sample, timestep_sequence,
+    SegmentationSamples,
+    ddim_sample,
+    ddpm_sample,
+    dpm_solver_sample,
+    in_batches,
+    randn,
+    sample,
+    timestep_sequence,
 )
 from verdiff.files import VerdiffError
 from verdiff.networks.model import VerdiffNet

@@ -27,7 +27,12 @@ from verdiff.networks.config import VerdiffConfig
 from verdiff.networks.model import VerdiffNet
 from verdiff.settings import load_settings
 from verdiff.training.batches import (
-    augment_batch, batch_indices, batches, pixel_batches, prefetch, random_times,
+    augment_batch,
+    batch_indices,
+    batches,
+    pixel_batches,
+    prefetch,
+    random_times,
 )
 from verdiff.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from verdiff.training.loop import ema_update, learning_rate
