@@ -91,7 +91,7 @@ class MethodLoss(nn.Module):
 
     def forward(self, *batch: Tensor) -> dict[str, Tensor]:
         "A `Batch` -> {\"total\": scalar}."
-        return {"total": self.network.loss(*batch)}
+        return {"total": self.network.loss(*batch[:4])}  # no method but ours recycles
 
 
 # %%

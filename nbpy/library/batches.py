@@ -2,6 +2,12 @@
 # # Batches
 # > Chance that can be repeated, in any order, on any number of processes
 
+# %% [markdown]
+# [Lesson 13](../13_training.ipynb) takes its batches from here. A run that is resumed must see the very images, turns, times and noise that it
+# would have seen without the break, and eight images on one device must be the same as four on each of two. With one global generator
+# neither holds. So *everything random is a function of (seed, position)*, a position being the number of images seen: the number of the
+# step is the whole random state. Images lie in memory or are decoded as their turn comes; both give the same batches.
+
 # %%
 #| default_exp training.batches
 
@@ -26,24 +32,32 @@ from verdiff.files import VerdiffError
 from verdiff.settings import Settings
 
 # %%
+#| code-fold: true
 import time
 
 import matplotlib.pyplot as plt
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+from verdiff.data.packed import pack
+from verdiff.data.phantom_set import PhantomSet
+from verdiff.networks.config import VerdiffConfig
+from verdiff.networks.model import VerdiffNet
 from verdiff.settings import load_settings
 from verdiff.training.loss import training_loss
 
 # %%
+#| code-fold: true
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
 torch.set_num_threads(1)
 g = torch.Generator().manual_seed(35)
+small = ["height=72", "width=24", "channels=8,16,32", "timesteps=1000"]
+tiny = load_settings("smoke", small)
+source = PhantomSet(size=tiny.size, n_training=24, n_test=2)
+phantoms = pack(source, progress=False)
 
 
 # %% [markdown]
-# ## 3 · Chance that can be repeated
-#
-# With one global generator, a run that is restarted after 4 batches shuffles anew. The fix: *everything random is a function of (seed, position)*, a position being the number of images seen. Then the step number is the whole random state, on one device or many.
+# ## Order
 
 # %%
 #| export
@@ -75,10 +89,6 @@ def batch_indices(
 
 
 # %%
-assert sorted(shuffled(24, 35, 0).tolist()) == list(range(24))
-
-
-# %%
 def naive(first, last):
     g = torch.Generator().manual_seed(35)  # as every script does when it starts
     order = torch.cat([torch.randperm(24, generator=g) for _ in range(3)])
@@ -92,7 +102,9 @@ rows = {"naive, undisturbed": naive(0, 12),
         "ours, restarted": torch.cat([ours[:4], again])}
 
 # %%
-fig, axes = plt.subplots(3, 1, figsize=(6, 2.4))
+#| code-fold: true
+#| fig-alt: "Three strips of coloured columns, a column four images. Undisturbed, a run sees 24 of 24 images in its first epoch; restarted with one global generator it sees fewer; ours, restarted, sees all 24."
+fig, axes = plt.subplots(3, 1, figsize=(6, 2.6), layout="constrained")
 for axis, (name, seen) in zip(axes, rows.items()):
     axis.imshow(seen.T, cmap="nipy_spectral", aspect="auto")
     axis.axvline(3.5, color="k", lw=4)
@@ -105,8 +117,10 @@ assert sorted(ours[:6].flatten().tolist()) == sorted(ours[6:].flatten().tolist()
 
 
 # %% [markdown]
-# The black line is the restart, six batches are an epoch. In the middle row some images of the first epoch come twice, and as many not at all.
+# The black line is a restart after four batches, six batches are an epoch. In the middle row, one global generator, some images of the first
+# epoch come twice, and as many not at all.
 #
+# ## Times
 # Times are spread evenly over the batch around one random offset. Each is still uniform, but no batch has noisy masks only.
 
 # %%
@@ -123,6 +137,7 @@ def random_times(
 
 
 # %%
+#| fig-alt: "Two histograms of the mean time of a batch of eight: drawn freely it scatters widely around 500, spread evenly it stands close to 500."
 times = torch.stack([random_times(8, 1000, generator_for(35, 2, k)) for k in range(2000)]).float()
 free = torch.randint(1000, (2000, 8), generator=g).float()
 for x, name in ((free, "drawn freely"), (times, "spread")):
@@ -130,14 +145,13 @@ for x, name in ((free, "drawn freely"), (times, "spread")):
 plt.legend()
 plt.xlabel("mean time of a batch of 8")
 plt.yticks([])
-print(
-    f"mean time {times.mean():.0f}; sd of a batch's mean {times.mean(1).std():.1f}, "
-    f"drawn freely {free.mean(1).std():.1f}"
-)
+print(f"mean time {times.mean():.0f}; sd of a batch's mean {times.mean(1).std():.1f}, "
+      f"drawn freely {free.mean(1).std():.1f}")
 assert abs(times.mean() - 499.5) < 3 and times.mean(1).std() < 50
 
 
 # %% [markdown]
+# ## Pixels
 # Memory and stream follow a *plan*, lists of image numbers, so their batches are the same.
 
 # %%
@@ -207,13 +221,14 @@ def pixel_batches(
 
 # %%
 plan = [batch_indices(24, 4, b, 35).tolist() for b in range(6)]
-pair = pixel_batches(films, plan), pixel_batches(Streamed(source), plan, workers=2)
+pair = pixel_batches(phantoms, plan), pixel_batches(Streamed(source), plan, workers=2)
 for a, b in zip(*pair, strict=True):
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 
 # %% [markdown]
-# Then chance enters: augmentation, time, noise. Each image has its own generator, seeded by its place in the stream, so devices can share a batch. Only the times are spread over the *whole* batch: every process draws all and takes its share.
+# ## Chance
+# Augmentation, time and noise. Each image has its own generator, seeded by its place in the stream, so devices can share a batch. Only the times are spread over the *whole* batch: every process draws all and takes its share.
 
 # %%
 #| export
@@ -224,6 +239,7 @@ class Batch(NamedTuple):
     mask: Tensor  # {0, 1}
     t: Tensor  # int64 (B,)
     noise: Tensor  # standard normal, (B, 1, H, W)
+    recycled: Tensor | None = None  # bool (B,) on the CPU, see `training_loss`
 
 
 # %%
@@ -243,15 +259,16 @@ def augment_batch(
     image, mask = Augment.from_settings(s)(image, mask, own)
     noise = torch.stack([torch.randn(mask.shape[1:], generator=g) for g in own])
     t = random_times(size * processes, s.timesteps, generator_for(s.seed, 3, number))
-    t = t[process * size:(process + 1) * size]
-    return Batch(image, mask, t.to(mask.device), noise.to(mask.device))
+    recycled = torch.rand(len(t), generator=generator_for(s.seed, 4, number)) < s.recycle
+    mine = slice(process * size, (process + 1) * size)
+    return Batch(image, mask, t[mine].to(mask.device), noise.to(mask.device), recycled[mine])
 
 
 # %%
 def part(process, processes):
     size = 8 // processes
     where = batch_indices(24, size, 5 * processes + process, 35)
-    return augment_batch(films.images[where], films.masks[where], tiny, 5, process, processes)
+    return augment_batch(phantoms.images[where], phantoms.masks[where], tiny, 5, process, processes)
 
 
 whole, halves = part(0, 1), [part(p, 2) for p in (0, 1)]
@@ -260,6 +277,8 @@ for name, x in whole._asdict().items():
     torch.testing.assert_close(together, x, atol=1e-5, rtol=0)
 
 # %%
+#| code-fold: true
+#| fig-alt: "Eight turned and shifted phantom radiographs with the outline of their masks, each with its time t above it."
 fig, axes = plt.subplots(1, 8, figsize=(6, 2.2))
 for k, axis in enumerate(axes):
     axis.imshow(whole.image[k, 0], cmap="gray", vmin=0, vmax=1)
@@ -267,6 +286,18 @@ for k, axis in enumerate(axes):
     axis.set_title(f"t = {whole.t[k]}", fontsize=7)
     axis.set_axis_off()
 fig.suptitle("one batch; two processes would take the left and the right half", fontsize=9);
+
+
+# %% [markdown]
+# `recycled` says of which rows the network will see its own estimate ([lesson 12](../12_loss.ipynb)); the setting `recycle` is their share. Its
+# draws are its own, so whoever switches it on keeps all others.
+
+# %%
+some = load_settings("smoke", [*small, "recycle=0.5"])
+where = batch_indices(24, 8, 5, 35)
+other = augment_batch(phantoms.images[where], phantoms.masks[where], some, 5)
+assert torch.equal(other.noise, whole.noise) and torch.equal(other.t, whole.t)
+assert other.recycled.any() and not whole.recycled.any()
 
 
 # %%
@@ -291,8 +322,8 @@ def batches(
 
 
 # %%
-late = next(batches(films, tiny, first=3))  # any position can be asked for at once
-assert torch.equal(late.noise, list(batches(films, tiny))[3].noise)
+late = next(batches(phantoms, tiny, first=3))  # any position can be asked for at once
+assert torch.equal(late.noise, list(batches(phantoms, tiny))[3].noise)
 
 
 # %%
@@ -314,7 +345,8 @@ assert list(prefetch(iter(range(5)))) == list(range(5))
 
 
 # %% [markdown]
-# Which is slower, the loader or the network? (This is one core. On a GPU the network is much faster, and several workers decode.)
+# ## Use
+# Which is slower, the batches or the network? (This is one core. On a GPU the network is much faster, and several workers decode.)
 
 # %%
 def rate_of(items, count):
@@ -325,20 +357,16 @@ def rate_of(items, count):
 
 
 def network():
-    for batch in batches(films, long):
-        training_loss(model, *batch)["total"].backward()
+    model = VerdiffNet(VerdiffConfig.from_settings(tiny))
+    for batch in batches(phantoms, long):
+        training_loss(model, *batch[:4])["total"].backward()
         yield batch
 
 
 long = load_settings("smoke", [*small, "batch_size=8", "max_steps=1000"])
-speed = {
-    "in memory, pixels only": rate_of(pixel_batches(films, plan * 20), 120),
-    "in memory": rate_of(batches(films, long), 20),
-    "streamed": rate_of(batches(Streamed(source), long, workers=0), 5),
-    "the network": rate_of(network(), 5),
-}
-plt.barh(list(speed), list(speed.values()), color=["C2", "C2", "C0", "C3"])
-plt.xscale("log")
-plt.xlabel("images a second")
-print({k: round(v) for k, v in speed.items()})
+speed = {"in memory, pixels only": rate_of(pixel_batches(phantoms, plan * 20), 120),
+         "in memory": rate_of(batches(phantoms, long), 20),
+         "streamed": rate_of(batches(Streamed(source), long, workers=0), 5),
+         "the network": rate_of(network(), 5)}
+print({k: round(v) for k, v in speed.items()}, "images a second")
 assert min(speed["in memory"], speed["streamed"]) > speed["the network"]

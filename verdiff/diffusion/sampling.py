@@ -8,7 +8,7 @@ Docs: https://verdiff.github.io/verdiff/sampling.html.md"""
 __all__ = ['Predictor', 'Noise', 'Callback', 'randn', 'ddpm_sample', 'ddpm_sample_printed', 'timestep_sequence', 'ddim_sample',
            'dpm_solver_sample', 'SeededNoise', 'SegmentationSamples', 'in_batches', 'join_parts', 'sample']
 
-# %% ../../nbs/14_sampling.ipynb #fb621558
+# %% ../../nbs/14_sampling.ipynb #4a7208bb
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,18 +21,24 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .forward import ShiftedDiffusion
-from .posterior import predict_x_0, q_posterior, reshift, unshift
+from verdiff.diffusion.posterior import (
+    predict_x_0, q_posterior, reshift, unshift,
+)
 from ..files import VerdiffError
 
 # %% ../../nbs/14_sampling.ipynb #0b22a5bc
-Predictor = Callable[[Tensor, Tensor], Tensor]  # x_t (B, ...), t int64 (B,) -> output (B, ...)
-Noise = Callable[[Tensor], Tensor]  # a tensor -> standard normal noise of its shape, type, device
-Callback = Callable[[int, Tensor, Tensor], None]  # t, x_t before the step, x_0 as predicted
+# x_t (B, ...), t int64 (B,) -> what the network says, (B, ...)
+Predictor = Callable[[Tensor, Tensor], Tensor]
+# a tensor -> standard normal noise of its shape, type and device
+Noise = Callable[[Tensor], Tensor]
+# sees t, x_t before the step, and x_0 as predicted
+Callback = Callable[[int, Tensor, Tensor], None]
 
 
 def randn(generator: torch.Generator | None = None) -> Noise:
     "Noise from one generator on the CPU, whatever the device."
-    return lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+    return lambda x: torch.randn(
+        x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
 
 def _all(x: Tensor, value: int) -> Tensor:
@@ -41,23 +47,19 @@ def _all(x: Tensor, value: int) -> Tensor:
 
 # %% ../../nbs/14_sampling.ipynb #878760bf
 def _guess(
-    process: ShiftedDiffusion,
-    predict: Predictor,
-    x: Tensor,
-    t: Tensor,
-    prior: Tensor | None,
-    prediction_type: str,
-    clip: bool,
+    process: ShiftedDiffusion, predict: Predictor, x: Tensor, t: Tensor,
+    prior: Tensor | None, prediction_type: str, clip: bool,
 ) -> Tensor:
     "x_0 as the network sees it, kept in [-1, 1]."
-    x_0 = predict_x_0(process, x, t, predict(x, t), prior, prediction_type)
+    said = predict(x, t)
+    x_0 = predict_x_0(process, x, t, said, prior, prediction_type)
     return x_0.clamp(-1, 1) if clip else x_0
 
 
 def ddpm_sample(
     process: ShiftedDiffusion,
     predict: Predictor,
-    x_T: Tensor,  # where to start: `process.prior_sample(prior, noise)`, (B, ...)
+    x_T: Tensor,  # the start, `process.prior_sample(prior, noise)`, (B, ...)
     prior: Tensor | None = None,  # f, of the shape of x_T
     prediction_type: str = "sample",  # what `predict` says
     noise: Noise | None = None,  # None: torch's global generator
@@ -81,22 +83,21 @@ def ddpm_sample_printed(
     predict: Predictor,  # says epsilon
     x_T: Tensor,  # the paper: N(0, I)
     noise: Noise | None = None,
-    bar: bool = False,  # True: sqrt(1 - abar_t) as in Eq. (7); False: sqrt(1 - alpha_t) as in Algorithm 2
+    bar: bool = False,  # under the root 1 - abar_t, Eq. (7); else 1 - alpha_t
     callback: Callback | None = None,
 ) -> Tensor:
-    "Algorithm 2 as printed, for comparison: no shift is ever taken off or put on."
-    x, noise = x_T, noise or randn()
-    under = process.sigmas if bar else process.betas.sqrt()
-    variance = (1 - process.alphas_cumprod_prev) / (1 - process.alphas_cumprod) * process.betas
-    for i in reversed(range(process.timesteps)):
+    "Algorithm 2 as printed: no shift is ever taken off or put on."
+    p, x, noise = process, x_T, noise or randn()
+    root = p.sigmas if bar else p.betas.sqrt()
+    variance = (p.sigmas_prev / p.sigmas) ** 2 * p.betas
+    for i in reversed(range(p.timesteps)):
         t = _all(x, i)
         eps = predict(x, t)
         if callback is not None:
             callback(i, x, eps)
-        beta, alpha, root, v = (
-            process.coefficient(c, t, x) for c in (process.betas, process.alphas, under, variance)
-        )
-        x = (x - beta / root * eps) / alpha.sqrt() + (v.sqrt() * noise(x) if i else 0)
+        step, alpha, v = (p.coefficient(c, t, x) for c in (
+            p.betas / root, p.alphas, variance))
+        x = (x - step * eps) / alpha.sqrt() + (v.sqrt() * noise(x) if i else 0)
     return x
 
 # %% ../../nbs/14_sampling.ipynb #86b0952e
@@ -106,7 +107,8 @@ def timestep_sequence(
 ) -> list[int]:  # falling, starts at T - 1
     "Evenly spaced times that begin at the last one (\"trailing\")."
     if not 1 <= steps <= timesteps:
-        raise ValueError(f"steps must lie between 1 and {timesteps}, not {steps}")
+        raise ValueError(
+            f"steps must lie between 1 and {timesteps}, not {steps}")
     return [round(timesteps - i * timesteps / steps) - 1 for i in range(steps)]
 
 # %% ../../nbs/14_sampling.ipynb #6e9e4977
@@ -123,18 +125,21 @@ def ddim_sample(
     callback: Callback | None = None,
 ) -> Tensor:  # x_0
     "DDIM (Song et al. 2021, Eq. 12) in the coordinate without shift."
-    x, noise, times = x_T, noise or randn(), timestep_sequence(process.timesteps, steps)
-    bars = [*process.alphas_cumprod.tolist(), 1.0]  # the last one, bars[-1], is that of t = -1
+    x, noise = x_T, noise or randn()
+    times = timestep_sequence(process.timesteps, steps)
+    bars = [*process.alphas_cumprod.tolist(), 1.0]  # bars[-1] is that of t = -1
     for i, after in zip(times, [*times[1:], -1], strict=True):
         t, t_next = _all(x, i), _all(x, after)
         x_0 = _guess(process, predict, x, t, prior, prediction_type, clip)
         if callback is not None:
             callback(i, x, x_0)
         bar, bar_next = bars[i], bars[after]
-        eps = (unshift(process, x, t, prior) - bar ** 0.5 * x_0) / (1 - bar) ** 0.5
-        sigma = eta * ((1 - bar_next) / (1 - bar) * (1 - bar / bar_next)) ** 0.5
-        y = bar_next ** 0.5 * x_0 + max(1 - bar_next - sigma ** 2, 0.0) ** 0.5 * eps
-        x = reshift(process, y + sigma * noise(y) if sigma else y, t_next, prior)
+        y = unshift(process, x, t, prior)
+        eps = (y - bar ** 0.5 * x_0) / (1 - bar) ** 0.5
+        rho = eta * ((1 - bar_next) / (1 - bar) * (1 - bar / bar_next)) ** 0.5
+        kept = max(1 - bar_next - rho ** 2, 0.0) ** 0.5
+        y = bar_next ** 0.5 * x_0 + kept * eps
+        x = reshift(process, y + rho * noise(y) if rho else y, t_next, prior)
     return x
 
 # %% ../../nbs/14_sampling.ipynb #f54170b2
@@ -148,7 +153,7 @@ def dpm_solver_sample(
     clip: bool = True,
     callback: Callback | None = None,
 ) -> Tensor:  # x_0
-    "DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2) in the coordinate without shift; deterministic."
+    "DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2) without shift; no chance."
     x, last, last_h = x_T, None, 0.0
     times = timestep_sequence(process.timesteps, steps)
     root, s = process.alphas_cumprod.sqrt(), process.sigmas
@@ -167,26 +172,27 @@ def dpm_solver_sample(
         x, last, last_h = reshift(process, y, t_next, prior), x_0, h
     return x
 
-# %% ../../nbs/14_sampling.ipynb #77fd6c43
+# %% ../../nbs/14_sampling.ipynb #a66311b2
 class SeededNoise:
-    "Noise whose rows come from generators of their own, seeded by (seed, image, member)."
+    "Noise whose rows have generators of their own: (seed, image, member)."
 
     def __init__(self, seed: int, rows: Sequence[tuple[int, int]]):
         self.generators = []
         for image, member in rows:
             sequence = np.random.SeedSequence([abs(seed), image, member])
-            mixed = sequence.generate_state(1, np.uint64)[0]
-            self.generators.append(torch.Generator().manual_seed(int(mixed) >> 1))
+            mixed = int(sequence.generate_state(1, np.uint64)[0])
+            self.generators.append(torch.Generator().manual_seed(mixed >> 1))
 
     def __call__(self, x: Tensor) -> Tensor:
         "The next noise, of the shape of x (rows, ...)."
-        rows = [torch.randn(x.shape[1:], generator=g, dtype=torch.float32) for g in self.generators]
+        rows = [torch.randn(x.shape[1:], generator=g, dtype=torch.float32)
+                for g in self.generators]
         return torch.stack(rows).to(x.device, x.dtype)
 
-# %% ../../nbs/14_sampling.ipynb #9eae5a17
+# %% ../../nbs/14_sampling.ipynb #c4bfa90a
 @dataclass
 class SegmentationSamples:
-    "What sampling gives for a batch of images, all as probabilities in [0, 1]."
+    "What sampling gives for a batch of images: probabilities in [0, 1]."
 
     prior_prob: Tensor  # the conditional U-Net's, (B, 1, H, W)
     samples: Tensor  # (E, B, 1, H, W)
@@ -203,20 +209,23 @@ class SegmentationSamples:
 
     @property
     def std(self) -> Tensor:
-        "Standard deviation over the members: a doubt in [0, 0.5], (B, 1, H, W)."
+        "Uncertainty: standard deviation, in [0, 0.5], (B, 1, H, W)."
         return self.samples.std(0, correction=0)
 
-# %% ../../nbs/14_sampling.ipynb #a9e45aa0
+# %% ../../nbs/14_sampling.ipynb #9eae5a17
 def in_batches(
-    run: Callable[[int, int], Any],  # first row, end -> of rows first ... end - 1
+    run: Callable[[int, int], Any],  # first row, end -> of these rows
     rows: int,
     batch_size: int | None = None,  # rows at once, to begin with; None: all
     progress: bool = False,
     join: Callable[[list], Any] = torch.cat,  # of the parts
 ) -> Any:  # (rows, ...)
-    "Run over all rows; where CUDA's memory runs short, halve the batch and try again."
+    """Run over all rows; where CUDA's memory runs short, halve the batch.
+
+    VerdiffError where it does not hold one row.
+    """
     size, done, first = min(batch_size or rows, rows), [], 0
-    with tqdm(total=rows, desc="sample", disable=None if progress else True) as bar:
+    with tqdm(total=rows, desc="sample", disable=not progress or None) as bar:
         while first < rows:
             try:
                 end = min(first + size, rows)
@@ -227,11 +236,10 @@ def in_batches(
             except torch.cuda.OutOfMemoryError as error:
                 if size == 1:
                     raise VerdiffError(
-                        "the GPU's memory does not hold even one sample; take a smaller "
-                        "size, or the CPU"
-                    ) from error
+                        "the GPU's memory does not hold even one sample; "
+                        "take a smaller size, or the CPU") from error
                 size = -(-min(size, rows - first) // 2)
-            torch.cuda.empty_cache()  # here, where the error and what it held are gone
+            torch.cuda.empty_cache()  # here, where what the error held is gone
     return join(done)
 
 
@@ -239,25 +247,25 @@ def join_parts(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     "Named tuples of tensors, batch after batch, as one."
     return type(parts[0])(*map(torch.cat, zip(*parts, strict=True)))
 
-# %% ../../nbs/14_sampling.ipynb #ae2e1828
+# %% ../../nbs/14_sampling.ipynb #a9e45aa0
 def _walk(model: nn.Module, sampler: str, steps: int) -> Callable[..., Tensor]:
-    "The sampler by its name, with everything set but x_T, the prior and the noise."
+    "The sampler by its name: predict, x_T, prior, noise -> x_0."
     if sampler not in ("ddim", "dpm", "ddpm"):
-        raise ValueError(f"sampler must be 'ddim', 'dpm' or 'ddpm', not {sampler!r}")
-    process, kind = model.process(), model.config.prediction_type
+        raise ValueError(
+            f"sampler must be 'ddim', 'dpm' or 'ddpm', not {sampler!r}")
+    p, kind = model.process(), model.config.prediction_type
 
-    def walk(predict: Predictor, x_T: Tensor, prior: Tensor, noise: Noise) -> Tensor:
+    def walk(ask: Predictor, x_T: Tensor, f: Tensor, noise: Noise) -> Tensor:
         if sampler == "dpm":
-            return dpm_solver_sample(process, predict, x_T, prior, kind, steps)
-        if sampler == "ddpm" and steps == process.timesteps:
-            return ddpm_sample(process, predict, x_T, prior, kind, noise)
-        return ddim_sample(
-            process, predict, x_T, prior, kind, steps, float(sampler == "ddpm"), noise
-        )
+            return dpm_solver_sample(p, ask, x_T, f, kind, steps)
+        if sampler == "ddpm" and steps == p.timesteps:
+            return ddpm_sample(p, ask, x_T, f, kind, noise)
+        eta = float(sampler == "ddpm")
+        return ddim_sample(p, ask, x_T, f, kind, steps, eta, noise)
 
     return walk
 
-# %% ../../nbs/14_sampling.ipynb #65180d72
+
 @torch.no_grad()
 def sample(
     model: nn.Module,  # `VerdiffNet`: condition, denoise, process, config
@@ -265,25 +273,29 @@ def sample(
     steps: int = 10,
     ensemble: int = 5,  # samples an image
     seed: int = 0,
-    sampler: str = "ddim",  # "ddim", "dpm", or "ddpm" (ancestral; strided where steps < T)
-    first_index: int = 0,  # number of the first image, for the seeds of its noise
-    batch_size: int | None = None,  # rows (image x member) at once; None: all, halved if need be
+    sampler: str = "ddim",  # "dpm", or "ddpm" (ancestral; strided if steps < T)
+    first_index: int = 0,  # number of the first image, for the seeds
+    batch_size: int | None = None,  # rows (image x member) at once; None: all
     progress: bool = False,
 ) -> SegmentationSamples:
-    "Segment a batch several times over, from N(f, I); the batch size changes nothing but rounding."
-    walk = _walk(model, sampler, steps)
-    process = model.process()
-    conditioning = in_batches(  # once an image
-        lambda a, b: model.condition(image[a:b]), len(image), batch_size, join=join_parts)
+    """Segment a batch several times over; `batch_size` changes rounding only.
+
+    ValueError: unknown sampler, steps not in 1 ... T. VerdiffError: small GPU.
+    """
+    walk, process = _walk(model, sampler, steps), model.process()
+    known = in_batches(  # once an image
+        lambda a, b: model.condition(image[a:b]), len(image), batch_size,
+        join=join_parts)
     keys = [(i, e) for i in range(len(image)) for e in range(ensemble)]
 
     def run(first: int, end: int) -> Tensor:
-        part = conditioning.select([i for i, _ in keys[first:end]])
-        noise = SeededNoise(seed, [(first_index + i, e) for i, e in keys[first:end]])
+        part = known.select([i for i, _ in keys[first:end]])
+        rows = [(first_index + i, e) for i, e in keys[first:end]]
+        noise = SeededNoise(seed, rows)
         x_T = process.prior_sample(part.prior, noise(part.prior))
         x_0 = walk(lambda x, t: model.denoise(x, t, part), x_T, part.prior, noise)
         return ((x_0 + 1) / 2).clamp(0, 1)
 
     rows = in_batches(run, len(keys), batch_size, progress)
     samples = rearrange(rows, "(b e) c h w -> e b c h w", e=ensemble)
-    return SegmentationSamples((conditioning.prior + 1) / 2, samples)
+    return SegmentationSamples((known.prior + 1) / 2, samples)

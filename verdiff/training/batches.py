@@ -127,6 +127,7 @@ class Batch(NamedTuple):
     mask: Tensor  # {0, 1}
     t: Tensor  # int64 (B,)
     noise: Tensor  # standard normal, (B, 1, H, W)
+    recycled: Tensor | None = None  # bool (B,) on the CPU, see `training_loss`
 
 # %% ../../nbs/library/batches.ipynb #d2a772c5
 def augment_batch(
@@ -144,8 +145,9 @@ def augment_batch(
     image, mask = Augment.from_settings(s)(image, mask, own)
     noise = torch.stack([torch.randn(mask.shape[1:], generator=g) for g in own])
     t = random_times(size * processes, s.timesteps, generator_for(s.seed, 3, number))
-    t = t[process * size:(process + 1) * size]
-    return Batch(image, mask, t.to(mask.device), noise.to(mask.device))
+    recycled = torch.rand(len(t), generator=generator_for(s.seed, 4, number)) < s.recycle
+    mine = slice(process * size, (process + 1) * size)
+    return Batch(image, mask, t[mine].to(mask.device), noise.to(mask.device), recycled[mine])
 
 # %% ../../nbs/library/batches.ipynb #42e7ee62
 def batches(

@@ -23,7 +23,7 @@ import torch
 from ..data.packed import Packed, Streamed
 from ..files import VerdiffError, atomic_write
 from ..networks.model import VerdiffNet
-from ..settings import Settings
+from ..settings import LATER, Settings
 
 # %% ../../nbs/library/checkpoint.ipynb #cf8c2c07
 def checkpoints(
@@ -68,8 +68,8 @@ def read_checkpoint(
 
 # %% ../../nbs/library/checkpoint.ipynb #260b8f9c
 MAY_CHANGE = ("profile", "log_every", "checkpoint_every", "keep_checkpoints", "eval_height",
-        "eval_width", "ensemble", "sample_steps", "sampler", "validate_every", "val_images",
-        "stream")  # may change on resuming
+              "eval_width", "ensemble", "sample_steps", "sampler", "validate_every", "val_images",
+              "stream")  # on resuming
 
 
 def check_same_run(
@@ -81,7 +81,7 @@ def check_same_run(
 ) -> None:
     "VerdiffError where a checkpoint belongs to another run."
     away = "use another --out, or start over with --fresh"
-    theirs, mine = dict(state["settings"]), settings.to_dict()
+    theirs, mine = {**LATER, **state["settings"]}, settings.to_dict()
     theirs["batch_size"] = theirs.get("batch_size", 0) * state.get("processes", 1)
     mine["batch_size"] *= processes
     if differ := [k for k in mine if k not in MAY_CHANGE and theirs.get(k) != mine[k]]:
@@ -113,8 +113,8 @@ def load_checkpoint(
 
 # %% ../../nbs/library/checkpoint.ipynb #447c133f
 MUST_MATCH = ("channels", "blocks", "norm", "msfm", "msfm_dim", "nsa", "nsa_choice", "shift",
-           "timesteps", "schedule", "beta_start", "beta_end",
-           "prediction_type")  # must not change on fine-tuning
+              "timesteps", "schedule", "beta_start", "beta_end",
+              "prediction_type")  # on fine-tuning
 
 
 def start_from(
