@@ -178,7 +178,8 @@ def ema_update(
     pairs = list(zip(average.state_dict().values(),
                      model.state_dict().values(), strict=True))
     floats = [pair for pair in pairs if pair[0].is_floating_point()]
-    get_ema_multi_avg_fn(d)([a for a, _ in floats], [m for _, m in floats], None)
+    get_ema_multi_avg_fn(d)(
+        [a for a, _ in floats], [m for _, m in floats], None)
     for a, m in pairs:
         if not a.is_floating_point():  # counters
             a.copy_(m)
@@ -254,9 +255,11 @@ draw(axes[1], tried, ["C0", "C2"], title="held-out loss")
 # **Gradient clipping.** Masks with 255 instead of 1 slip into one batch, at step 6. Adam divides by the size of recent gradients, so that step is not large; but it *remembers* the size for about a thousand steps, in which good gradients count for less. Clipped to a norm of 1, the bad one weighs no more than others. (Here that limit cuts nearly every step; Adam hardly minds, since it divides by the size anyway.)
 
 # %%
-unclipped, clipped = (attempt(clip=c, spoil=6) for c in (math.inf, 1.0))
+unclipped, clipped = (attempt(clip=c, spoil=6)
+                      for c in (math.inf, 1.0))
 after = [float(np.mean(x[0][-10:])) for x in (unclipped, clipped)]
-print(f"loss, mean of the last 10 steps: {after[0]:.2f}; clipped {after[1]:.2f}")
+print(f"loss, mean of the last 10 steps: {after[0]:.2f}; "
+      f"clipped {after[1]:.2f}")
 assert after[1] < 0.8 * after[0]
 
 # %%

@@ -2,6 +2,12 @@
 # # Checkpoints
 # > A run that was killed goes on to the same weights
 
+# %% [markdown]
+# A long run gets interrupted: by Ctrl-C, by a cluster, by a power cut in the middle of a save. A checkpoint is one file with all that is needed
+# to go on: weights, their average, optimiser, step, history, settings and a fingerprint of the images (names; and pixels and masks where they lie
+# in memory, so whoever corrects a label begins another run). It is written under a temporary name, forced to the disk and renamed; a few are
+# kept, and a damaged one is named and passed over. [`train`](run.ipynb) writes and reads them.
+
 # %%
 #| default_exp training.checkpoint
 
@@ -21,16 +27,24 @@ import torch
 from verdiff.data.packed import Packed, Streamed
 from verdiff.files import VerdiffError, atomic_write
 from verdiff.networks.model import VerdiffNet
-from verdiff.settings import Settings
+from verdiff.settings import LATER, Settings
 
 # %%
+#| code-fold: true
+import shutil
+import tempfile
 from contextlib import redirect_stderr
 
+from verdiff.settings import load_settings
+
+# %%
+#| code-fold: true
+torch.set_num_threads(1)
+tiny = load_settings("smoke")
+folder = Path(tempfile.mkdtemp())
 
 # %% [markdown]
-# ## 6 · Checkpoints
-#
-# A long run gets interrupted. A checkpoint is one file: weights, their average, optimiser, step, history, settings and a fingerprint of the images: names, and pixels and masks if they lie in memory (so whoever corrects a label begins another run). Written under a temporary name, it is forced to the disk and renamed; three are kept.
+# ## Write and find
 
 # %%
 #| export
@@ -62,14 +76,14 @@ def save_checkpoint(
 
 
 # %%
-(folder / "demo").mkdir()
 for k in (1, 999_999, 1_000_000):
-    save_checkpoint(folder / "demo", {"step": k}, keep=2)
-print([p.name for p in checkpoints(folder / "demo")])
-assert [p.stem[11:] for p in checkpoints(folder / "demo")] == ["999999", "1000000"]
+    save_checkpoint(folder, {"step": k}, keep=2)
+print([p.name for p in checkpoints(folder)])
+assert [p.stem[11:] for p in checkpoints(folder)] == ["999999", "1000000"]
 
 
 # %% [markdown]
+# ## Read
 # A damaged file is named, and the one before it used: the zip's checksums notice one flipped bit. Nothing from a checkpoint is executed.
 
 # %%
@@ -92,7 +106,7 @@ def read_checkpoint(
 
 # %%
 content = {"step": 7, "settings": {}, "data": "", "model": torch.randn(1000)}
-path = save_checkpoint(folder / "demo", content)
+path = save_checkpoint(folder, content)
 assert read_checkpoint(path)["step"] == 7
 damaged = bytearray(path.read_bytes())
 damaged[len(damaged) // 2] ^= 1  # one bit
@@ -101,13 +115,15 @@ for some in (damaged, damaged[:900]):
     assert read_checkpoint(path) is None
 
 # %% [markdown]
-# A checkpoint of *another* run is refused with a sentence that names the settings that differ; those that do not change the training may. Four images on each of two devices are the same run as eight on one.
+# ## Is it the same run?
+# A checkpoint of *another* run is refused with a sentence that names the settings that differ; those that do not change the training may. Four images on each of two devices are
+# the same run as eight on one. A setting that is newer than the checkpoint counts as what runs did before there was one (`LATER`).
 
 # %%
 #| export
 MAY_CHANGE = ("profile", "log_every", "checkpoint_every", "keep_checkpoints", "eval_height",
-        "eval_width", "ensemble", "sample_steps", "sampler", "validate_every", "val_images",
-        "stream")  # may change on resuming
+              "eval_width", "ensemble", "sample_steps", "sampler", "validate_every", "val_images",
+              "stream")  # on resuming
 
 
 def check_same_run(
@@ -119,7 +135,7 @@ def check_same_run(
 ) -> None:
     "VerdiffError where a checkpoint belongs to another run."
     away = "use another --out, or start over with --fresh"
-    theirs, mine = dict(state["settings"]), settings.to_dict()
+    theirs, mine = {**LATER, **state["settings"]}, settings.to_dict()
     theirs["batch_size"] = theirs.get("batch_size", 0) * state.get("processes", 1)
     mine["batch_size"] *= processes
     if differ := [k for k in mine if k not in MAY_CHANGE and theirs.get(k) != mine[k]]:
@@ -153,26 +169,29 @@ def load_checkpoint(
 
 
 # %%
-(folder / "demo" / "checkpoint-1000000.pt").write_bytes(damaged)
+(folder / "checkpoint-1000000.pt").write_bytes(damaged)
 other = tiny.to_dict() | {"batch_size": 2, "learning_rate": 1.0}
+del other["recycle"]  # as before there was such a key
 state = {"step": 999_999, "settings": other, "data": "", "processes": 2}
-save_checkpoint(folder / "demo", state)
+save_checkpoint(folder, state)
 try:
     with redirect_stderr(sys.stdout):
-        load_checkpoint(folder / "demo", tiny, "")
+        load_checkpoint(folder, tiny, "")
 except VerdiffError as error:
     print(str(error).replace(str(folder), "..."))
-    assert "learning_rate" in str(error) and "batch_size" not in str(error)
+    assert "learning_rate" in str(error)
+    assert "batch_size" not in str(error) and "recycle" not in str(error)
 assert "learning_rate" not in MAY_CHANGE and "stream" in MAY_CHANGE
 
 # %% [markdown]
+# ## Start from other weights
 # A trained network can be *fine-tuned* on other images, or at a larger size (convolutions do not mind). The settings that say what its output means (`MUST_MATCH`) must be the same.
 
 # %%
 #| export
 MUST_MATCH = ("channels", "blocks", "norm", "msfm", "msfm_dim", "nsa", "nsa_choice", "shift",
-           "timesteps", "schedule", "beta_start", "beta_end",
-           "prediction_type")  # must not change on fine-tuning
+              "timesteps", "schedule", "beta_start", "beta_end",
+              "prediction_type")  # on fine-tuning
 
 
 def start_from(
@@ -212,3 +231,15 @@ def data_key(data: Packed | Streamed) -> str:
     for pixels in (data.images, data.masks):
         digest.update(pixels.cpu().contiguous().numpy().data)
     return f"{names}:{digest.hexdigest()}"
+
+
+# %%
+masks = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+key = data_key(Packed(masks, masks, ["a.png", "b.png"]))
+masks[1, 0, 3, 3] = 1  # somebody corrects a label
+other = data_key(Packed(masks, masks, ["a.png", "b.png"]))
+assert key != other and key.partition(":")[0] == other.partition(":")[0]
+
+# %%
+#| hide
+shutil.rmtree(folder)

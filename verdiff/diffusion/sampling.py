@@ -251,8 +251,7 @@ def join_parts(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
 def _walk(model: nn.Module, sampler: str, steps: int) -> Callable[..., Tensor]:
     "The sampler by its name: predict, x_T, prior, noise -> x_0."
     if sampler not in ("ddim", "dpm", "ddpm"):
-        raise ValueError(
-            f"sampler must be 'ddim', 'dpm' or 'ddpm', not {sampler!r}")
+        raise ValueError(f"sampler must be ddim, dpm or ddpm, not {sampler!r}")
     p, kind = model.process(), model.config.prediction_type
 
     def walk(ask: Predictor, x_T: Tensor, f: Tensor, noise: Noise) -> Tensor:
@@ -293,7 +292,8 @@ def sample(
         rows = [(first_index + i, e) for i, e in keys[first:end]]
         noise = SeededNoise(seed, rows)
         x_T = process.prior_sample(part.prior, noise(part.prior))
-        x_0 = walk(lambda x, t: model.denoise(x, t, part), x_T, part.prior, noise)
+        ask = lambda x, t: model.denoise(x, t, part)  # noqa: E731
+        x_0 = walk(ask, x_T, part.prior, noise)
         return ((x_0 + 1) / 2).clamp(0, 1)
 
     rows = in_batches(run, len(keys), batch_size, progress)

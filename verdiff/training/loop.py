@@ -38,7 +38,8 @@ def ema_update(
     pairs = list(zip(average.state_dict().values(),
                      model.state_dict().values(), strict=True))
     floats = [pair for pair in pairs if pair[0].is_floating_point()]
-    get_ema_multi_avg_fn(d)([a for a, _ in floats], [m for _, m in floats], None)
+    get_ema_multi_avg_fn(d)(
+        [a for a, _ in floats], [m for _, m in floats], None)
     for a, m in pairs:
         if not a.is_floating_point():  # counters
             a.copy_(m)

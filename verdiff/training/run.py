@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState
+from accelerate import InitProcessGroupKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -42,7 +41,9 @@ from .batches import Batch, batch_indices, batches, prefetch
 from verdiff.training.checkpoint import (
     checkpoints, data_key, load_checkpoint, save_checkpoint, start_from,
 )
-from .loop import ema_update, learning_rate, make_optimizer, take_step
+from verdiff.training.loop import (
+    ema_update, learning_rate, make_accelerator, make_optimizer, take_step,
+)
 from .loss import LOSSES, Objective
 
 # %% ../../nbs/library/run.ipynb #16203c2b
@@ -63,6 +64,7 @@ class Run:
     best: float = -1.0  # validated Dice of what is in OUT/model
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of all threads of this process
     clean: bool = True  # False while weights are being changed
     key: str = ""  # of the training images
     start: str = ""  # of the weights that `--start-from` named
@@ -75,6 +77,14 @@ class Run:
     def changing(self, *_: Any) -> None:
         "From here on until the step is over, the weights belong to no step."
         self.clean = False
+
+    def spend(self, since: tuple[float, float]) -> tuple[float, float]:
+        "Count the time since then, by the wall's clock and by the processor's; the time now."
+        now = time.perf_counter(), time.process_time()
+        self.seconds, self.cpu_seconds = (
+            spent + b - a for spent, a, b in zip((self.seconds, self.cpu_seconds), since, now,
+                                                 strict=True))
+        return now
 
 # %% ../../nbs/library/run.ipynb #4cd4356b
 def group_timeout() -> InitProcessGroupKwargs:
@@ -95,9 +105,7 @@ def prepare(
     if isinstance(train_data, Packed) and tuple(train_data.images.shape[-2:]) != settings.size:
         raise VerdiffError(f"the images are {'x'.join(map(str, train_data.images.shape[-2:]))} and "
                            f"the settings say {settings.height}x{settings.width}")
-    AcceleratorState._reset_state()  # a second run in one process may want another precision
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision,
-                              kwargs_handlers=[group_timeout()])
+    accelerator = make_accelerator(settings, kwargs_handlers=[group_timeout()])
     key = data_key(train_data)
     if isinstance(train_data, Packed):
         train_data = train_data.to(accelerator.device)
@@ -123,7 +131,8 @@ def snapshot(run: Run) -> dict[str, Any]:
             "start": run.start, "processes": run.accelerator.num_processes,
             "model": run.model.state_dict(), "average": run.average.state_dict(),
             "optimizer": run.optimizer.state_dict(), "best": run.best, "history": run.history,
-            "seconds": run.seconds, "verdiff": verdiff.__version__}
+            "seconds": run.seconds, "cpu_seconds": run.cpu_seconds,
+            "verdiff": verdiff.__version__}
 
 
 def restore(run: Run, state: dict[str, Any]) -> None:
@@ -141,6 +150,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         run.optimizer.load_state_dict(state["optimizer"])
         run.step, run.best = state["step"], state["best"]
         run.history, run.seconds = state["history"], state["seconds"]
+        run.cpu_seconds = state.get("cpu_seconds", 0.0)
         run.start = state.get("start", "")
         if any(state["settings"].get(k) != v for k, v in run.settings.to_dict().items()
                if k in ("val_images", "sampler", "sample_steps")):
@@ -158,8 +168,8 @@ def save(run: Run) -> Path:
              "device": str(acc.device), "processes": acc.num_processes, "images": len(run.data),
              "validated_on": len(val) if val is not None else 0,
              "parameters": run.model.num_parameters(), "step": run.step,
-             "seconds": round(run.seconds, 1), "best": run.best,
-             "settings": run.settings.to_dict()}
+             "seconds": round(run.seconds, 1), "cpu_seconds": round(run.cpu_seconds, 1),
+             "best": run.best, "settings": run.settings.to_dict()}
     write_json(run.out / "history.json", run.history)
     write_json(run.out / "run.json", about)
     return save_checkpoint(run.out, snapshot(run), run.settings.keep_checkpoints)
@@ -237,9 +247,11 @@ def validate(
 
 
 def keep_best(run: Run) -> dict[str, float]:
-    "Validate the averaged weights, and keep them in OUT/model if they are the best so far."
+    "Validate the averaged weights; the best so far, with `sample_steps`, are kept in OUT/model."
     s = run.settings
-    found = validate(run.average, run.val_data, s.sample_steps, s.batch_size, s.seed, s.sampler)
+    found, one = (validate(run.average, run.val_data, steps, s.batch_size, s.seed, s.sampler)
+                  for steps in (s.sample_steps, 1))
+    found |= {"one_step_dice": one["diffusion_dice"], "cpu_hours": run.cpu_seconds / 3600}
     if found["diffusion_dice"] >= run.best:
         run.average.save_pretrained(run.out / "model")
         run.best = found["diffusion_dice"]
@@ -324,16 +336,16 @@ def train(
     run, s = prepare(settings, train_data, val_data, Path(out), trained), settings
     with run_lock(run.out) if run.main else nullcontext():
         resume_run(run, resume)
+        since = time.perf_counter(), time.process_time()
         with at_work(run, progress) as work:
             while run.step < s.max_steps:
-                start = time.perf_counter()
                 losses = take_step(run.objective, run.optimizer, work.stream, s, run.step,
                                    run.accelerator)
                 ema_update(run.average, run.model, s.ema_decay, run.step)
                 run.step, run.clean = run.step + 1, True
                 losses, stop = all_reduce(run, losses, work.asked.is_set())
                 check_finite(run, losses)
-                run.seconds += time.perf_counter() - start
+                since = run.spend(since)
                 work.bar.update()
                 if run.main:
                     report(run, losses, work.bar)

@@ -1,0 +1,79 @@
+"""Start the long training in the background, or go on with it; say where and how far it is.
+
+    VERDIFF_XRAY=xray.zip python bench/long.py
+
+Folder: $VERDIFF_LONG, else ~/verdiff-long. It holds the code at the commit at which the run began,
+so that later commits do not change it, the run itself, log.txt and pid. A run that is stopped
+(`kill PID` saves a checkpoint, `kill -9` or a power cut loses a few minutes) goes on to the bit.
+"""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from verdiff.files import VerdiffError, run_lock
+from verdiff.training.checkpoint import checkpoints
+
+ROOT = Path(__file__).resolve().parent.parent
+PROFILE = "long"
+
+
+def running(run: Path) -> bool:
+    "Whether a process trains there: the one in `pid` lives, or one holds the lock."
+    pid = run.parent / "pid"
+    if pid.exists():
+        ps = ["ps", "-o", "args=", "-p", pid.read_text().strip()]
+        if str(run) in subprocess.run(ps, capture_output=True, text=True).stdout:
+            return True
+    try:
+        with run_lock(run):
+            return False
+    except VerdiffError:
+        return True
+
+
+def start(folder: Path, data: str, *words: str) -> None:
+    "Train in the background at the lowest priority, with the code that the run began with."
+    code = folder / "code"
+    if not code.exists():
+        subprocess.run(["git", "clone", "-q", ROOT, code], check=True)
+    new = (code / "verdiff" / "__main__.py").exists()  # older code had a module for each command
+    command = ["-m", *(("verdiff", "train") if new else ("verdiff.training",)),
+               "--data", data, "--profile", PROFILE,
+               "--out", folder / "run", *words]
+    env = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", **os.environ,
+           "PYTHONPATH": str(code)}
+    with open(folder / "log.txt", "a") as log:
+        process = subprocess.Popen(["nice", "-n", "19", sys.executable, *command], cwd=code,
+                                   env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                   start_new_session=True)
+    (folder / "pid").write_text(f"{process.pid}\n")
+
+
+def progress(run: Path) -> str:
+    "Steps, hours and the newest validation, as the last checkpoint left them."
+    if not checkpoints(run):
+        return "no checkpoint yet"
+    about, history = (json.loads((run / f"{name}.json").read_text()) for name in ("run", "history"))
+    said = f"step {about['step']}, {about['cpu_seconds'] / 3600:.2f} CPU hours"
+    for entry in [e for e in history if "prior_dice" in e][-1:]:
+        said += (f"; validation at step {entry['step']}: prior {entry['prior_dice']:.3f}, one step "
+                 f"{entry['one_step_dice']:.3f}, ten {entry['diffusion_dice']:.3f}")
+    return said
+
+
+def main() -> None:
+    folder = Path(os.environ.get("VERDIFF_LONG", "~/verdiff-long")).expanduser().resolve()
+    data, was = os.environ.get("VERDIFF_XRAY"), running(folder / "run")
+    if not (was or data):
+        sys.exit("set VERDIFF_XRAY to the zip or folder of the X-ray set (verdiff download)")
+    if not was:
+        start(folder, str(Path(data).resolve()) if Path(data).exists() else data, *sys.argv[1:])
+    pid = (folder / "pid").read_text().strip()
+    how = "running" if was else "started"
+    print(f"{folder}: {how} as process {pid}, {progress(folder / 'run')}")
+
+
+if __name__ == "__main__":
+    main()

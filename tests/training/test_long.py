@@ -1,0 +1,64 @@
+"`make long`: starts in the background, says where it is, is not started twice, goes on."
+import importlib.util
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from verdiff.data.phantom_set import PhantomSet
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(os.name != "posix" or not (ROOT / ".git").exists(),
+                                reason="needs a clone, nice and signals")
+
+
+@pytest.fixture
+def long(monkeypatch):
+    spec = importlib.util.spec_from_file_location("long", ROOT / "bench" / "long.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "PROFILE", "smoke")
+    monkeypatch.setattr(sys, "argv", ["long.py", "--set", "max_steps=100000"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return module
+
+
+def wait(condition, seconds=120):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.2)
+
+
+def stop(long, folder):
+    os.kill(int((folder / "pid").read_text()), signal.SIGTERM)
+    wait(lambda: not long.running(folder / "run"))
+
+
+def test_starts_once_and_goes_on(long, tmp_path, monkeypatch, capsys):
+    folder, data = tmp_path / "away", tmp_path / "films"
+    monkeypatch.setenv("VERDIFF_LONG", str(folder))
+    monkeypatch.delenv("VERDIFF_XRAY", raising=False)
+    with pytest.raises(SystemExit, match="VERDIFF_XRAY"):
+        long.main()
+    PhantomSet(data, n_training=6, n_test=2)
+    monkeypatch.setenv("VERDIFF_XRAY", str(data))
+    long.main()
+    try:
+        wait(lambda: long.checkpoints(folder / "run"))
+        first = (folder / "pid").read_text()
+        long.main()
+        assert (folder / "pid").read_text() == first
+        said = capsys.readouterr().out
+        assert "started" in said and "running" in said and "validation at step" in said
+        stop(long, folder)
+        step = long.checkpoints(folder / "run")[-1].name
+        long.main()
+        wait(lambda: long.checkpoints(folder / "run")[-1].name > step)
+        assert "going on after step" in (folder / "log.txt").read_text()
+    finally:
+        if long.running(folder / "run"):
+            stop(long, folder)
