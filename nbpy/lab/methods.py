@@ -3,20 +3,80 @@
 # > The paper's eight ways to find a spine and some more, each from its library
 
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/lab/methods.ipynb)
+# [The comparison](comparison.ipynb) trains every method on the same batches; here they are built. A method is a function from settings to an untrained network, under a name, and **thirteen are in the registry**: Verdiff-Net, its prior alone, and the paper's rivals, each from the library that its field keeps. Where a library or a weight file is missing, the row says so in one sentence. The page takes half a minute on a laptop and opens on Colab ([![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/lab/methods.ipynb)); their libraries are an extra, `pip install "verdiff[compare]"`.
+
+# %%
+#| hide
+import sys
+
+if "google.colab" in sys.modules:
+    get_ipython().run_line_magic(  # noqa: F821
+        "pip", "install -q 'verdiff[notebooks,compare] @ git+https://github.com/verdiff/verdiff'")
 
 # %%
 #| default_exp lab.methods
 
 # %%
-#| export
+#| code-fold: true
+import warnings
+
+import torch
+from IPython.display import Markdown
+
+from verdiff.data.packed import pack
+from verdiff.data.phantom_set import PhantomSet
+from verdiff.lab.methods import METHODS, Missing, make_network
+from verdiff.settings import load_settings
+
+# %%
+#| code-fold: true
+torch.set_num_threads(1)
+small = load_settings("smoke", [
+    "height=96", "width=32", "channels=16,32", "timesteps=1000", "batch_size=8",
+    "sample_steps=1", "ensemble=2"])
+
+# %% [markdown]
+# ## The methods, and which of them can run here
+#
+# Built for 96×32 pixels with two levels of 16 and 32 channels, where the library lets us choose.
+
+# %%
+#| code-fold: true
+here, lines = {}, ["| name | method | parameters | remark |", "|---" * 4 + "|"]
+for name, entry in METHODS.items():
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            here[name] = make_network(name, small)
+        said = f"{sum(p.numel() for p in here[name].parameters()):,} | {entry.note}"
+    except Missing as error:
+        said = f"not run here | {error}"
+    lines.append(f"| `{name}` | {entry.label} | {said} |")
+Markdown("\n".join(lines))
+
+# %% [markdown]
+# ## What "the same" means
+#
+# Is a network better, or was it tuned for longer? The paper's Table 1 cannot tell. Here all else is held equal:
+#
+# * the same batches in the same order, with the same random augmentation;
+# * the same optimiser, learning rate and steps, and the *last* averaged weights: no weights are chosen by a score (the one step of the diffusions was chosen on [validation images](xray.ipynb));
+# * the same masks at the same size, and the same four measures.
+#
+# Only time cannot be equal: a step of one method costs many times a step of another. So the table of the comparison prints seconds too.
+#
+# ## The registry
+
+# %%
+#| exports
+#| code-fold: true
 import importlib
 import io
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -37,39 +97,17 @@ from verdiff.settings import Settings
 from verdiff.training.batches import generator_for
 from verdiff.training.loss import soft_dice_loss, training_loss
 
-# %%
-import warnings
-
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-from verdiff.data.packed import pack
-from verdiff.data.phantom_set import PhantomSet
-from verdiff.settings import load_settings
 
 # %%
-set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
-torch.set_num_threads(1)
-
-
-# %% [markdown]
-# ## 1 · What "the same" means
-#
-# Is a network better, or was it tuned for longer? The paper's Table 1 cannot tell. Here all else is held equal:
-#
-# * the same batches in the same order, with the same random augmentation;
-# * the same optimiser, learning rate and steps, and the *last* averaged weights: no weights are chosen by a score (the one step of the diffusions is: page [real radiographs](xray.ipynb) saw test films);
-# * the same masks at the same size, and the same four measures.
-#
-# Only time cannot be equal: a step of one method costs many times a step of another. So the table prints seconds too. A method is a function from settings to an untrained network, under a name:
-
-# %%
-#| export
+#| exports
+#| code-fold: true
 class Missing(VerdiffError):
     "A method cannot run here: a package or its weights are missing. The message says which."
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 @dataclass(frozen=True)
 class Method:
     "One line of the table, before it is trained."
@@ -84,7 +122,8 @@ METHODS: dict[str, Method] = {}
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 def method(
     name: str,  # on the command line; a second one of that name replaces the first
     label: str,  # in the table
@@ -99,17 +138,44 @@ def method(
 
 
 # %% [markdown]
+# An optional library is imported where a method needs it, by name; what is wrong becomes one sentence.
+
+# %%
+#| exports
+#| code-fold: true
+def need(
+    *packages: str,  # modules to import, the first one is returned
+    extra: str = "compare",  # the extra of verdiff that brings them
+) -> ModuleType:
+    """Import what a method needs.
+
+    Missing where a package is not installed, or torchvision was made for another build of torch.
+    """
+    try:
+        return [importlib.import_module(p) for p in packages][0]
+    except ImportError as error:
+        name = (error.name or packages[0]).split(".")[0]
+        raise Missing(f'needs the package {name}: pip install "verdiff[{extra}]"') from None
+    except RuntimeError as error:  # "operator torchvision::nms does not exist"
+        if "torchvision::" not in str(error):
+            raise
+        raise Missing(f"needs a torchvision made for torch {torch.__version__}; install the two "
+                      "together: pip install --force-reinstall torch torchvision") from None
+
+
+# %% [markdown]
 # `Plain` wraps a network that maps an image $(B, 1, H, W)$ in $[0, 1]$ to logits of the same shape. It adds a border where sides must divide by 32, the loss of our own prior (cross entropy plus soft Dice), and the probability. nnU-Net gives several logits, each half as large as the one before and counting half as much ("deep supervision").
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 def supervised_loss(
     outs: Sequence[Tensor],  # logits, finest first; each coarser one counts half as much
     mask: Tensor,  # {0, 1}, (B, 1, H, W)
     bce_weight: float = 1.0,
     dice_weight: float = 1.0,
 ) -> Tensor:  # a scalar
-    "Cross entropy plus soft Dice, as our prior learns them; a mean over several outputs."
+    "Cross entropy plus soft Dice, as our prior learns them; a weighted mean over the outputs."
     total = torch.zeros((), device=mask.device)
     for k, logits in enumerate(outs):
         small = F.interpolate(mask, logits.shape[-2:], mode="nearest")
@@ -119,14 +185,17 @@ def supervised_loss(
 
 
 # %%
-square, wish = torch.zeros(1, 1, 50, 33), torch.zeros(1, 1, 64, 64)
-assert pad_to_multiple(square, 32).shape == wish.shape
-print("loss of knowing nothing:", round(supervised_loss([wish, wish[..., ::2, ::2]], wish).item(),
-                                        3), "= log 2 + 1:", round(np.log(2) + 1, 3))
+#| code-fold: true
+zeros = torch.zeros(1, 1, 64, 64)
+knows_nothing = supervised_loss([zeros, zeros[..., ::2, ::2]], zeros).item()
+print(f"loss of knowing nothing: {knows_nothing:.3f} = log 2 + 1")
+assert abs(knows_nothing - np.log(2) - 1) < 1e-3
+assert pad_to_multiple(torch.zeros(1, 1, 50, 33), 32).shape == zeros.shape
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 class Plain(nn.Module):
     "A network image -> logits (or a list of them, finest first), with loss and probability."
 
@@ -141,7 +210,7 @@ class Plain(nn.Module):
         return [x.float() for x in (out if isinstance(out, (list, tuple)) else [out])]
 
     def loss(self, image: Tensor, mask: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        "Of the mask; t and noise are for those who need them."
+        "A scalar. The mask is {0, 1}, (B, 1, H, W); t and noise are for those who need them."
         return supervised_loss(self.logits(image), pad_to_multiple(mask.float(), self.multiple),
                                *self.weights)
 
@@ -152,10 +221,13 @@ class Plain(nn.Module):
 
 
 # %% [markdown]
-# Three methods to begin with: MONAI's U-Net, Verdiff-Net, and its conditional U-Net alone (the *prior*). Verdiff-Net brings its own `loss` and `probability`, from pages [13](../13_training.ipynb) and [14](../14_sampling.ipynb).
+# ## Ours
+#
+# Verdiff-Net brings its own `loss` and `probability`, from pages [13](../13_training.ipynb) and [14](../14_sampling.ipynb). The *prior* is its conditional U-Net alone. Both U-Nets without shift, MSFM and NSA (pages [06](../06_forward.ipynb), [09](../09_msfm.ipynb), [10](../10_nsa.ipynb)) stand in for MedSegDiff: no Fourier filter, so rather an ablation of ours.
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 class Diffusion(nn.Module):
     "A `VerdiffNet` as a method: Eq. (10) to train, the sampler's mean to predict."
 
@@ -165,7 +237,7 @@ class Diffusion(nn.Module):
         self.process = self.net.process()
 
     def loss(self, image: Tensor, mask: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        "Eq. (10)."
+        "Eq. (10), a scalar: image in [0, 1], mask in {0, 1}, noise normal, (B, 1, H, W); t (B,)."
         s = self.settings
         return training_loss(self.net, image, mask, t, noise, s.bce_weight, s.dice_weight,
                              self.process)["total"]
@@ -178,7 +250,8 @@ class Diffusion(nn.Module):
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 @method("verdiff", "Verdiff-Net (ours)")
 def build_verdiff(settings: Settings) -> nn.Module:
     "Both U-Nets, MSFM, NSA, the shift."
@@ -186,7 +259,8 @@ def build_verdiff(settings: Settings) -> nn.Module:
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 @method("prior", "prior alone (ours)", "the conditional U-Net with MSFM, no diffusion")
 def build_prior(settings: Settings) -> nn.Module:
     "Figure 3 without its lower half."
@@ -195,98 +269,50 @@ def build_prior(settings: Settings) -> nn.Module:
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
+@method("medsegdiff", "MedSegDiff (our code: no shift, MSFM, NSA)")
+def build_medsegdiff(settings: Settings) -> nn.Module:
+    "Plain DDPM with the same two U-Nets."
+    return Diffusion(replace(settings, shift=False, msfm=False, nsa=False))
+
+
+# %% [markdown]
+# ## MONAI's U-Net and Swin-U-Net
+#
+# MONAI's U-Net has two residual units a level and is as wide as ours. Its SwinUNETR in two dimensions has a Swin transformer as encoder. (In the paper's reference the decoder is one too; no library keeps it.)
+
+# %%
+#| exports
+#| code-fold: true
 @method("unet", "U-Net (MONAI)")
 def build_unet(settings: Settings) -> nn.Module:
     "MONAI's U-Net with two residual units a level, as wide as ours."
-    from monai.networks.nets import UNet
-
     c = settings.channels
-    return Plain(UNet(2, 1, 1, c, (2,) * (len(c) - 1), num_res_units=2), settings,
+    unet = need("monai.networks.nets").UNet
+    return Plain(unet(2, 1, 1, c, (2,) * (len(c) - 1), num_res_units=2), settings,
                  2 ** (len(c) - 1))
 
 
 # %%
-#| export
-def make_network(
-    name: str,  # of a method
-    settings: Settings,
-) -> nn.Module:  # with `loss` and `probability`
-    "Build a method's network from the seed; wrapped in `Plain` unless it knows how to learn."
-    torch.manual_seed(settings.seed)
-    try:
-        net = METHODS[name].build(settings)
-    except ValueError as error:
-        if isinstance(error, VerdiffError):
-            raise
-        raise VerdiffError(f"{METHODS[name].label} cannot be built with channels = "
-                           f"{','.join(map(str, settings.channels))} at {settings.height}x"
-                           f"{settings.width}: {error}") from None
-    return net if hasattr(net, "loss") else Plain(net, settings)
-
-
-# %%
-tiny = load_settings("smoke", ["height=96", "width=32", "channels=8,16,32", "timesteps=1000",
-                               "max_steps=60", "batch_size=8",
-                               "learning_rate=0.004", "warmup_steps=5", "rotation=10",
-                               "fit=letterbox", "checkpoint_every=30",
-                               "ema_decay=0.9", "sample_steps=1", "ensemble=2"])
-films = pack(PhantomSet(size=tiny.size, split="training", n_training=48), progress=False)
-test = pack(PhantomSet(size=(192, 64), split="test", n_test=16), progress=False)
-b, m = films.images[:4].float() / 255, films.masks[:4].float()
-g = torch.Generator().manual_seed(35)
-t, noise = torch.randint(1000, (4,), generator=g), torch.randn(m.shape, generator=g)
-for name in METHODS:
-    net = make_network(name, tiny)
-    with torch.no_grad():
-        p = net.eval().probability(b)
-        size = sum(q.numel() for q in net.parameters())
-        loss = net.loss(b, m, t, noise).item()
-        print(f"{name:8s} {size:8,} parameters, loss {loss:.3f}", tuple(p.shape))
-    assert p.shape == b.shape and 0 <= p.min() and p.max() <= 1
+#| exports
+#| code-fold: true
+@method("swin", "Swin-U-Net (MONAI SwinUNETR)", "Swin encoder, convolutional decoder")
+def build_swin(settings: Settings) -> nn.Module:
+    "MONAI's SwinUNETR for two dimensions."
+    features = 12 * max(1, round(settings.channels[0] / 12))
+    swin = need("monai.networks.nets", "einops").SwinUNETR
+    return Plain(swin(1, 1, feature_size=features, spatial_dims=2), settings, 32)
 
 
 # %% [markdown]
-# Where an interval excludes zero, a method is "significantly" better than itself. The arithmetic is right: an interval over *films* says whether these weights would win on other films. It does not know that another seed gives other weights. **Read every interval on this page with the spread over seeds beside it.** A bold number in a table has neither.
+# ## FCN and DeepLabv3
 #
-# ## 5 · The others, from their libraries
-#
-# Now the others join; their libraries are an extra (`pip install "verdiff[compare]"`). Where a library or a weight file is missing, the row says so.
+# They are torchvision's. Their backbones are usually trained on ImageNet first; here they start from nothing, like everybody else. The small backbone is for laptops, the large one for a GPU.
 
 # %%
-#| export
-def need(
-    *packages: str,  # names to import, the first one is returned
-) -> ModuleType:
-    "Import what a method needs; Missing says how to get it."
-    try:
-        return [importlib.import_module(p) for p in packages][0]
-    except ImportError as error:
-        name = (error.name or packages[0]).split(".")[0]
-        raise Missing(f"needs the package {name}: pip install \"verdiff[compare]\"") from None
-
-
-# %%
-#| export
-def need_torchvision() -> ModuleType:
-    "torchvision's segmentation models, also where its wheel was made for another build of torch."
-    try:
-        return need("torchvision.models.segmentation")
-    except RuntimeError as error:  # "operator torchvision::nms does not exist"
-        if "does not exist" not in str(error):
-            raise
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):  # declared, not implemented: segmentation uses neither
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    need_torchvision.library = library  # an operator lives as long as its library
-    return need("torchvision.models.segmentation")
-
-
-# %% [markdown]
-# **FCN and DeepLabv3** are torchvision's. Their backbones are usually trained on ImageNet first; here they start from nothing, like everybody else. The small backbone is for laptops, the large one for a GPU.
-
-# %%
-#| export
+#| exports
+#| code-fold: true
 def imagenet(
     image: Tensor,  # grey, (B, 1, H, W) in [0, 1]
 ) -> Tensor:  # (B, 3, H, W)
@@ -297,7 +323,8 @@ def imagenet(
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 class Colour(nn.Module):
     "Grey to three channels in ImageNet's units, and the entry \"out\" of torchvision's answer."
 
@@ -311,14 +338,18 @@ class Colour(nn.Module):
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 def torchvision_network(
     settings: Settings,
     name: str,  # a function of torchvision.models.segmentation
     fully_convolutional: bool = False,  # put the head of FCN on that backbone
 ) -> nn.Module:
-    "A segmentation network of torchvision with one class, from nothing."
-    models = need_torchvision()
+    """A segmentation network of torchvision with one class, from nothing.
+
+    Missing without torchvision, and for a batch size of one.
+    """
+    models = need("torchvision.models.segmentation")
     if settings.batch_size < 2:
         raise Missing("cannot learn from batches of one: batch norm after a global average; "
                       "--set batch_size=2")
@@ -330,7 +361,8 @@ def torchvision_network(
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 @method("fcn", "FCN (torchvision, MobileNetV3)", "its head on the small backbone, from nothing")
 def build_fcn(settings: Settings) -> nn.Module:
     "torchvision's FCN head on MobileNetV3."
@@ -338,7 +370,8 @@ def build_fcn(settings: Settings) -> nn.Module:
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 @method("deeplabv3", "DeepLabv3 (torchvision, MobileNetV3)", "from nothing")
 def build_deeplabv3(settings: Settings) -> nn.Module:
     "torchvision's DeepLabv3 on MobileNetV3."
@@ -346,7 +379,8 @@ def build_deeplabv3(settings: Settings) -> nn.Module:
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 @method("fcn_resnet50", "FCN (torchvision, ResNet-50)", "for a GPU; from nothing")
 def build_fcn_resnet50(settings: Settings) -> nn.Module:
     "torchvision's FCN on ResNet-50."
@@ -354,7 +388,8 @@ def build_fcn_resnet50(settings: Settings) -> nn.Module:
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 @method("deeplabv3_resnet50", "DeepLabv3 (torchvision, ResNet-50)", "for a GPU; from nothing")
 def build_deeplabv3_resnet50(settings: Settings) -> nn.Module:
     "torchvision's DeepLabv3 on ResNet-50."
@@ -362,10 +397,13 @@ def build_deeplabv3_resnet50(settings: Settings) -> nn.Module:
 
 
 # %% [markdown]
-# **nnU-Net v2** is less a network than a planner: from the shape and spacing of the images (a "fingerprint") it derives depth, widths and kernels. *Its* planner and *its* function build the network; our loop trains it. That is nnU-Net's architecture at our budget, not nnU-Net; section 6 shows how its trainer joins.
+# ## nnU-Net v2
+#
+# It is less a network than a planner: from the shape and spacing of the images (a "fingerprint") it derives depth, widths and kernels. *Its* planner and *its* function build the network; our loop trains it. That is nnU-Net's architecture at our budget, not nnU-Net; [its own trainer](nnunet.ipynb) joins with masks of its own.
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 @contextmanager
 def nnunet_home(
     size: tuple[int, int],  # (height, width)
@@ -386,12 +424,13 @@ def nnunet_home(
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 def nnunet_plan(
     size: tuple[int, int],  # (height, width)
     images: int,  # how many there are
 ) -> dict[str, Any]:  # "patch_size", "batch_size", "architecture", ...
-    "What nnU-Net's own planner says for grey images of that size."
+    "What nnU-Net's own planner says for grey images of that size. Missing without nnunetv2."
     with nnunet_home(size, images) as name:
         package = "nnunetv2.experiment_planning.experiment_planners"
         planner = need(f"{package}.default_experiment_planner").ExperimentPlanner(name)
@@ -400,11 +439,12 @@ def nnunet_plan(
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 @method("nnunet", "nnU-Net v2 (its plan, our loop)",
         "planner and network of nnunetv2, deep supervision")
 def build_nnunet(settings: Settings) -> nn.Module:
-    "The network of nnU-Net's plan."
+    "The network of nnU-Net's plan, with a loss at every level. Missing without nnunetv2."
     plan = nnunet_plan(settings.size, 432)["architecture"]
     make = need("nnunetv2.utilities.get_network_from_plans").get_network_from_plans
     net = make(plan["network_class_name"], plan["arch_kwargs"], plan["_kw_requires_import"], 1, 1,
@@ -414,23 +454,13 @@ def build_nnunet(settings: Settings) -> nn.Module:
 
 
 # %% [markdown]
-# **Swin-U-Net** is MONAI's SwinUNETR in two dimensions, with a Swin transformer as encoder. (In the paper's reference the decoder is one too; no library keeps it.)
+# ## SAM
 #
-# **SAM** is the real model with its weights (375 MB from the Hugging Face Hub). Its encoder is frozen, its prompt is the box of the whole image, and our loop trains the mask decoder.
+# The real model with its weights (375 MB from the Hugging Face Hub). Its encoder is frozen, its prompt is the box of the whole image, and our loop trains the mask decoder.
 
 # %%
-#| export
-@method("swin", "Swin-U-Net (MONAI SwinUNETR)", "Swin encoder, convolutional decoder")
-def build_swin(settings: Settings) -> nn.Module:
-    "MONAI's SwinUNETR for two dimensions."
-    from monai.networks.nets import SwinUNETR
-
-    features = 12 * max(1, round(settings.channels[0] / 12))
-    return Plain(SwinUNETR(1, 1, feature_size=features, spatial_dims=2), settings, 32)
-
-
-# %%
-#| export
+#| exports
+#| code-fold: true
 class PromptedSAM(nn.Module):
     "A `transformers.SamModel` as a map from image to logits; only its mask decoder learns."
 
@@ -454,35 +484,31 @@ class PromptedSAM(nn.Module):
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 @method("sam", "SAM (transformers, ViT-B)",
         "frozen encoder, box of the whole image, decoder trained")
 def build_sam(settings: Settings) -> nn.Module:
-    "SAM's published weights."
-    with suppress(Missing):  # transformers has no SAM beside a torchvision of another build
-        need_torchvision()
-    models = need("transformers")
+    "SAM's published weights. Missing without transformers, or where the weights are not to be had."
+    sam = need("transformers.models.sam.modeling_sam").SamModel
     name = os.environ.get("VERDIFF_SAM", "facebook/sam-vit-base")  # a Hub id or a folder
     try:
-        return PromptedSAM(models.SamModel.from_pretrained(name))
+        return PromptedSAM(sam.from_pretrained(name))
     except (OSError, ValueError):
         raise Missing(f"needs the weights {name}, which are not here and could not be downloaded; "
                       "VERDIFF_SAM may name a folder that holds them") from None
 
 
 # %% [markdown]
-# **MedSegDiff** comes twice: as a stand-in, our own code without shift, MSFM and NSA, which has no Fourier filter and is rather an ablation of ours (pages [06](../06_forward.ipynb), [09](../09_msfm.ipynb), [10](../10_nsa.ipynb)), and as the public re-implementation `med-seg-diff-pytorch` with its Fourier filter. That one takes squares only, so the canvas becomes a square of as many pixels. It is slow: the list `laptop` omits it, the recorded run has it.
+# ## Other diffusions
+#
+# **MedSegDiff** once more, as the public re-implementation `med-seg-diff-pytorch` with its Fourier filter. It takes squares only, so the canvas becomes a square of as many pixels. It is slow: the list `laptop` omits it, the recorded run has it.
+#
+# **DDPM** is the network of [MONAI](https://monai.io)'s tutorial on segmentation by diffusion, layer for layer: it sees the image beside the noisy mask, and no prior. Like all diffusions here it predicts $x_0$, not the noise, which at one step gives no mask ([the ablation](ablation.ipynb)). `laptop` omits it too.
 
 # %%
-#| export
-@method("medsegdiff", "MedSegDiff (our code: no shift, MSFM, NSA)")
-def build_medsegdiff(settings: Settings) -> nn.Module:
-    "Plain DDPM with the same two U-Nets."
-    return Diffusion(replace(settings, shift=False, msfm=False, nsa=False))
-
-
-# %%
-#| export
+#| exports
+#| code-fold: true
 class LibraryMedSegDiff(nn.Module):
     "`med_seg_diff_pytorch` as a method, on a square of about as many pixels as the canvas."
 
@@ -516,32 +542,29 @@ class LibraryMedSegDiff(nn.Module):
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 @method("medsegdiff_lib", "MedSegDiff (med-seg-diff-pytorch)", "on a square of as many pixels")
 def build_medsegdiff_lib(settings: Settings) -> nn.Module:
     "The public re-implementation."
     return LibraryMedSegDiff(settings)
 
 
-# %% [markdown]
-# **DDPM** is the network of [MONAI](https://monai.io)'s tutorial on segmentation by diffusion, layer for layer: it sees the image beside the noisy mask, and no prior. Like all diffusions here it predicts $x_0$, not the noise, which at one step gives no mask (page [the ablation](ablation.ipynb)). `laptop` omits it too.
-
 # %%
-#| export
+#| exports
+#| code-fold: true
 class MonaiDiffusion(nn.Module):
     "MONAI's `DiffusionModelUNet` and its DDIM scheduler as a method."
 
     def __init__(self, settings: Settings):
         super().__init__()
-        from monai.networks.nets import DiffusionModelUNet
-        from monai.networks.schedulers import DDIMScheduler
-
+        unet = need("monai.networks.nets").DiffusionModelUNet
+        scheduler = need("monai.networks.schedulers").DDIMScheduler
         self.settings, self.multiple = settings, 4
-        self.net = DiffusionModelUNet(2, 2, 1, num_res_blocks=(1, 1, 1), channels=(64, 64, 64),
-                                      attention_levels=(False, False, True), num_head_channels=64)
-        self.scheduler = DDIMScheduler(settings.timesteps, beta_start=settings.beta_start,
-                                       beta_end=settings.beta_end,
-                                       prediction_type="sample")
+        self.net = unet(2, 2, 1, num_res_blocks=(1, 1, 1), channels=(64, 64, 64),
+                        attention_levels=(False, False, True), num_head_channels=64)
+        self.scheduler = scheduler(settings.timesteps, beta_start=settings.beta_start,
+                                   beta_end=settings.beta_end, prediction_type="sample")
 
     def loss(self, image: Tensor, mask: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         "Squared error of x_0; MONAI counts its times from 0, as we do."
@@ -552,13 +575,11 @@ class MonaiDiffusion(nn.Module):
 
     def probability(self, image: Tensor, first_index: int = 0) -> Tensor:
         "The mean of the samples, (B, 1, H, W) in [0, 1]."
-        from monai.inferers import DiffusionInferer
-
         s, (height, width) = self.settings, image.shape[-2:]
         image = pad_to_multiple(image.float(), self.multiple)
         draw = generator_for(s.seed, first_index)
         self.scheduler.set_timesteps(s.sample_steps)  # on the CPU, as MONAI's sampler expects
-        inferer, found = DiffusionInferer(self.scheduler), []
+        inferer, found = need("monai.inferers").DiffusionInferer(self.scheduler), []
         for _ in range(s.ensemble):
             noise = torch.randn(image.shape, generator=draw).to(image.device)
             found.append(inferer.sample(noise, self.net, conditioning=image, mode="concat",
@@ -567,7 +588,8 @@ class MonaiDiffusion(nn.Module):
 
 
 # %%
-#| export
+#| exports
+#| code-fold: true
 @method("monai_diffusion", "DDPM (MONAI's tutorial)", "x_0 predicted")
 def build_monai_diffusion(settings: Settings) -> nn.Module:
     "One network without a prior, as MONAI's tutorial for segmentation by diffusion builds it."
@@ -575,20 +597,51 @@ def build_monai_diffusion(settings: Settings) -> nn.Module:
 
 
 # %% [markdown]
-# Which of them can run here, and what does nnU-Net plan?
+# ## From a name to a network
 
 # %%
-here = {}
-for name, entry in METHODS.items():
+#| exports
+#| code-fold: true
+def make_network(
+    name: str,  # of a method
+    settings: Settings,
+) -> nn.Module:  # with `loss` and `probability`
+    """Build a method's network from the seed; wrapped in `Plain` unless it knows how to learn.
+
+    Missing where its library is missing; VerdiffError where it does not fit channels and size;
+    KeyError for a name that is not in METHODS.
+    """
+    torch.manual_seed(settings.seed)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            here[name] = make_network(name, replace(tiny, channels=(16, 32)))
-        print(f"{entry.label:44s} {sum(p.numel() for p in here[name].parameters()):12,} parameters")
-    except Missing as error:
-        print(f"{entry.label:44s} not run: {error}")
+        net = METHODS[name].build(settings)
+    except ValueError as error:
+        if isinstance(error, VerdiffError):
+            raise
+        raise VerdiffError(f"{METHODS[name].label} cannot be built with channels = "
+                           f"{','.join(map(str, settings.channels))} at {settings.height}x"
+                           f"{settings.width}: {error}") from None
+    return net if hasattr(net, "loss") else Plain(net, settings)
+
+
+# %% [markdown]
+# ## Checks
+#
+# Each gives a probability of the image's shape. In a few steps on four phantoms, the loss of each but the two large ones ends lower than it began. SAM's weights cannot travel with a course; a tiny `SamModel` of random weights stands in, where transformers is installed.
 
 # %%
+#| code-fold: true
+phantoms = pack(PhantomSet(size=small.size, split="training", n_training=4), progress=False)
+b, m = phantoms.images.float() / 255, phantoms.masks.float()
+g = torch.Generator().manual_seed(35)
+t, noise = torch.randint(1000, (4,), generator=g), torch.randn(m.shape, generator=g)
+for name in ("verdiff", "prior", "unet"):
+    with torch.no_grad():
+        p = here[name].eval().probability(b)
+    print(f"{name:8s}", tuple(p.shape), f"between {p.min():.2f} and {p.max():.2f}")
+    assert p.shape == b.shape and 0 <= p.min() and p.max() <= 1
+
+# %%
+#| code-fold: true
 if "nnunet" in here:
     plan = nnunet_plan((192, 64), 432)
     print({k: plan["architecture"]["arch_kwargs"][k]
@@ -597,10 +650,8 @@ if "nnunet" in here:
     print("deep supervision at", [tuple(o.shape[-2:]) for o in outputs])
     assert outputs[0].shape == b.shape and len(outputs) > 1
 
-# %% [markdown]
-# In a few steps on four films, the loss of each but the two large ones must end lower than it began. SAM's weights cannot travel with a course; a tiny `SamModel` of random weights stands in, whose loss falls in the last printed digit only.
-
 # %%
+#| code-fold: true
 try:
     transformers = need("transformers")
 except Missing as error:
@@ -615,11 +666,12 @@ else:
                                     prompt_encoder_config=prompts,
                                     mask_decoder_config=decoder)
     sam = PromptedSAM(transformers.SamModel(config))
-    here["tiny SAM"] = Plain(sam, tiny)
+    here["tiny SAM"] = Plain(sam, small)
     print("tiny SAM:", tuple(sam(b).shape),
           sum(p.numel() for p in sam.parameters() if p.requires_grad), "weights learn")
 
 # %%
+#| code-fold: true
 for name, net in here.items():
     if name.endswith("resnet50"):
         continue  # large: left to the GPU

@@ -1,4 +1,4 @@
-"Landmarks, placements, phantoms in the published layout, splits, twins, packing, download."
+"Landmarks, placements, phantoms in the published layout, splits, packing, download."
 import io
 import os
 import pickle
@@ -38,7 +38,6 @@ from verdiff.files import DataError
 from verdiff.io.archive import Store, read_bytes
 from verdiff.io.download import download_xray, fetch, find_xray, manifest
 from verdiff.io.images import decode, read_image, read_mask
-from verdiff.lab.twins import find_duplicates
 
 XRAY = find_xray()
 needs_xray = pytest.mark.skipif(XRAY is None, reason="needs the X-ray set")
@@ -482,18 +481,6 @@ def test_known_twins():
     more = {b for _, b in MORE_CROSS_SPLIT_DUPLICATES}
     assert len(CROSS_SPLIT_DUPLICATES) == 12 and len(test) == len(more) == 8 and not test & more
     assert study("sunhl-1th-10-Jan-2017-239 A AP.jpg") == study("sunhl-1th-10-Jan-2017-238 A AP.jpg")
-
-
-def test_duplicates_are_found_and_strangers_are_not():
-    def texture(seed):
-        noise = np.random.default_rng(seed).normal(127, 40, (80, 40)).clip(0, 255).astype(np.uint8)
-        return np.asarray(Image.fromarray(noise).resize((200, 400), Image.Resampling.BICUBIC))
-
-    films = [texture(i) for i in range(3)]
-    crop = np.asarray(Image.fromarray(films[1][40:380, 8:184]).resize((184, 355)))
-    found = find_duplicates([*films, (0.8 * crop + 20).astype(np.uint8)], progress=False)
-    pairs = [(i, j) for i, j, *_ in found]
-    assert pairs == [(1, 3)]
 
 
 class Server(ThreadingHTTPServer):

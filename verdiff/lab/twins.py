@@ -7,7 +7,7 @@ Docs: https://verdiff.github.io/verdiff/lab/twins.html.md"""
 # %% auto #0
 __all__ = ['Features', 'local_features', 'votes', 'match', 'alignment', 'find_duplicates']
 
-# %% ../../nbs/lab/twins.ipynb #e66d1afb
+# %% ../../nbs/lab/twins.ipynb #2b156a99
 from collections import Counter
 from collections.abc import Sequence
 
@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-# %% ../../nbs/lab/twins.ipynb #91e8feb9
+from .methods import need
+
+# %% ../../nbs/lab/twins.ipynb #c5813fee
 Features = tuple[np.ndarray, np.ndarray]  # points (n, 2), x y in pixels; unit descriptors (n, 128)
 
 
@@ -23,9 +25,11 @@ def local_features(
     image: np.ndarray,  # uint8 (H, W)
     count: int = 200,  # the strongest ones
 ) -> Features:
-    "SIFT of OpenCV, as RootSIFT."
-    import cv2
+    """SIFT of OpenCV, as RootSIFT (Arandjelovic and Zisserman 2012); n at most `count`, perhaps 0.
 
+    Missing where OpenCV is not installed.
+    """
+    cv2 = need("cv2", extra="notebooks")
     points, found = cv2.SIFT_create(count).detectAndCompute(np.ascontiguousarray(image), None)
     if found is None:
         return np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32)
@@ -70,9 +74,12 @@ def alignment(
     features_a: Features,
     features_b: Features,
 ) -> tuple[int, float]:  # matches that agree, correlation of details where a covers b
-    "Lay `a` over `b`; (0, 0.0) where that cannot be done."
-    import cv2
+    """Lay `a` over `b` by the similarity that most matches agree on (RANSAC, of fixed draws).
 
+    (0, 0.0) where fewer than five features match, or the scale leaves [0.5, 2]; the correlation,
+    in [-1, 1], is 0.0 where `a` covers less than 0.3 of `b`. Missing without OpenCV.
+    """
+    cv2 = need("cv2", extra="notebooks")
     points, partners = match(features_a, features_b)
     if len(points) < 5:
         return 0, 0.0
@@ -91,12 +98,15 @@ def alignment(
 # %% ../../nbs/lab/twins.ipynb #f2e846f0
 def find_duplicates(
     images: Sequence[np.ndarray],  # uint8 (H, W), about 400 pixels high
-    correlation: float = 0.6,  # of details: same film
+    correlation: float = 0.6,  # of details, from which on it is the same radiograph
     inliers: int = 10,  # matched features that agree on one map
     ballots: int = 3,  # votes that make a pair worth comparing
     progress: bool = True,
 ) -> list[tuple[int, int, int, float]]:  # (i, j, inliers, correlation), i < j
-    "Pairs that show the same radiograph, cropped, scaled and exposed as they may be."
+    """Pairs that show the same radiograph, cropped, scaled and exposed as they may be.
+
+    Missing where OpenCV is not installed.
+    """
     features = [local_features(image) for image in images]
     tally = votes(features, progress)
     pairs = sorted(pair for pair, n in tally.items() if n >= ballots)
