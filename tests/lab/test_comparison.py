@@ -1,5 +1,4 @@
 """The comparison: one loop for all methods, results that survive, sentences for all that is bad."""
-import importlib.util
 import json
 import subprocess
 import sys
@@ -19,12 +18,28 @@ from verdiff.data.phantom_set import PhantomSet
 from verdiff.data.splits import image_subsets
 from verdiff.files import VerdiffError
 from verdiff.lab.comparison import (
-    Result, compare, fit, masks_result, measure, predict, records, run_method, score,
+    Result,
+    compare,
+    fit,
+    masks_result,
+    measure,
+    predict,
+    records,
+    run_method,
+    score,
     table,
 )
 from verdiff.lab.methods import (
-    METHODS, Missing, MonaiDiffusion, Plain, PromptedSAM, make_network, method, need,
-    need_torchvision, nnunet_plan, supervised_loss,
+    METHODS,
+    Missing,
+    MonaiDiffusion,
+    Plain,
+    PromptedSAM,
+    make_network,
+    method,
+    need,
+    nnunet_plan,
+    supervised_loss,
 )
 from verdiff.lab.nnunet import run_nnunet, write_nnunet_raw
 from verdiff.metrics import dice, iou_from_dice
@@ -51,11 +66,15 @@ def test_films():
     return pack(PhantomSet(size=(128, 64), split="test", n_test=5), progress=False)
 
 
-def has(package):
-    return importlib.util.find_spec(package) is not None
+def has(*packages):
+    "Whether they are installed and can be imported: a torchvision for another torch cannot."
+    try:
+        return need(*packages) is not None
+    except Missing:
+        return False
 
 
-NEEDS = {"fcn": "torchvision", "deeplabv3": "torchvision", "fcn_resnet50": "torchvision",
+NEEDS = {"unet": "monai", "swin": "monai", "monai_diffusion": "monai", "fcn": "torchvision", "deeplabv3": "torchvision", "fcn_resnet50": "torchvision",
          "deeplabv3_resnet50": "torchvision", "nnunet": "nnunetv2", "sam": "transformers",
          "medsegdiff_lib": "med_seg_diff_pytorch"}
 
@@ -67,9 +86,9 @@ NEEDS = {"fcn": "torchvision", "deeplabv3": "torchvision", "fcn_resnet50": "torc
 def test_every_method_learns_or_says_what_it_needs(name, settings, films):
     s = replace(settings, channels=(8, 16))
     if name in NEEDS and not has(NEEDS[name]):
-        with pytest.raises(Missing, match=NEEDS[name].split("_")[0] + r".*verdiff\[compare\]"):
+        with pytest.raises(Missing, match=NEEDS[name].split("_")[0] + r".*(verdiff\[compare\]|--force-reinstall)"):
             make_network(name, s)
-        pytest.skip(f"{NEEDS[name]} is not installed")
+        pytest.skip(f"{NEEDS[name]} is not installed, or not for this torch")
     if name == "sam":
         with pytest.raises(Missing, match="weights"):
             make_network(name, s)
@@ -163,7 +182,7 @@ def test_a_loss_that_is_no_number_is_a_sentence(settings, films, tmp_path):
         def loss(self, *batch):
             return self.w.sum() * float("nan")
 
-    with pytest.raises(VerdiffError, match="step 1, and .*; try a smaller learning_rate"):
+    with pytest.raises(VerdiffError, match="the loss or its gradient is nan at step 1; try a smaller learning_rate"):
         fit(Broken(), settings, films, tmp_path, progress=False)
 
 
@@ -249,21 +268,21 @@ def test_masks_are_found_by_number_or_by_name_never_by_both(tmp_path):
         Image.fromarray(mask[0].numpy() * 255).save(tmp_path / f"{name}.png")
     assert masks_result("them", tmp_path, twins).scores["dice"] == [1.0, 1.0]
     (tmp_path / "test_0000.png").unlink(), (tmp_path / "test_0001.png").unlink()
-    with pytest.raises(VerdiffError, match="several films are called 001; number the masks"):
+    with pytest.raises(VerdiffError, match="several images are called 001; number the masks"):
         masks_result("them", tmp_path, twins)
 
 
 def test_a_result_of_other_films_is_refused(settings, films, test_films, tmp_path):
     run_method("unet", settings, films, test_films, tmp_path, progress=False)
     others = Packed(test_films.images, test_films.masks, [f"new-{n}" for n in test_films.names])
-    with pytest.raises(VerdiffError, match="belongs to another run: it is of other films"):
+    with pytest.raises(VerdiffError, match="belongs to another run: it is of other images or masks"):
         run_method("unet", settings, films, others, tmp_path, progress=False)
 
 
 def test_a_result_of_other_masks_is_refused(settings, films, test_films, tmp_path):
     run_method("unet", settings, films, test_films, tmp_path, progress=False)
     others = Packed(test_films.images, 1 - test_films.masks, test_films.names)
-    with pytest.raises(VerdiffError, match="belongs to another run: it is of other films or masks"):
+    with pytest.raises(VerdiffError, match="belongs to another run: it is of other images or masks"):
         run_method("unet", settings, films, others, tmp_path, progress=False)
     again = run_method("unet", replace(settings, checkpoint_every=7), films, test_films, tmp_path, progress=False)
     assert again.scores["dice"]  # a setting that changes no result
@@ -290,7 +309,7 @@ def test_a_gradient_that_is_no_number_is_a_sentence(settings, films, tmp_path):
         def loss(self, *batch):
             return self.w.abs().sqrt().sum()  # 0, with an infinite slope
 
-    with pytest.raises(VerdiffError, match="loss is 0.0 at step 1, and the length of its gradient nan"):
+    with pytest.raises(VerdiffError, match="the loss or its gradient is nan at step 1; try a smaller learning_rate"):
         fit(Broken(), settings, films, tmp_path, progress=False)
     assert not list(tmp_path.glob("checkpoint*"))
 
@@ -334,6 +353,28 @@ def test_samplers_of_others_take_the_seed(settings):
 # ---------------------------------------------------------------- extras
 
 
+def test_a_torchvision_for_another_torch_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "broken_vision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    (tmp_path / "broken_otherwise.py").write_text("raise RuntimeError('something else')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Missing, match="needs a torchvision made for torch .*; install the two together") as error:
+        need("broken_vision")
+    assert "\n" not in str(error.value)
+    with pytest.raises(RuntimeError, match="something else"):
+        need("broken_otherwise")
+
+
+def test_a_missing_package_names_its_extra():
+    with pytest.raises(Missing, match=r'needs the package no_such_thing: pip install "verdiff\[notebooks\]"'):
+        need("no_such_thing.at_all", extra="notebooks")
+
+
+def test_the_package_registers_no_operators_of_others():
+    code = "import verdiff.lab.methods, torch; print(hasattr(torch.ops.torchvision, 'nms'))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "False\n"
+
+
 @pytest.mark.skipif(not has("nnunetv2"), reason="needs nnunetv2")
 def test_nnunet_plans_with_its_own_planner():
     plan = nnunet_plan((192, 64), 432)
@@ -341,13 +382,12 @@ def test_nnunet_plans_with_its_own_planner():
     assert list(plan["patch_size"]) == [192, 64] and all(n % s == 0 for n, s in zip((192, 64), strides, strict=True))
 
 
-@pytest.mark.skipif(not has("nnunetv2"), reason="needs nnunetv2")
+@pytest.mark.skipif(not has("torchvision", "nnunetv2"), reason="needs nnunetv2 and torchvision")
 def test_nnunet_trains_and_predicts_by_itself(settings, films, test_films, tmp_path, monkeypatch):
     def run(epochs=2):
         return run_nnunet(settings, films, test_films, test_films, tmp_path, epochs=epochs, iterations=2,
                             batch_size=2, progress=False)
 
-    need_torchvision()
     trainer = need("nnunetv2.training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
     end = trainer.on_epoch_end
 
@@ -369,10 +409,8 @@ def test_nnunet_trains_and_predicts_by_itself(settings, films, test_films, tmp_p
         run(epochs=3)
 
 
-@pytest.mark.skipif(not has("transformers"), reason="needs transformers")
+@pytest.mark.skipif(not has("transformers.models.sam.modeling_sam"), reason="needs transformers")
 def test_sam_of_random_weights_learns_only_its_decoder():
-    if has("torchvision"):
-        need_torchvision()
     from transformers import SamConfig, SamModel
     vision = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=64, patch_size=8,
                   output_channels=16, num_pos_feats=8, global_attn_indexes=[0], mlp_dim=64)
@@ -395,7 +433,7 @@ def test_command(tmp_path, capsys):
     words = [*WORDS, "--limit", "3", "--device", "cpu", "--out", str(tmp_path)]
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "U-Net (MONAI)" in said and "3 films, all" in said
+    assert "U-Net (MONAI)" in said and "3 images, all" in said
     rows = json.loads((tmp_path / "comparison.json").read_text())["rows"]
     assert rows[0]["method"] == "unet" and 0 <= rows[0]["dice"] <= 1
     before = (tmp_path / "unet" / "result.json").stat().st_mtime_ns

@@ -9,7 +9,7 @@ __all__ = ['MEASURES', 'LAPTOP', 'MethodLoss', 'FitState', 'start_fit', 'fit', '
            'describe', 'run_method', 'compare', 'records', 'score_lines', 'cost_lines', 'table', 'masks_result',
            'chosen', 'named_folders', 'compare_data']
 
-# %% ../../nbs/lab/comparison.ipynb #4acf7c0a
+# %% ../../nbs/lab/comparison.ipynb #911e4811
 import hashlib
 import json
 import time
@@ -45,19 +45,19 @@ from ..training.checkpoint import data_key, load_checkpoint, save_checkpoint
 from ..training.loop import ema_update, make_optimizer, take_step
 from ..training.run import polite_interrupt
 
-# %% ../../nbs/lab/comparison.ipynb #01cde6b2
+# %% ../../nbs/lab/comparison.ipynb #b8357b84
 class MethodLoss(nn.Module):
-    "A method's loss in the form that `take_step` expects."
+    "A method's loss in the form that `take_step` of page 13 expects."
 
     def __init__(self, network: nn.Module):  # with `loss`
         super().__init__()
         self.network = network
 
     def forward(self, *batch: Tensor) -> dict[str, Tensor]:
-        "A `Batch` -> {\"total\": scalar}."
-        return {"total": self.network.loss(*batch[:4])}  # no method but ours recycles
+        "A `Batch` (image, mask, t, noise) -> {\"total\": scalar}."
+        return {"total": self.network.loss(*batch)}
 
-# %% ../../nbs/lab/comparison.ipynb #525d54c8
+# %% ../../nbs/lab/comparison.ipynb #43de1bc0
 @dataclass
 class FitState:
     "A method's network while it learns."
@@ -97,7 +97,7 @@ def start_fit(
         run.restore(state)
     return run, key
 
-# %% ../../nbs/lab/comparison.ipynb #2bf13e54
+# %% ../../nbs/lab/comparison.ipynb #06e27f12
 def fit(
     network: nn.Module,  # with `loss`
     settings: Settings,
@@ -106,9 +106,9 @@ def fit(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> FitState:  # `average` is what counts, in eval mode
-    """Train for max_steps, or go on from the checkpoint in `out`.
+    """Train for max_steps, or go on from the checkpoint in `out`; KeyboardInterrupt after a save.
 
-    KeyboardInterrupt after a save; VerdiffError where a loss or a gradient is no number.
+    VerdiffError where there is no image, the checkpoint is another run's, or the loss is no number.
     """
     s, out = settings, Path(out)
     run, key = start_fit(network.to(device), s, data.to(device), out)
@@ -144,7 +144,7 @@ def measure(
     pred: Tensor,  # bool, (B, 1, H, W)
     mask: Tensor,  # bool, (B, 1, H, W)
 ) -> dict[str, np.ndarray]:  # each float64 (B,)
-    "The four measures of each film; HD95 is at most the diagonal."
+    "The four measures of each image; HD95 is at most the diagonal."
     pred, mask = pred.cpu(), mask.cpu()
     found = {"dice": dice(pred, mask), "iou": iou(pred, mask), "hd95": hd95(pred, mask),
              "surface_dice": surface_dice(pred, mask, 2.0)}
@@ -178,7 +178,7 @@ def score(
     device: torch.device | str = "cpu",
     batch_size: int = 8,
 ) -> tuple[dict[str, np.ndarray], float]:  # measure -> (N,), and seconds per image
-    "All measures of all films."
+    "All measures of all images."
     parts, seconds = [], 0.0
     if torch.device(device).type == "cuda":  # the first call looks for its kernels
         predict(network, data.images[:batch_size].to(device), size)
@@ -189,16 +189,16 @@ def score(
         seconds += took / len(data)
     return {name: np.concatenate([p[name] for p in parts]) for name in MEASURES}, seconds
 
-# %% ../../nbs/lab/comparison.ipynb #0db8a0b8
+# %% ../../nbs/lab/comparison.ipynb #d9b92382
 @dataclass
 class Result:
-    "What one method did, film by film; or why it was not run."
+    "What one method did, image by image; or why it was not run."
 
     method: str
     label: str
     note: str
     why_not: str  # why there are no scores; empty where there are
-    names: list[str]  # of the N films
+    names: list[str]  # of the N images
     scores: dict[str, list[float]]  # measure -> (N,)
     parameters: int  # that learn
     train_seconds: float
@@ -208,8 +208,8 @@ class Result:
     def save(self, folder: Path) -> None:
         "result.json and scores.csv, atomically; result.json last: it says that all is done."
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [{"name": n, **{k: v[i] for k, v in self.scores.items()}} for i,
-                n in enumerate(self.names)]
+        rows = [{"name": n, **{k: v[i] for k, v in self.scores.items()}}
+                for i, n in enumerate(self.names)]
         write_csv(folder / "scores.csv", rows)
         write_json(folder / "result.json", asdict(self))
 
@@ -234,16 +234,16 @@ class Result:
         here = about["settings"] | {k: about[k] for k in ("films", "names", "pixels")}
         if differ := [k for k, v in here.items() if there.get(k) != v and k not in NOT_COMPARED]:
             k = differ[0]
-            said = "it is of other films or masks" if k in ("names", "pixels") else (
+            said = "it is of other images or masks" if k in ("names", "pixels") else (
                 f"{k} was {there.get(k)!r} there and is {here[k]!r} here")
             raise VerdiffError(f"{path} belongs to another run: {said}; use another --out, or "
                                "start over with --fresh")
         return found
 
-# %% ../../nbs/lab/comparison.ipynb #d9b92382
+# %% ../../nbs/lab/comparison.ipynb #a73ebc24
 def describe(settings: Settings, train_data: Packed, test_data: Packed,
              device: torch.device | str = "cpu") -> dict[str, Any]:
-    "Under what conditions a result was made; `names` tells these films from others."
+    "Under what conditions a result was made; `names` and `pixels` tell these images from others."
     names = json.dumps([list(train_data.names), list(test_data.names)])
     pixels = data_key(train_data) + data_key(test_data)
     return {"steps": settings.max_steps, "size": list(settings.size), "films": len(test_data),
@@ -254,7 +254,7 @@ def describe(settings: Settings, train_data: Packed, test_data: Packed,
             "verdiff": verdiff.__version__,
             "commit": git_revision(), "settings": settings.to_dict()}
 
-# %% ../../nbs/lab/comparison.ipynb #a73ebc24
+# %% ../../nbs/lab/comparison.ipynb #aae53467
 def run_method(
     name: str,  # of METHODS
     settings: Settings,
@@ -264,7 +264,7 @@ def run_method(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Result:
-    "Train and score one method, or read what an earlier run left; a missing extra is no error."
+    "Train and score a method, or read its result; VerdiffError for a result of another run."
     entry, home = METHODS[name], Path(out) / name
     about = describe(settings, train_data, test_data, device)
     if found := Result.load(home, about):
@@ -283,7 +283,7 @@ def run_method(
         result.save(home)
     return result
 
-# %% ../../nbs/lab/comparison.ipynb #aae53467
+# %% ../../nbs/lab/comparison.ipynb #29f48e38
 def compare(
     names: Sequence[str],  # of METHODS
     settings: Settings,
@@ -293,7 +293,7 @@ def compare(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> list[Result]:
-    "All methods on the same films, one after the other."
+    "All methods on the same images, one after the other; errors as of `run_method`."
     return [run_method(n, settings, train_data, test_data, Path(out), device, progress)
             for n in names]
 
@@ -302,7 +302,7 @@ def records(
     results: Sequence[Result],
     ours: str = "verdiff",  # method against which differences are taken
 ) -> list[dict[str, Any]]:
-    "The table as flat records: a row a method and set of films."
+    "The table as flat records: a row a method and set of images."
     done, rows = [r for r in results if not r.why_not], []
     base = next((r for r in done if r.method == ours), None)
     for title, index in image_subsets(done[0].names).items() if done else ():
@@ -321,10 +321,9 @@ def records(
 
 # %% ../../nbs/lab/comparison.ipynb #96d263cc
 def score_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    "The measures of one set of films."
-    heads = ("", *MEASURES.values())
-    lines = [rows[0]["films"], "  " + " ".join(f"{h:{w}s}" for h,
-                                               w in zip(heads, (42, 28, 28, 24, 28), strict=True))]
+    "The measures of one set of images, a line a method."
+    heads = zip(("", *MEASURES.values()), (42, 28, 28, 24, 28), strict=True)
+    lines = [rows[0]["films"], "  " + " ".join(f"{head:{width}s}" for head, width in heads)]
     for r in rows:
         line = f"  {r['label']:42s}"
         for key in MEASURES:
@@ -336,7 +335,7 @@ def score_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 # %% ../../nbs/lab/comparison.ipynb #50fcbc27
 def cost_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    "Differences to ours on one set of films, and what each method costs."
+    "Differences to ours on one set of images, and what each method costs."
     lines = [f"  {'':42s} {'Dice minus ours, paired':28s}  parameters  training    s/image"]
     for r in rows:
         parts = (r.get(k) for k in ("difference", "difference_low", "difference_high"))
@@ -350,7 +349,7 @@ def table(
     results: Sequence[Result],
     ours: str = "verdiff",  # method against which differences are taken
 ) -> str:
-    "The table in words: scores on each set of films, then differences and costs on the last set."
+    "The table in words: scores on each set of images, then differences and costs on the last set."
     rows = records(results, ours)
     sets = [[r for r in rows if r["films"] == title]
             for title in dict.fromkeys(r["films"] for r in rows)]
@@ -359,26 +358,26 @@ def table(
     lines += [f"  {r.label:42s} not run: {r.why_not}" for r in results if r.why_not]
     return "\n".join(lines)
 
-# %% ../../nbs/lab/comparison.ipynb #c298b90f
+# %% ../../nbs/lab/comparison.ipynb #15c488f4
 def masks_result(
     name: str,  # in the table
-    folder: str | Path,  # of PNGs, named as the films or test_0000.png, test_0001.png, ...
+    folder: str | Path,  # of PNGs, named as the images or test_0000.png, test_0001.png, ...
     data: Packed,  # at the size at which to score
-    fit: str = "letterbox",  # how the films came onto that canvas, or "squash"
+    fit: str = "letterbox",  # how the images came onto that canvas, or "squash"
 ) -> Result:
-    "Score masks that another program made, of the films or of the canvas; above zero is vertebra."
+    "Score another program's masks (above zero: vertebra); VerdiffError where an image lacks one."
     found = {p.stem: p for p in sorted(Path(folder).glob("*.png"))}
-    ways = [Path(film).stem for film in data.names], [f"test_{i:04d}" for i in range(len(data))]
+    ways = [Path(name).stem for name in data.names], [f"test_{i:04d}" for i in range(len(data))]
     stems = max(ways, key=lambda w: len(set(w) & set(found)))  # one way for all
     scores: dict[str, list[float]] = {k: [] for k in MEASURES}
-    for i, (film, stem) in enumerate(zip(data.names, stems, strict=True)):
+    for i, (image, stem) in enumerate(zip(data.names, stems, strict=True)):
         path = found.get(stem)
         if path is None:
-            raise VerdiffError(f"{folder}: no mask of {film}; expected {ways[0][i]}.png, or "
+            raise VerdiffError(f"{folder}: no mask of {image}; expected {ways[0][i]}.png, or "
                                f"{ways[1][i]}.png if all are numbered")
         if stems.count(stem) > 1:
-            raise VerdiffError(f"{folder}: several films are called {stem}; number the masks in "
-                               "the films' order, from test_0000.png on")
+            raise VerdiffError(f"{folder}: several images are called {stem}; number the masks "
+                               "in the images' order, from test_0000.png on")
         canvas, _ = fit_image(read_mask(path), tuple(data.images.shape[-2:]), fit)
         pred = torch.from_numpy(np.asarray(canvas) >= 128)[None, None]
         for key, value in measure(pred, data.masks[i:i + 1] > 0).items():
@@ -386,12 +385,12 @@ def masks_result(
     return Result(name, name, f"masks of {Path(folder).name}", "", list(data.names), scores, 0, 0.0,
                   0.0, {})
 
-# %% ../../nbs/lab/comparison.ipynb #dd69a569
+# %% ../../nbs/lab/comparison.ipynb #cd4503e2
 LAPTOP = ("verdiff", "prior", "unet", "fcn", "deeplabv3", "nnunet", "swin", "sam", "medsegdiff")
 
-# %% ../../nbs/lab/comparison.ipynb #15c488f4
+# %% ../../nbs/lab/comparison.ipynb #c77c0779
 def chosen(text: str) -> list[str]:
-    "Names of methods from the command line; `laptop` and `all` stand for several."
+    "Methods by name; `laptop` and `all` stand for several. VerdiffError for an unknown one."
     names = {"laptop": list(LAPTOP), "all": list(METHODS)}.get(text)
     names = names or list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
@@ -400,7 +399,7 @@ def chosen(text: str) -> list[str]:
                                "laptop or all for several")
     return names
 
-# %% ../../nbs/lab/comparison.ipynb #cd4503e2
+# %% ../../nbs/lab/comparison.ipynb #e077d8e4
 def named_folders(
     words: Sequence[str],  # NAME=DIR
 ) -> dict[str, str]:
@@ -411,11 +410,11 @@ def named_folders(
         if not name or not folder or not Path(folder).is_dir():
             raise VerdiffError(f"--masks {word}: write it as NAME=DIR, with a folder of PNG masks")
         if name in folders or name in METHODS:
-            raise VerdiffError(f"--masks {word}: there is another row {name!r}; choose another name")
+            raise VerdiffError(f"--masks {word}: there is another row {name!r}; take another name")
         folders[name] = folder
     return folders
 
-# %% ../../nbs/lab/comparison.ipynb #c77c0779
+# %% ../../nbs/lab/comparison.ipynb #e1e5e66d
 def compare_data(
     data: str,  # as for --data
     names: Sequence[str],  # of METHODS
@@ -426,7 +425,7 @@ def compare_data(
     device: torch.device | str = "cpu",
     fresh: bool = False,  # start over
 ) -> str:  # the table in words
-    "Both parts of a dataset, all methods on them, the table. VerdiffError where no method can run."
+    "All methods on both parts of a dataset, and the table; VerdiffError where none can run."
     s = settings
     check_shape(s.size, s.eval_size, s.fit)
     test_set = open_dataset(data, "test", s.eval_size, s.fit)
@@ -434,7 +433,7 @@ def compare_data(
     train_data, _ = training_data(data, s, out / "training.npz")
     test_data = pack(test_set, out / "test.npz")
     test_data = test_data.subset(range(min(limit or len(test_data), len(test_data))))
-    others = [masks_result(name, folder, test_data, s.fit) for name, folder in (masks or {}).items()]
+    others = [masks_result(n, folder, test_data, s.fit) for n, folder in (masks or {}).items()]
     for old in [p for n in names for p in (out / n).glob("*.*")] if fresh else ():
         if old.suffix in (".pt", ".json", ".csv"):
             old.unlink()
