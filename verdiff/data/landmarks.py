@@ -9,10 +9,11 @@ __all__ = ['is_crooked', 'outline', 'fill_convex', 'landmarks_to_mask', 'tilt_an
 
 # %% ../../nbs/01_radiograph.ipynb #d2c5f100
 import numpy as np
+from scipy.spatial import ConvexHull, QhullError
 
 # %% ../../nbs/01_radiograph.ipynb #b4685c6f
 def is_crooked(
-    quad: np.ndarray,  # (4, 2) corners: top-left, top-right, bottom-left, bottom-right
+    quad: np.ndarray,  # (4, 2) x, y: top left, top right, then the bottom
 ) -> bool:
     "Whether the quadrilateral crosses itself or is not convex."
     ring = np.asarray(quad, dtype=float)[[0, 1, 3, 2]]
@@ -23,30 +24,28 @@ def is_crooked(
 
 # %% ../../nbs/01_radiograph.ipynb #cca38d14
 def outline(
-    quad: np.ndarray,  # (4, 2) corners: top-left, top-right, bottom-left, bottom-right
+    quad: np.ndarray,  # (4, 2) x, y: top left, top right, then the bottom
 ) -> np.ndarray:  # (3 or 4, 2) corners in order around the vertebra
     "The corners in ring order; of a crooked quadrilateral its convex hull."
     quad = np.asarray(quad, dtype=float)
     if not is_crooked(quad):
         return quad[[0, 1, 3, 2]]
-    from scipy.spatial import ConvexHull, QhullError
-
     try:
         return quad[ConvexHull(quad).vertices]
     except QhullError:  # four points on one line: an empty vertebra
         return quad
 
-# %% ../../nbs/01_radiograph.ipynb #cb4ca6d6
+# %% ../../nbs/01_radiograph.ipynb #3e8eefa3
 def fill_convex(
     mask: np.ndarray,  # bool (H, W), changed in place
-    ring: np.ndarray,  # (n, 2) corners x, y of a convex polygon, in order
+    ring: np.ndarray,  # (n, 2) x, y of a convex polygon's corners, in order
 ) -> None:
-    "Switch on the pixels whose centre lies inside: on the same side of all edges."
-    height, width = mask.shape
-    (left, top) = np.floor(ring.min(0)).astype(int)
-    (right, bottom) = np.ceil(ring.max(0)).astype(int)
-    rows, columns = (slice(max(low, 0), min(max(high, 0), end))
-                     for low, high, end in ((top, bottom, height), (left, right, width)))
+    "Switch on the pixels whose centre lies on the same side of all edges."
+    (left, top), (right, bottom) = (
+        np.floor(ring.min(0)).astype(int), np.ceil(ring.max(0)).astype(int))
+    rows, columns = (
+        slice(max(low, 0), min(max(high, 0), end)) for low, high, end in
+        ((top, bottom, mask.shape[0]), (left, right, mask.shape[1])))
     y, x = np.ogrid[rows, columns]
     inside, outside = True, True
     for (x1, y1), (x2, y2) in zip(ring, np.roll(ring, -1, 0), strict=True):
@@ -56,17 +55,17 @@ def fill_convex(
 
 # %% ../../nbs/01_radiograph.ipynb #6efe4cd4
 def landmarks_to_mask(
-    landmarks: np.ndarray,  # (68, 2) x, y in pixels of the mask; any multiple of 4 corners works
+    landmarks: np.ndarray,  # (68, 2) x, y in pixels; any multiple of 4 works
     height: int,  # of the mask
     width: int,
-    supersample: int = 5,  # finer grid on which the polygons are filled; odd: no ties
-) -> np.ndarray:  # uint8 {0, 1}, (height, width): a pixel counts when half of it is covered
-    "Fill every vertebra."
+    supersample: int = 5,  # finer grid for the polygons; odd: no ties
+) -> np.ndarray:  # uint8 {0, 1}, (height, width)
+    "Fill every vertebra; a pixel counts when half of it is covered."
     n = supersample
     fine = np.zeros((height * n, width * n), dtype=bool)
     for quad in np.asarray(landmarks, dtype=float).reshape(-1, 4, 2):
         fill_convex(fine, outline(quad) * n)
-    covered = fine.reshape(height, n, width, n).mean((1, 3))  # (h n) (w n) -> h w
+    covered = fine.reshape(height, n, width, n).mean((1, 3))  # (h n) (w n)
     return (covered >= 0.5).astype(np.uint8)
 
 # %% ../../nbs/01_radiograph.ipynb #40f7f314
@@ -79,21 +78,22 @@ def tilt_angles(
     u /= np.maximum(np.linalg.norm(u, axis=1, keepdims=True), 1e-12)
     return np.degrees(np.arccos(np.clip(u @ u.T, -1, 1)))
 
-# %% ../../nbs/01_radiograph.ipynb #fa22cee9
+# %% ../../nbs/01_radiograph.ipynb #589755d9
 def is_s_shaped(
     landmarks: np.ndarray,  # (68, 2) x, y in pixels
 ) -> bool:
-    "Whether the spine's centre line crosses the straight line between its two ends."
+    "Whether the centre line crosses the straight line between its two ends."
     quads = np.asarray(landmarks, dtype=float).reshape(-1, 4, 2)
-    line = np.stack([quads[:, :2].mean(1), quads[:, 2:].mean(1)], 1).reshape(-1, 2)  # 34 x 2
+    edges = np.stack([quads[:, :2].mean(1), quads[:, 2:].mean(1)], 1)
+    line = edges.reshape(-1, 2)  # 34 2, two points a vertebra
     chord, rest = line[-1] - line[0], line[1:-2] - line[0]
     side = chord[0] * rest[:, 1] - chord[1] * rest[:, 0]
     return bool((side > 0).any() and (side < 0).any())
 
-# %% ../../nbs/01_radiograph.ipynb #b8636752
+# %% ../../nbs/01_radiograph.ipynb #989ddf06
 def cobb_angles(
     landmarks: np.ndarray,  # (68, 2) x, y in pixels
-    height: int,  # of the image: tells the upper from the lower half
+    height: int,  # of the radiograph: tells its upper from its lower half
 ) -> np.ndarray:  # (3,) degrees: main curve, then the two beside it
     "The three Cobb angles, by the rules of the public X-ray set."
     angles = tilt_angles(landmarks)
@@ -101,9 +101,12 @@ def cobb_angles(
     main = angles[upper, lower]
     if not is_s_shaped(landmarks):
         return np.array([main, angles[0, upper], angles[-1, lower]])
-    middle = np.asarray(landmarks, dtype=float).reshape(-1, 4, 2)[:, :2].mean(1)  # top edges
+    quads = np.asarray(landmarks, dtype=float).reshape(-1, 4, 2)
+    middle = quads[:, :2].mean(1)  # of the top edges
     above = angles[upper, :upper + 1]
-    if middle[upper, 1] + middle[lower, 1] < height:  # main curve in the upper half
-        return np.array([main, above.max(), angles[lower, lower:].max()])
+    if middle[upper, 1] + middle[lower, 1] < height:  # main curve: upper half
+        below = angles[lower, lower:]
+        return np.array([main, above.max(), below.max()])
     third = above.argmax()
-    return np.array([main, above.max(), angles[third, :third + 1].max()])
+    beyond = angles[third, :third + 1]
+    return np.array([main, above.max(), beyond.max()])
