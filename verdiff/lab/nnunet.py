@@ -56,7 +56,7 @@ def nnunet_prepare(
     home: Path,  # Dataset501_Spine among the raw data
     batch_size: int | None = None,  # None: as planned
 ) -> None:
-    "nnU-Net's fingerprint, plan and preprocessing, unless they are there. Missing without nnunetv2."
+    "nnU-Net's fingerprint, plan, preprocessing, unless they are there. Missing without nnunetv2."
     plans = Path(os.environ["nnUNet_preprocessed"]) / home.name / "nnUNetPlans.json"
     if (ready := plans.with_name("ready.json")).exists():
         return
