@@ -23,7 +23,10 @@ from verdiff.data.splits import drawn_split
 from verdiff.io.images import read_image
 from verdiff.networks.model import VerdiffNet
 from verdiff.segmentation.confidence import (
-    Reference, TRAITS, save_reference, sha256_of_weights,
+    TRAITS,
+    Reference,
+    save_reference,
+    sha256_of_weights,
 )
 from verdiff.segmentation.results import KINDS, save_segmentation
 from verdiff.segmentation.segmenter import Segmenter

@@ -7,9 +7,19 @@ from hypothesis import strategies as st
 from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surface_dice
 
 from verdiff.metrics import (
-    TABLE_1, bootstrap_interval, dice, expected_calibration_error, hd95, iou,
-    iou_from_dice, jensen_bound, jensen_check, paired_difference, risk_coverage,
-    summary, surface_dice,
+    TABLE_1,
+    bootstrap_interval,
+    dice,
+    expected_calibration_error,
+    hd95,
+    iou,
+    iou_from_dice,
+    jensen_bound,
+    jensen_check,
+    paired_difference,
+    risk_coverage,
+    summary,
+    surface_dice,
 )
 
 

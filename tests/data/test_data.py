@@ -23,15 +23,23 @@ from verdiff.cli import main
 from verdiff.data.canvas import fit_image, place, unfit
 from verdiff.data.datasets import open_dataset
 from verdiff.data.landmarks import (
-    cobb_angles, fill_convex, is_crooked, landmarks_to_mask, outline,
+    cobb_angles,
+    fill_convex,
+    is_crooked,
+    landmarks_to_mask,
+    outline,
 )
 from verdiff.data.packed import pack
 from verdiff.data.pairs import MaskFolder
 from verdiff.data.phantom_set import PhantomSet, write_phantoms
 from verdiff.data.phantoms import draw_phantom
 from verdiff.data.splits import (
-    CROSS_SPLIT_DUPLICATES, MORE_CROSS_SPLIT_DUPLICATES, clean_test_indices,
-    drawn_split, grouped_split, study,
+    CROSS_SPLIT_DUPLICATES,
+    MORE_CROSS_SPLIT_DUPLICATES,
+    clean_test_indices,
+    drawn_split,
+    grouped_split,
+    study,
 )
 from verdiff.data.xray import XRaySet
 from verdiff.files import DataError

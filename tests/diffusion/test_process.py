@@ -6,12 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verdiff.diffusion.forward import (
-    ShiftedDiffusion, betas_from_alphas_cumprod, cosine_schedule, linear_schedule,
+    ShiftedDiffusion,
+    betas_from_alphas_cumprod,
+    cosine_schedule,
+    linear_schedule,
     make_schedule,
 )
 from verdiff.diffusion.posterior import (
-    PREDICTION_TYPES, posterior_coefficients, predict_noise, predict_x_0, q_posterior,
-    q_posterior_printed, reshift, training_target, unshift,
+    PREDICTION_TYPES,
+    posterior_coefficients,
+    predict_noise,
+    predict_x_0,
+    q_posterior,
+    q_posterior_printed,
+    reshift,
+    training_target,
+    unshift,
 )
 
 PROCESS = ShiftedDiffusion(linear_schedule())

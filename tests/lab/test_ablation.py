@@ -23,11 +23,25 @@ from verdiff.data.phantom_set import write_phantoms
 from verdiff.data.xray import XRaySet
 from verdiff.files import VerdiffError
 from verdiff.lab.ablation import (
-    Films, ROWS, TABLE_2_ROWS, choose, films_for, load_run, main_ways, open_films,
-    parse_row, row_settings, sweep,
+    ROWS,
+    TABLE_2_ROWS,
+    Films,
+    choose,
+    films_for,
+    load_run,
+    main_ways,
+    open_films,
+    parse_row,
+    row_settings,
+    sweep,
 )
 from verdiff.lab.tables import (
-    crossed_interval, effects, film_interval, forest_plot, format_table, save_tables,
+    crossed_interval,
+    effects,
+    film_interval,
+    forest_plot,
+    format_table,
+    save_tables,
     scores_of,
 )
 from verdiff.metrics import bootstrap_interval

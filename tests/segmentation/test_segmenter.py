@@ -28,15 +28,34 @@ from verdiff.files import VerdiffError
 from verdiff.io.images import image_from_array, read_image, to_uint8
 from verdiff.networks.model import VerdiffNet
 from verdiff.segmentation.confidence import (
-    Reference, SLACK, TRAITS, calibrate, find_reference, judge, learn_limits,
-    load_reference, save_reference, sha256_of_weights, traits,
+    SLACK,
+    TRAITS,
+    Reference,
+    calibrate,
+    find_reference,
+    judge,
+    learn_limits,
+    load_reference,
+    save_reference,
+    sha256_of_weights,
+    traits,
 )
 from verdiff.segmentation.evaluation import (
-    Evaluation, Scores, draw_samples, evaluate, save_figure,
+    Evaluation,
+    Scores,
+    draw_samples,
+    evaluate,
+    save_figure,
 )
 from verdiff.segmentation.models import bundled_model, find_model
 from verdiff.segmentation.results import (
-    KINDS, distinct, is_ours, list_images, png_info, passed_over, save_segmentation,
+    KINDS,
+    distinct,
+    is_ours,
+    list_images,
+    passed_over,
+    png_info,
+    save_segmentation,
 )
 from verdiff.segmentation.segmenter import Segmentation, Segmenter, overlay, pick_device
 
