@@ -456,7 +456,7 @@ if XRAY := find_xray():
     report("radiographs", [real.arrays(i)[:2] for i in range(0, 128, 4)])
 
 # %% [markdown]
-# So phantoms show about as much bone as real ones, but they are still too easy: brightness alone gets twice as far on them as on patients.
+# So phantoms show more bone than real radiographs, and they are still too easy: brightness alone gets twice as far on them as on patients.
 # And more is missing: their vertebrae are quadrilaterals, their ribs lines, every spine is a sine, and nobody moved. Here they serve for lessons, tests and demonstrations; claims about the method rest on [real radiographs](lab/xray.ipynb). For training, a
 # [phantom set](library/phantom_set.ipynb) writes many of them in the very layout of the public X-ray set.
 #

@@ -17,28 +17,32 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# %% ../../nbs/03_xray_set.ipynb #dee54987
-SAME_STUDY = {  # names that hide one patient's films; found below, by their pixels
-    "239": "238", "78": "153", "82": "167", "157": "79", "77": "141", "159": "80",
-    "coronal3": "coronal10", "coronal4": "1", "coronal5": "coronal17", "coronal8": "5",
-    "coronal9": "35", "coronal11": "63", "coronal12": "48", "coronal15": "16"}
+# %% ../../nbs/03_xray_set.ipynb #bae2a6cc
+SAME_STUDY = {  # numbers that hide one patient, found by their pixels
+    "239": "238", "78": "153", "82": "167", "157": "79", "77": "141",
+    "159": "80", "coronal3": "coronal10", "coronal4": "1",
+    "coronal5": "coronal17", "coronal8": "5", "coronal9": "35",
+    "coronal11": "63", "coronal12": "48", "coronal15": "16"}
 
 
 def study(
     name: str,  # file name
 ) -> str:
-    "What films of one study share: the number before the letter, else the whole name."
+    "What radiographs of one study share: the number, else the whole name."
     found = re.search(r"-(\d+) [A-Z]+\b|-(coronal\d+)", name)
     key = (found[1] or found[2]) if found else name
     return SAME_STUDY.get(key, key)
 
-# %% ../../nbs/03_xray_set.ipynb #70c79771
+# %% ../../nbs/03_xray_set.ipynb #7ecf022c
 def grouped_split(
     names: Sequence[str],  # file names of the training split
     fraction: float = 0.1,  # share of the images to validate on, roughly
     seed: int = 35,
-) -> tuple[list[int], list[int]]:  # indices to train on, and to validate on
-    "No study on both sides. Fewer than two studies, or a fraction of 0: nothing to validate on."
+) -> tuple[list[int], list[int]]:  # indices: to train on, to validate on
+    """No study on both sides.
+
+    Fewer than two studies, or a fraction of 0: nothing to validate on.
+    """
     group = [study(n) for n in names]
     order = np.random.default_rng(seed).permutation(sorted(set(group)))
     want, held, count = fraction * len(names), set(), Counter(group)
@@ -49,9 +53,9 @@ def grouped_split(
     val = [i for i, g in enumerate(group) if g in held]
     return [i for i, g in enumerate(group) if g not in held], val
 
-# %% ../../nbs/03_xray_set.ipynb #6df253a3
+# %% ../../nbs/03_xray_set.ipynb #e8953a16
 def _pairs(text: str) -> tuple[tuple[str, str], ...]:
-    "`238A=239A`, a film of January and one of February, as file names."
+    "`238A=239A`, a training and a test radiograph, as their file names."
     def name(month: str, code: str) -> str:
         return f"sunhl-1th-{month}-2017-{code[:-1]} {code[-1]} AP.jpg"
 
@@ -66,39 +70,42 @@ CROSS_SPLIT_DUPLICATES = _pairs("""
 
 # found by `find_duplicates`: 8 more pairs, 8 more test images
 MORE_CROSS_SPLIT_DUPLICATES = (
-    *_pairs("240A=240A 242A=242A 243A=243A 243B=243B 243C=243C 244A=244A 244B=244B"),
-    ("sunhl-1th-25-Jul-2016-15 B AP.jpg", "sunhl-1th-01-Mar-2017-319 A AP.jpg"))
+    *_pairs("""240A=240A 242A=242A 243A=243A 243B=243B
+               243C=243C 244A=244A 244B=244B"""),
+    ("sunhl-1th-25-Jul-2016-15 B AP.jpg",
+     "sunhl-1th-01-Mar-2017-319 A AP.jpg"))
 
-# %% ../../nbs/03_xray_set.ipynb #bae2a6cc
+# %% ../../nbs/03_xray_set.ipynb #f4c18aca
 def clean_test_indices(
     names: Sequence[str],  # of test images
-    strict: bool = False,  # also without the twins that only this course found
+    strict: bool = False,  # also without the twins that this course found
 ) -> list[int]:
-    "Indices of the test images without a twin in the training split: 120 of 128, strictly 112."
-    pairs = CROSS_SPLIT_DUPLICATES + (MORE_CROSS_SPLIT_DUPLICATES if strict else ())
-    twins = {test for _, test in pairs}
+    "Indices without a twin in the training split: 120 of 128, strictly 112."
+    more = MORE_CROSS_SPLIT_DUPLICATES if strict else ()
+    twins = {test for _, test in CROSS_SPLIT_DUPLICATES + more}
     return [i for i, name in enumerate(names) if name not in twins]
 
-# %% ../../nbs/03_xray_set.ipynb #dc165927
+# %% ../../nbs/03_xray_set.ipynb #0bfb5ee2
 def image_subsets(
     names: Sequence[str],  # of the images
 ) -> dict[str, list[int]]:  # title -> indices; only those that differ
     "All; of the public set also those without known twins, without any."
     sets = {"all": list(range(len(names)))}
-    for title, strict in (("without duplicates", False), ("without any twin", True)):
+    titles = ("without duplicates", False), ("without any twin", True)
+    for title, strict in titles:
         clean = clean_test_indices(names, strict)
         if 0 < len(clean) < min(map(len, sets.values())):
             sets[title] = clean
     return sets
 
 # %% ../../nbs/03_xray_set.ipynb #e8309753
-def _digest(name: str) -> bytes:
-    "SHA-256 of a file name, of one that is no UTF-8 too."
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-
-
 def drawn_split(
     stem: str,  # path below the folder without the suffix
 ) -> str:
-    "`test` for one name in five, by its hash, else `training`."
-    return "test" if _digest(unicodedata.normalize("NFC", stem))[0] < 51 else "training"
+    """`test` for one name in five, by its hash, else `training`.
+
+    However a system writes umlauts, and of a name that is no UTF-8 too.
+    """
+    name = unicodedata.normalize("NFC", stem)
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return "test" if digest[0] < 51 else "training"
