@@ -3,139 +3,207 @@
 # > A map, the symbols, and the numbers of a run
 
 # %% [markdown]
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/00_start.ipynb)
+# What will you have at the end? A network, understood line by line, that marks the vertebrae in a radiograph of a spine and says where it is uncertain: *Verdiff-Net*, a diffusion
+# model that begins at a first guess. This page is the map: five minutes to read, seconds to run, no GPU.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/00_start.ipynb).
 
 # %%
-import tempfile
-from pathlib import Path
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
+# %%
+#| code-fold: true
+
+import matplotlib.pyplot as plt
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from verdiff.settings import load_settings, profiles
+from verdiff.data.phantoms import draw_phantom
+from verdiff.segmentation.segmenter import Segmenter
+from verdiff.settings import VerdiffError, load_settings, profiles
 
 # %%
+#| code-fold: true
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
-folder = Path(tempfile.mkdtemp())
 
 # %% [markdown]
-# ## 1 · How a page works
+# ## 1 · Where this leads
 #
-# One notebook is one lesson *and* one module. Cells that begin with `#| export` are copied, by nbdev, into the package (here `verdiff/settings.py`); the cells between them
-# call what was just defined, draw it, or assert what must be true of it. Continuous integration executes every notebook from a fresh kernel, except
-# cells marked `#| cuda` or `#| slow`, whose recorded outputs are kept.
+# A trained network travels with the package. Here it meets a *phantom*, a radiograph drawn by a program:
+
+# %%
+phantom = draw_phantom(seed=2024, image_size=(1152, 384))
+result = Segmenter.from_pretrained().predict(phantom.image)
+
+# %%
+#| code-fold: true
+#| fig-alt: "A drawn spine radiograph; the first guess of the mask, a column of soft bright vertebrae; the probability after diffusion; the uncertainty, bright along the borders of the vertebrae and in a blot above the spine, where the guess was wrong."
+panels = {"radiograph $b$": (phantom.image, "gray", 255),
+          "first guess $f(b)$": (result.prior, "magma", 1),
+          "probability": (result.probability, "magma", 1),
+          "uncertainty": (result.uncertainty, "viridis", None)}
+fig, axes = plt.subplots(1, 4, figsize=(7.5, 5.5), layout="constrained")
+for axis, (title, (x, colours, top)) in zip(axes, panels.items()):
+    axis.imshow(x, cmap=colours, vmin=0, vmax=top)
+    axis.set_title(title, fontsize=10)
+    axis.set_axis_off()
+
+# %% [markdown]
+# It was trained on real radiographs and has never seen a drawn one. The blot above the spine is a mistake, and the uncertainty marks it.
 #
-# Three habits will help:
+# ## 2 · The map
 #
-# - **Run every cell** and change a number in it. The phantoms (drawn spines) need no download. Cells that show real radiographs do nothing where the
-#   X-ray set is missing; page [03](03_xray_set.ipynb) says how to get it.
-# - **Predict before you look.** Each lesson ends with three exercises: predict, change, implement. The answers fold out, and an
-#   `assert` checks them.
-# - **Keep the paper beside you.** Where an equation of the paper is used, its number stands near the code that computes it. Where the paper
-#   contradicts itself or is silent, a table says what it prints, what we do, and why; [17](17_paper_checked.ipynb) collects all of them.
+# Each lesson answers a question that the one before left open:
 #
-# The lessons, from the ground up:
+# | lesson | its question |
+# |---|---|
+# | [01 A radiograph](01_radiograph.ipynb) | How do 68 clicks become a mask? |
+# | [02 Phantoms](02_phantoms.ipynb) | Where do radiographs come from that anybody may have? |
+# | [03 The X-ray set](03_xray_set.ipynb) | What may a score on the public set mean? |
+# | [04 Augmentation](04_augment.ipynb) | How does one make much of little data? |
+# | [05 Metrics](05_metrics.ipynb) | How good is a mask, and how sure is that? |
+# | [06 Forward](06_forward.ipynb) | How is a mask drowned in noise, around a guess? |
+# | [07 Posterior](07_posterior.ipynb) | How does one go one step back? |
+# | [08 U-Net](08_unet.ipynb) | Which network can look at all scales? |
+# | [09 MSFM](09_msfm.ipynb) | How large should its filters be (multi-scale fusion)? |
+# | [10 NSA](10_nsa.ipynb) | Where should it look (noise semantic adapter)? |
+# | [11 Model](11_model.ipynb) | How do the parts fit together? |
+# | [12 Loss](12_loss.ipynb) | What is it to learn? |
+# | [13 Training](13_training.ipynb) | How does it learn that? |
+# | [14 Sampling](14_sampling.ipynb) | How does a mask come out, and in how many steps? |
+# | [15 Worth it?](15_worth_it.ipynb) | What does the walk gain over the first guess? |
+# | [16 Segment](16_segment.ipynb) | Does it work on my file? |
+# | [17 The paper, checked](17_paper_checked.ipynb) | Which of the paper's claims hold? |
 #
-# | | lesson | you will be able to |
-# |---|---|---|
-# | ground | [03 data](03_xray_set.ipynb), [04 augment](04_augment.ipynb), [05 metrics](05_metrics.ipynb) | load radiographs, bend them, score a mask honestly |
-# | process | [06 forward](06_forward.ipynb), [07 posterior](07_posterior.ipynb) | derive the shifted diffusion and check it against Bayes' rule |
-# | networks | [08 U-Net](08_unet.ipynb), [09 MSFM](09_msfm.ipynb) (multi-scale fusion), [10 NSA](10_nsa.ipynb) (noise semantic adapter), [11 model](11_model.ipynb) | build each module of the paper's Figure 3 |
-# | learning | [13 training](13_training.ipynb), [14 sampling](14_sampling.ipynb) | train it, interrupt it, resume it, draw masks from it |
-# | use | [16 segment](16_segment.ipynb), [17 the paper checked](17_paper_checked.ipynb) | segment your own images; know which claims hold |
-# | results | [ablation](lab/ablation.ipynb), [real radiographs](lab/xray.ipynb), [comparison](lab/comparison.ipynb) | say what each part adds, and how sure that is |
+# Beside the course stand the **library** (how the subject becomes a tool: files, settings, checkpoints, the command line) and the **laboratory**, where results come
+# first: [what each part is worth](lab/ablation.ipynb), [real radiographs](lab/xray.ipynb), [other methods](lab/comparison.ipynb).
 #
-# ## 2 · Symbols
+# **Before you start** you should have trained some small network in PyTorch, know what a convolution is, and be able to add two normal distributions. No medicine, and no diffusion
+# models. **Hours:** we reckon half an hour to an hour a lesson with its exercises, hence ten to fifteen in all; in a hurry, read 01, 06, 07, 13 and 14.
 #
-# The paper counts time from 1 to $T$, the code from 0 to $T-1$. In the code the least noisy mask is `t = 0`, the paper's $x_1$; the clean mask is always called $x_0$. Use the table for reference; page 06 explains the process.
+# ## 3 · How a page works
+#
+# One lesson is one notebook and, mostly, one module: the cells that define the subject are exported, as they stand, into the package `verdiff`. There is no other source. Between them stand cells that call
+# what was just defined, draw it, or `assert` what must be true. Plots, imports and settings are folded; click to see them.
+#
+# - **Run every cell** and change a number in it. Nothing needs a download; cells with real radiographs are skipped where the set is missing ([03](03_xray_set.ipynb) says how to get it).
+# - **Recorded runs.** What takes longer than a minute was run once, and the line beside it says when, on what, and from which commit.
+# - **Exercises.** Three a page: predict, do, diagnose. Answers fold out; do not look before you have written yours down.
+# - **The paper** ([Zhang et al., 2024](https://doi.org/10.3390/bioengineering11101031)) need not lie open: its equations stand beside the lines that compute them, and where it contradicts itself or is silent, a table says what it prints,
+#   what we do, and why.
+#
+# To change a page in a clone of the repository, edit the notebook in `nbs/`, or its plain text in `nbpy/` and run `.ci/nb 06_forward`, which brings the text into notebook and module, runs it and keeps its outputs
+# (see [CONTRIBUTING](https://github.com/verdiff/verdiff/blob/main/CONTRIBUTING.md)).
+#
+# ## 4 · Symbols
+#
+# One meaning each, on all pages. The paper counts time from 1 to $T$, the code from 0 to $T-1$: the least noisy mask is `t = 0` in the code and $x_1$ in the paper, and $x_0$ is always the clean mask. (All words: [glossary](glossary.ipynb).)
 #
 # | paper | code | meaning | range |
 # |---|---|---|---|
 # | $b$ | `image` | radiograph | $[0, 1]$ |
 # | $x_0$ | `x_0` | true mask, scaled: `2 * mask - 1` | $\{-1, 1\}$ |
 # | $x_t$ | `x_t` | noisy mask | about $[-4, 4]$ |
-# | $f(b)$ | `prior` | conditional U-Net's mask, scaled: `2 * sigmoid(logits) - 1` | $[-1, 1]$ |
+# | $f(b)$ | `prior` | first guess, from the conditional U-Net: `2 * sigmoid(logits) - 1` | $[-1, 1]$ |
 # | $\epsilon$ | `noise` | standard normal noise | |
-# | $\beta_t,\ \alpha_t = 1-\beta_t$ | `betas`, `alphas` | schedule | $(0, 1)$ |
-# | $\bar\alpha_t = \prod \alpha_s$ | `alphas_cumprod` | what is left of the mask's energy | $(0, 1)$ |
-# | $s_t = \sqrt{1-\bar\alpha_t}$ | `sigmas` | how much noise, and how much shift | $(0, 1)$ |
-# | $T$ | `timesteps` | length of the chain | |
-# | $X$ | `features` | what the multi-scale fusion module gives | |
-# | $\Phi_\theta$ | `model.denoise` | the diffusion U-Net | |
+# | $T$, $t$ | `timesteps`, `t` | length of the chain, place on it | |
+# | $\beta_t,\ \alpha_t = 1-\beta_t$ | `betas`, `alphas` | schedule of the noise | $(0, 1)$ |
+# | $\bar\alpha_t = \prod_{r \le t} \alpha_r$ | `alphas_cumprod` | share of the mask's power that is left | $(0, 1)$ |
+# | $s_t = \sqrt{1-\bar\alpha_t}$ | `sigmas` | how much noise, and how much of the guess | $(0, 1)$ |
 #
-# Images are `(B, 1, H, W)` tensors throughout; a size is `(height, width)`.
+# Tensors of images are `b c h w` (images, channels, height, width); a size is `(height, width)`.
 #
-# ## 3 · One sentence when something is wrong
+# ## 5 · The numbers of a run
 #
-# A traceback helps those who wrote the code. Users need a sentence: which file or key, what is wrong with it, what to do. All such
-# errors are a `VerdiffError`; the command line prints the sentence and ends with exit code 2.
+# No number of a run hides in the code. Sizes, widths, learning rates, seeds: all stand in one file, `settings.ini`, one section a *profile*, with `[DEFAULT]` for what they share.
+
+# %%
+print(*profiles(), sep=", ")
+demo = load_settings("demo")
+print(demo.size, demo.channels, demo.max_steps, demo.seed)
 
 # %% [markdown]
-# ## 6 · The paper's profile, and what it leaves open
-#
-# The paper gives, in Sections 3.1 to 3.3: 250×750, batch 1, Adam, learning rate 1e-4, 9,000 steps, seed 35. The rest is ours:
-#
-# | | paper | ours (`gpu`, `laptop`) | why |
-# |---|---|---|---|
-# | size | 250×750 (width first, as the paper prints it) | letterboxed | squashing changes angles; [08](08_unet.ipynb), section 9 |
-# | normalisation | batch norm, batch of one | group norm | with a batch of one, batch norm is one function in training and another in use ([08](08_unet.ipynb)); of MSFM's vector it has no statistics at all ([09](09_msfm.ipynb)) |
-# | $T$, schedule | not stated | 1000, linear 1e-4 … 0.02 | Ho et al. 2020; the shift was analysed for it in [06](06_forward.ipynb) |
-# | network predicts | $\epsilon$ | $x_0$ | a mask is learned faster than noise at this budget; [17](17_paper_checked.ipynb), section 7 |
-# | widths | not stated | see `channels` | fits the machine |
-# | sampler | $T$ steps | DDIM, 10 steps, mean of 5 | [14](14_sampling.ipynb) |
+# `smoke` is for tests, `demo` for phantoms, `laptop` and `fine` for real radiographs on two cores, `gpu` for the full size; `paper` is Section 3.3 to the letter:
 
 # %%
 paper = load_settings("paper")
-assert paper.size == (750, 250) and paper.batch_size == 1 and paper.optimizer == "adam"
+assert paper.size == (750, 250) and paper.batch_size == 1
 assert (paper.learning_rate, paper.max_steps, paper.seed) == (1e-4, 9000, 35)
 
 # %% [markdown]
+# For one run, a number is changed by name, here or with `--set` on the command line. What cannot be is refused in one sentence that says how to mend it:
+
+# %%
+print(load_settings("demo", ["max_steps=50"]).max_steps)
+try:
+    load_settings("demo", ["max_stepps=50"])
+except VerdiffError as error:
+    print(str(error).partition(" (allowed")[0])
+
+# %% [markdown]
+# The rest is in [settings](library/settings.ipynb).
+#
 # ## Exercises
 #
-# **1. Predict.** `load_settings("smoke", ["MAX_STEPS = 7"])`: an error, or not?
-#
+# **1 · Predict.** `load_settings("smoke", ["MAX_STEPS = 7"])`: an error, or not? Decide, then run.
+
+# %%
+print(load_settings("smoke", ["MAX_STEPS = 7"]).max_steps)
+
+# %% [markdown]
 # <details><summary>Answer</summary>
 #
 # No error. Keys of an ini file are not sensitive to case, and blanks around the equals sign do not count; `--set` follows the same rules.
 #
 # </details>
-
-# %%
-assert load_settings("smoke", ["MAX_STEPS = 7"]).max_steps == 7
-
-# %% [markdown]
-# **2. Change.** Write a settings file of your own with one profile `mine` that differs from `smoke` in its seed, and load it.
 #
-# <details><summary>Answer</summary>
-#
-# The lines below: every key of `smoke`, from its dictionary, with another seed. `load_settings(path=...)` reads any file.
-#
-# </details>
-
-# %%
-values = load_settings("smoke").to_dict() | {"seed": 7}
-del values["profile"]
-values["channels"] = ",".join(map(str, values["channels"]))
-own = folder / "own.ini"
-own.write_text("[mine]\n" + "\n".join(f"{k} = {v}" for k, v in values.items()))
-assert profiles(own) == ["mine"] and load_settings("mine", path=own).seed == 7
-
-
-# %% [markdown]
-# **3. Implement.** A function `changed(a, b)` that gives the keys in which two settings differ ([13](13_training.ipynb) uses one like it to refuse a foreign checkpoint).
-#
-# <details><summary>Answer</summary>
-#
-# `[k for k, v in a.to_dict().items() if v != b.to_dict()[k]]`
-#
-# </details>
+# **2 · Implement.** A function `changed(a, b)` that gives the keys in which two settings differ (`to_dict()` gives a settings' keys and values).
 
 # %%
 def changed(a, b):
-    return [k for k, v in a.to_dict().items() if v != b.to_dict()[k]]
+    ...  # your code here
 
-assert changed(laptop, short) == ["channels", "nsa", "max_steps"]
+
+# %%
+#| code-fold: true
+#| code-summary: "Answer and check"
+def changed_answer(a, b):
+    theirs = b.to_dict()
+    return [k for k, v in a.to_dict().items() if v != theirs[k]]
+
+
+other = load_settings("demo", ["seed=7", "nsa=false"])
+assert changed_answer(demo, other) == ["seed", "nsa"]
 
 # %% [markdown]
-# ## What we have
+# **3 · Diagnose.** A friend runs the course's training with `--profile paper` on a laptop, and after an hour it is still far from its end. Which three keys, compared with `laptop`, cost her most of
+# the time? Guess a factor for each.
+
+# %%
+laptop = load_settings("laptop")
+...  # your code here
+
+# %% [markdown]
+# <details><summary>Answer</summary>
 #
-# `load_settings`, `Settings`, `VerdiffError` and `atomic_write`. Nothing here imports torch, so `verdiff --help` answers at once. Next: [pictures](03_xray_set.ipynb).
+# Pixels (`height` times `width`), the `max_steps`, and `sample_steps`, which is paid at every look at the validation images. (Widths of the networks and the size of a batch count
+# as well; a batch of one makes a step cheaper.) The first two multiply in training, the first and the third in sampling.
+#
+# </details>
+
+# %%
+#| code-fold: true
+#| code-summary: "Check"
+def factor(key):
+    return getattr(paper, key) / getattr(laptop, key)
+
+
+pixels = factor("height") * factor("width")
+print(f"pixels {pixels:.0f}x, steps {factor('max_steps'):.0f}x, "
+      f"steps of the sampler {factor('sample_steps'):.0f}x")
+assert pixels > 10
+
+# %% [markdown]
+# What is the very first thing that a network needs? Next: [01 · A radiograph and its mask](01_radiograph.ipynb).
