@@ -8,6 +8,9 @@
 # %%
 #| hide
 import sys
+
+from IPython import get_ipython
+
 if "google.colab" in sys.modules:
     get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
@@ -533,7 +536,8 @@ def colleague(images, masks, generator):
     theta = affine_matrix(zero, one, shift, size)
     moved = sample_at(images, theta)
     grid = F.affine_grid(theta, masks.shape, align_corners=True)
-    return moved, (F.grid_sample(masks, grid) >= 0.5).float()
+    moved_masks = F.grid_sample(masks, grid, align_corners=False)
+    return moved, (moved_masks >= 0.5).float()
 
 
 # %%

@@ -8,6 +8,9 @@
 # %%
 #| hide
 import sys
+
+from IPython import get_ipython
+
 if "google.colab" in sys.modules:
     get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 

@@ -34,7 +34,7 @@ from verdiff.data.phantom_set import PhantomSet
 from verdiff.data.splits import clean_test_indices
 from verdiff.data.xray import XRaySet
 from verdiff.diffusion.forward import (
-    ShiftedDiffusion, cosine_schedule, linear_schedule,
+    ShiftedDiffusion, cosine_schedule, linear_schedule, q_step_printed,
 )
 from verdiff.diffusion.posterior import (
     posterior_coefficients, predict_x_0, printed_prior_coefficient, q_posterior,
@@ -1119,7 +1119,7 @@ assert high < 0.9187
 #| code-fold: true
 other, x = ShiftedDiffusion(cosine_schedule()), torch.zeros(1).double()
 for t in range(1000):
-    x = other.q_step_printed(x, torch.tensor([t]), one, 0 * one)
+    x = q_step_printed(other, x, torch.tensor([t]), one, 0 * one)
 print(
     f"cosine: {x.item():.2f} f at the end, should be "
     f"{other.sigmas[-1].item():.2f} f"

@@ -1,27 +1,23 @@
 "Forward process and posterior: exact identities."
+import copy
+import gc
+import pickle
+import weakref
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from verdiff.diffusion import forward
 from verdiff.diffusion.forward import (
-    ShiftedDiffusion,
-    betas_from_alphas_cumprod,
-    cosine_schedule,
-    linear_schedule,
-    make_schedule,
+    ShiftedDiffusion, betas_from_alphas_cumprod, cosine_schedule, linear_schedule,
+    make_schedule, q_step, q_step_printed,
 )
 from verdiff.diffusion.posterior import (
-    PREDICTION_TYPES,
-    posterior_coefficients,
-    predict_noise,
-    predict_x_0,
-    q_posterior,
-    q_posterior_printed,
-    reshift,
-    training_target,
-    unshift,
+    PREDICTION_TYPES, posterior_coefficients, predict_noise, predict_x_0, q_posterior,
+    q_posterior_printed, reshift, training_target, unshift,
 )
 
 PROCESS = ShiftedDiffusion(linear_schedule())
@@ -38,7 +34,7 @@ def test_steps_give_the_marginal_exactly_without_noise(process):
     x = x_0 = col(-1.0, 0.3, 1.0)
     f, zero = col(0.8, -0.5, 1.0), torch.zeros(3, 1).double()
     for t in range(process.timesteps):
-        x = process.q_step(x, torch.tensor([t]), f, zero)
+        x = q_step(process, x, torch.tensor([t]), f, zero)
         torch.testing.assert_close(x, process.q_sample(x_0, torch.tensor([t]), f, zero), atol=1e-12, rtol=0)
 
 
@@ -46,7 +42,7 @@ def test_steps_give_the_marginal_in_distribution():
     n, g = 40_000, torch.Generator().manual_seed(0)
     x, f = torch.full((n,), -1.0).double(), torch.full((n,), 0.8).double()
     for t in range(SMALL.timesteps):
-        x = SMALL.q_step(x, torch.tensor([t]), f, torch.randn(n, generator=g).double())
+        x = q_step(SMALL, x, torch.tensor([t]), f, torch.randn(n, generator=g).double())
         s = SMALL.sigmas[t].item()
         wanted = -SMALL.alphas_cumprod[t].sqrt().item() + 0.8 * s
         assert abs(x.mean().item() - wanted) < 4.5 * s / n ** 0.5
@@ -56,7 +52,7 @@ def test_steps_give_the_marginal_in_distribution():
 def test_the_printed_step_drifts_to_fifteen_priors():
     x, one = torch.zeros(1).double(), torch.ones(1).double()
     for t in range(1000):
-        x = PROCESS.q_step_printed(x, torch.tensor([t]), one, 0 * one)
+        x = q_step_printed(PROCESS, x, torch.tensor([t]), one, 0 * one)
     assert 14.9 < x.item() < 15.0
 
 
@@ -198,7 +194,7 @@ def test_one_step_of_the_mean_is_the_marginals_mean(batch):
     "On any schedule, shape, prior and type, at both ends; each row has a time of its own."
     process, x_0, f, noise, t = batch
     zero = torch.zeros_like(x_0)
-    after = process.q_step(earlier(process, x_0, t, f, zero), t, f, zero)
+    after = q_step(process, earlier(process, x_0, t, f, zero), t, f, zero)
     torch.testing.assert_close(after, process.q_sample(x_0, t, f, zero), **closeness(x_0.dtype))
     variance = process.alphas * process.sigmas_prev ** 2 + process.betas
     torch.testing.assert_close(variance, process.sigmas ** 2, atol=1e-12, rtol=1e-9)
@@ -283,7 +279,7 @@ def test_the_shortest_and_the_longest_chain(timesteps):
     x_0, f, noise = torch.ones(1, 2), torch.full((1, 2), 0.5), torch.zeros(1, 2)
     x = x_0
     for t in range(timesteps):
-        x = process.q_step(x, torch.tensor([t]), f, noise)
+        x = q_step(process, x, torch.tensor([t]), f, noise)
     torch.testing.assert_close(x, process.q_sample(x_0, torch.tensor([timesteps - 1]), f, noise), atol=1e-4, rtol=0)
     mean, variance = q_posterior(process, x_0, x, torch.tensor([0]), f)
     torch.testing.assert_close(mean, x_0)
@@ -323,8 +319,8 @@ def test_a_beta_out_of_range_is_named(betas, text):
 
 def test_every_way_in_refuses_a_wrong_time_and_a_wrong_prior():
     x, t, off = torch.zeros(2, 1, 3, 3), torch.tensor([0, 1]), torch.tensor([0, 1000])
-    calls = [lambda t, f: PROCESS.q_sample(x, t, f, x), lambda t, f: PROCESS.q_step(x, t, f, x),
-             lambda t, f: PROCESS.q_step_printed(x, t, f, x), lambda t, f: q_posterior(PROCESS, x, x, t, f),
+    calls = [lambda t, f: PROCESS.q_sample(x, t, f, x), lambda t, f: q_step(PROCESS, x, t, f, x),
+             lambda t, f: q_step_printed(PROCESS, x, t, f, x), lambda t, f: q_posterior(PROCESS, x, x, t, f),
              lambda t, f: unshift(PROCESS, x, t, f), lambda t, f: reshift(PROCESS, x, t, f),
              lambda t, f: predict_x_0(PROCESS, x, t, x, f), lambda t, f: predict_noise(PROCESS, x, t, x, f, "sample")]
     for call in calls:
@@ -334,3 +330,59 @@ def test_every_way_in_refuses_a_wrong_time_and_a_wrong_prior():
             call(t, x[:1])
     with pytest.raises(ValueError, match="the prior has shape"):
         PROCESS.prior_sample(x[:1], x)
+
+
+def test_a_copy_of_a_process_is_a_process_of_its_own():
+    x, t = torch.randn(2, 1, 3, 3), torch.tensor([0, 999])
+    one = ShiftedDiffusion(linear_schedule())
+    wanted = one.q_sample(x, t, x, x), q_posterior(one, x, x, t, x)[0]
+    for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert other.sigmas is not one.sigmas
+        assert torch.equal(other.q_sample(x, t, x, x), wanted[0])
+        assert torch.equal(q_posterior(other, x, x, t, x)[0], wanted[1])
+
+
+def test_coefficients_are_moved_once_and_forgotten_with_their_process():
+    process = ShiftedDiffusion(linear_schedule(7))
+    x, t = torch.zeros(2, 3), torch.tensor([0, 6])
+    before, row = len(forward._COPIES), process.sigmas
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.float32):
+        got = process.coefficient(row, t, x.to(dtype))
+        assert got.dtype == dtype and got.shape == (2, 1)
+        assert torch.equal(got[:, 0], row[t].to(dtype))
+    assert set(forward._COPIES[row]) == {(x.device, torch.float32), (x.device, torch.float16)}
+    assert posterior_coefficients(process) is posterior_coefficients(process)
+    q_posterior(process, x, x, t)
+    dead = weakref.ref(process)
+    del process, row, got
+    gc.collect()
+    assert dead() is None and len(forward._COPIES) == before
+
+
+def test_a_first_use_without_gradients_does_not_spoil_training():
+    process = ShiftedDiffusion(linear_schedule(5))
+    x, t = torch.ones(2, 3), torch.tensor([0, 4])
+    with torch.inference_mode():
+        process.q_sample(x, t, x, x)
+        q_posterior(process, x, x, t, x)
+    f = torch.ones(2, 3, requires_grad=True)
+    (process.q_sample(x, t, f, x).sum() + q_posterior(process, f, x, t, f)[0].sum()).backward()
+    assert f.grad.isfinite().all() and f.grad.abs().min() > 0
+
+
+def test_the_values_of_t_are_looked_at_only_on_the_cpu():
+    "On another device a look would wait for its queue; the meta device cannot be looked at at all."
+    x, t = torch.zeros(2, 1, 3, device="meta"), torch.tensor([0, 5], device="meta")
+    assert PROCESS.q_sample(x, t, x, x).shape == x.shape
+    mean, variance = q_posterior(PROCESS, x, x, t, x)
+    assert mean.device.type == "meta" and variance.shape == (2, 1, 1)
+    for wrong in (t.float(), t[None]):
+        with pytest.raises(ValueError, match="t must"):
+            PROCESS.q_sample(x, wrong, x, x)
+
+
+def test_small_types_of_t_count_as_numbers():
+    x = torch.zeros(3, 1).double()
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        t = torch.tensor([0, 1, 1], dtype=dtype)
+        assert torch.equal(PROCESS.coefficient(PROCESS.sigmas, t, x)[:, 0], PROCESS.sigmas[[0, 1, 1]])

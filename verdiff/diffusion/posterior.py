@@ -7,16 +7,17 @@ Docs: https://verdiff.github.io/verdiff/posterior.html.md"""
 # %% auto #0
 __all__ = ['PREDICTION_TYPES', 'unshift', 'reshift', 'PosteriorCoefficients', 'posterior_coefficients',
            'printed_prior_coefficient', 'q_posterior', 'q_posterior_printed', 'predict_x_0', 'predict_noise',
-           'v_target', 'training_target']
+           'training_target']
 
 # %% ../../nbs/07_posterior.ipynb #727602e9
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
 from .forward import ShiftedDiffusion
 
-# %% ../../nbs/07_posterior.ipynb #57865458
+# %% ../../nbs/07_posterior.ipynb #8f5b14cd
 def unshift(
     process: ShiftedDiffusion,
     x_t: Tensor,  # (B, ...)
@@ -24,13 +25,14 @@ def unshift(
     prior: Tensor | None,  # f, of the shape of x_t
 ) -> Tensor:  # y_t, which is plain DDPM
     "y_t = x_t - s_t f."
-    return x_t - process.coefficient(process.sigmas, t, x_t) * process.prior_or_zero(prior, x_t)
+    s = process.coefficient(process.sigmas, t, x_t)
+    return x_t - s * process.prior_or_zero(prior, x_t)
 
-# %% ../../nbs/07_posterior.ipynb #725df5ed
+
 def reshift(
     process: ShiftedDiffusion,
     y_t: Tensor,  # (B, ...)
-    t: Tensor,  # int64 (B,), -1 to T-1; -1 is the end, where nothing is added
+    t: Tensor,  # int64 (B,), -1 to T-1; -1 is the end: nothing is added
     prior: Tensor | None,  # f, of the shape of y_t
 ) -> Tensor:  # x_t
     "x_t = y_t + s_t f."
@@ -48,119 +50,111 @@ class PosteriorCoefficients(NamedTuple):
     variance: Tensor  # sigma^2
 
 
+_KNOWN = WeakKeyDictionary()  # a process: its coefficients
+
+
 def posterior_coefficients(process: ShiftedDiffusion) -> PosteriorCoefficients:
-    "Of the exact posterior q(x_{t-1} | x_t, x_0, f): Eq. (6), its coefficient of f corrected."
-    bar, bar_prev = process.alphas_cumprod, process.alphas_cumprod_prev
-    a = bar_prev.sqrt() * process.betas / (1 - bar)
-    b = process.alphas.sqrt() * (1 - bar_prev) / (1 - bar)
-    c = process.sigmas_prev - b * process.sigmas
-    return PosteriorCoefficients(a, b, c, (1 - bar_prev) / (1 - bar) * process.betas)
+    "Of q(x_{t-1} | x_t, x_0, f), Eq. (6) with its C corrected; computed once."
+    if process not in _KNOWN:
+        bar, bar_prev = process.alphas_cumprod, process.alphas_cumprod_prev
+        a = bar_prev.sqrt() * process.betas / (1 - bar)
+        b = process.alphas.sqrt() * (1 - bar_prev) / (1 - bar)
+        c = process.sigmas_prev - b * process.sigmas
+        variance = (1 - bar_prev) / (1 - bar) * process.betas
+        _KNOWN[process] = PosteriorCoefficients(a, b, c, variance)
+    return _KNOWN[process]
 
 
 def printed_prior_coefficient(process: ShiftedDiffusion) -> Tensor:  # (T,)
-    "C of Eq. (6) as printed: s_t, as if the shift had to be paid anew at every step."
+    "C of Eq. (6) as printed: s_t, the whole shift anew at every step."
     return process.sigmas
 
 # %% ../../nbs/07_posterior.ipynb #887e49e1
-def _mean(process: ShiftedDiffusion, x_0: Tensor, x_t: Tensor, t: Tensor, prior: Tensor | None,
-          weight: Tensor) -> tuple[Tensor, Tensor]:
-    "A x_0 + B x_t + weight f, and the variance."
+def _mean(process: ShiftedDiffusion, x_0: Tensor, x_t: Tensor, t: Tensor,
+          prior: Tensor | None, c: Tensor) -> tuple[Tensor, Tensor]:
+    "A x_0 + B x_t + C f with the row c for C, and the variance."
     k = posterior_coefficients(process)
-    a, b, c, variance = (process.coefficient(v, t, x_t) for v in (k.x_0, k.x_t, weight, k.variance))
-    return a * x_0 + b * x_t + c * process.prior_or_zero(prior, x_t), variance
+    a, b, c, variance = (process.coefficient(row, t, x_t)
+                         for row in (k.x_0, k.x_t, c, k.variance))
+    f = process.prior_or_zero(prior, x_t)
+    return a * x_0 + b * x_t + c * f, variance
 
 
 def q_posterior(
     process: ShiftedDiffusion,
     x_0: Tensor,  # mask in [-1, 1], (B, ...)
-    x_t: Tensor,
-    t: Tensor,  # int64 (B,); the step leads from t to t-1, and to x_0 itself where t = 0
-    prior: Tensor | None = None,  # f
+    x_t: Tensor,  # the same shape
+    t: Tensor,  # int64 (B,); from t to t-1, and to x_0 itself where t = 0
+    prior: Tensor | None = None,  # f, the same shape
 ) -> tuple[Tensor, Tensor]:  # mean (B, ...), variance (B, 1, ...)
-    "The exact posterior q(x_{t-1} | x_t, x_0, f): Eq. (6), its coefficient of f corrected."
-    return _mean(process, x_0, x_t, t, prior, posterior_coefficients(process).prior)
+    "The exact posterior q(x_{t-1} | x_t, x_0, f): Eq. (6), corrected."
+    c = posterior_coefficients(process).prior
+    return _mean(process, x_0, x_t, t, prior, c)
 
 
 def q_posterior_printed(
-    process: ShiftedDiffusion,
-    x_0: Tensor,  # mask in [-1, 1], (B, ...)
-    x_t: Tensor,  # the same shape
-    t: Tensor,  # int64 (B,)
-    prior: Tensor | None = None,  # f, the same shape
-) -> tuple[Tensor, Tensor]:  # mean (B, ...), variance (B, 1, ...)
-    "Eq. (6) as printed."
-    return _mean(process, x_0, x_t, t, prior, printed_prior_coefficient(process))
+    process: ShiftedDiffusion, x_0: Tensor, x_t: Tensor, t: Tensor,
+    prior: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    "Eq. (6) as printed; arguments and result as those of `q_posterior`."
+    c = printed_prior_coefficient(process)
+    return _mean(process, x_0, x_t, t, prior, c)
 
-# %% ../../nbs/07_posterior.ipynb #2aeebb4f
+# %% ../../nbs/07_posterior.ipynb #6d911eb0
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
 
-def _check(prediction_type: str) -> None:
-    if prediction_type not in PREDICTION_TYPES:
-        allowed = ", ".join(PREDICTION_TYPES)
-        raise ValueError(f"prediction_type must be one of {allowed}, not {prediction_type!r}")
+def _roots(process: ShiftedDiffusion, t: Tensor, like: Tensor,
+           kind: str) -> tuple[Tensor, Tensor]:
+    "sqrt(abar_t) and s_t; ValueError for an unknown prediction type."
+    if kind not in PREDICTION_TYPES:
+        allowed = " or ".join(PREDICTION_TYPES)
+        raise ValueError(f"prediction_type must be {allowed}, not {kind!r}")
+    rows = process.sqrt_alphas_cumprod, process.sigmas
+    return tuple(process.coefficient(row, t, like) for row in rows)
 
 
-def _roots(process: ShiftedDiffusion, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    "sqrt(abar_t) and s_t."
-    return (process.coefficient(process.alphas_cumprod.sqrt(), t, like),
-            process.coefficient(process.sigmas, t, like))
-
-# %% ../../nbs/07_posterior.ipynb #4edcf650
 def predict_x_0(
     process: ShiftedDiffusion,
     x_t: Tensor,  # (B, ...)
     t: Tensor,  # int64 (B,)
     output: Tensor,  # what the network said, (B, ...)
-    prior: Tensor | None = None,
-    prediction_type: str = "epsilon",  # "epsilon", "sample" (x_0) or "v_prediction"
-) -> Tensor:  # x_0
+    prior: Tensor | None = None,  # f, (B, ...)
+    prediction_type: str = "epsilon",  # or "sample" (x_0), "v_prediction"
+) -> Tensor:  # x_0, (B, ...)
     "The mask that the network's output stands for."
-    _check(prediction_type)
     if prediction_type == "sample":
         return output
-    root, s = _roots(process, t, x_t)
+    root, s = _roots(process, t, x_t, prediction_type)
     y = unshift(process, x_t, t, prior)
-    return (y - s * output) / root if prediction_type == "epsilon" else root * y - s * output
+    if prediction_type == "epsilon":
+        return (y - s * output) / root
+    return root * y - s * output
 
-# %% ../../nbs/07_posterior.ipynb #90e64ff5
+
 def predict_noise(
-    process: ShiftedDiffusion,
-    x_t: Tensor,  # (B, ...)
-    t: Tensor,  # int64 (B,)
-    output: Tensor,  # what the network said
-    prior: Tensor | None = None,
-    prediction_type: str = "epsilon",
-) -> Tensor:  # epsilon
-    "The noise that the network's output stands for."
-    _check(prediction_type)
+    process: ShiftedDiffusion, x_t: Tensor, t: Tensor, output: Tensor,
+    prior: Tensor | None = None, prediction_type: str = "epsilon",
+) -> Tensor:  # epsilon, (B, ...)
+    "The noise that it stands for; arguments as those of `predict_x_0`."
     if prediction_type == "epsilon":
         return output
-    root, s = _roots(process, t, x_t)
+    root, s = _roots(process, t, x_t, prediction_type)
     y = unshift(process, x_t, t, prior)
-    return (y - root * output) / s if prediction_type == "sample" else s * y + root * output
-
-# %% ../../nbs/07_posterior.ipynb #acac7c12
-def v_target(
-    process: ShiftedDiffusion,
-    x_0: Tensor,  # mask in [-1, 1], (B, ...)
-    t: Tensor,  # int64 (B,)
-    noise: Tensor,  # of x_t, the same shape as x_0
-) -> Tensor:  # v, (B, ...)
-    "sqrt(abar) noise - s x_0 (Salimans and Ho 2022), in the coordinate without shift."
-    root, s = _roots(process, t, x_0)
-    return root * noise - s * x_0
+    if prediction_type == "sample":
+        return (y - root * output) / s
+    return s * y + root * output
 
 
 def training_target(
     process: ShiftedDiffusion,
     x_0: Tensor,  # mask in [-1, 1], (B, ...)
-    t: Tensor,
-    noise: Tensor,  # the noise that made x_t
+    t: Tensor,  # int64 (B,)
+    noise: Tensor,  # the noise that made x_t, (B, ...)
     prediction_type: str = "epsilon",
-) -> Tensor:
-    "What a network of that prediction type should say; Eq. (8) is \"epsilon\"."
-    _check(prediction_type)
-    if prediction_type == "v_prediction":
-        return v_target(process, x_0, t, noise)
-    return noise if prediction_type == "epsilon" else x_0
+) -> Tensor:  # (B, ...)
+    'What a network of that type should say; Eq. (8) is "epsilon".'
+    if prediction_type == "epsilon":
+        return noise
+    root, s = _roots(process, t, x_0, prediction_type)
+    return x_0 if prediction_type == "sample" else root * noise - s * x_0
