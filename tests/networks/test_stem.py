@@ -10,6 +10,7 @@ from verdiff.networks.config import VerdiffConfig
 from verdiff.networks.model import VerdiffNet, scale_signal
 from verdiff.networks.unet import ConditionalUNet, Folded
 from verdiff.settings import LATER, Settings, load_settings
+from verdiff.training.checkpoint import start_from
 
 WIDTHS = (16, 16, 32)
 
@@ -81,6 +82,15 @@ def test_a_stem_is_saved(tmp_path):
     net = VerdiffNet(channels=(16, 16), stem=2, input_scale=0.1)
     net.save_pretrained(tmp_path)
     assert VerdiffNet.from_pretrained(tmp_path).config == net.config
+
+
+def test_fine_tuning_keeps_the_stem():
+    one, two = VerdiffNet(channels=(16, 16)), VerdiffNet(channels=(16, 16), input_scale=0.5)
+    for trained in (two, VerdiffNet(channels=(16, 16), stem=2)):
+        with pytest.raises(VerdiffError, match="has other settings"):
+            start_from(one, trained)
+    assert torch.equal(start_from(one, VerdiffNet(one.config)).features.choose.weight,
+                       one.features.choose.weight)
 
 
 def test_a_smaller_signal():

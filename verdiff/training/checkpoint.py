@@ -15,6 +15,7 @@ import re
 import sys
 import zipfile
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,8 @@ def load_checkpoint(
     return None
 
 # %% ../../nbs/library/checkpoint.ipynb #447c133f
-MUST_MATCH = ("channels", "blocks", "norm", "msfm", "msfm_dim", "nsa", "nsa_choice", "shift",
-              "timesteps", "schedule", "beta_start", "beta_end",
+MUST_MATCH = ("channels", "blocks", "stem", "norm", "msfm", "msfm_dim", "nsa", "nsa_choice", "shift",
+              "timesteps", "schedule", "beta_start", "beta_end", "input_scale",
               "prediction_type")  # on fine-tuning
 
 
@@ -122,7 +123,7 @@ def start_from(
     trained: VerdiffNet,  # gives them
 ) -> VerdiffNet:  # model
     "Begin with the weights of a trained network; VerdiffError where it is another kind of network."
-    here, there = model.config.to_dict(), trained.config.to_dict()
+    here, there = asdict(model.config), asdict(trained.config)
     if differ := [k for k in MUST_MATCH if here[k] != there[k]]:
         said = ", ".join(f"{k} (there {there[k]!r}, here {here[k]!r})" for k in differ)
         raise VerdiffError(f"the network to start from has other settings: {said}; "
