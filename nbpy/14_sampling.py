@@ -30,9 +30,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from verdiff.diffusion.forward import ShiftedDiffusion
-from verdiff.diffusion.posterior import (
-    predict_x_0, q_posterior, reshift, unshift,
-)
+from verdiff.diffusion.posterior import predict_x_0, q_posterior
+from verdiff.diffusion.posterior import reshift, unshift
 from verdiff.files import VerdiffError
 
 # %%

@@ -544,7 +544,7 @@ axis.axhline(1, color="k", lw=0.6, ls=":")
 axis.set(xlabel="t", ylabel="error of mask / error of noise");
 
 # %% [markdown]
-# At the start of a walk the guess of the mask is wrong by many times its size, in the exact form as in Eq. (7), and beside that a missing shift of at most 1 is a trifle. Who is hurt more is chance. But masks lie in $[-1, 1]$: clipped, the guess can be wrong by 2 at most. Only the exact form can clip, since it computes $\hat x_0$; Eq. (7) has no place for it, because the shift must be taken off first. That is what the repair is worth. (Our default, a network that says the *mask*, never has the problem.) The networks are small, the chain is short and the intervals are wide; we claim no more.
+# At the start of a walk the guess of the mask is wrong by many times its size, in the exact form as in Eq. (7), and beside that a missing shift of at most 1 is a trifle. Which of the two ends better, five seeds do not settle (the interval of the difference includes zero). But masks lie in $[-1, 1]$: clipped, the guess can be wrong by 2 at most. Only the exact form can clip, since it computes $\hat x_0$; Eq. (7) has no place for it, because the shift must be taken off first. That is what the repair is worth. (Our default, a network that says the *mask*, never has the problem.) The networks are small, the chain is short and the intervals are wide; we claim no more.
 #
 # ## 8 · What a radiograph costs
 #
@@ -622,7 +622,7 @@ eq_7 = np.array([0.548, 0.770, 0.743, 0.853, 0.342])
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# The interval is 0.253 ± 0.259: it just includes zero, so five seeds do not tell. One more would do, if the spread stays. (And then one has looked until it was significant; better decide on the number first.)
+# The interval is 0.25 ± 0.26: it just includes zero, so five seeds do not tell. One more would do, if the spread stays. (And then one has looked until it was significant; better decide on the number first.)
 #
 # </details>
 

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .forward import ShiftedDiffusion
-from verdiff.diffusion.posterior import (
-    predict_x_0, q_posterior, reshift, unshift,
-)
+from .posterior import predict_x_0, q_posterior
+from .posterior import reshift, unshift
 from ..files import VerdiffError
 
 # %% ../../nbs/14_sampling.ipynb #0b22a5bc
