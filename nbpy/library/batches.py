@@ -6,7 +6,7 @@
 # [Lesson 13](../13_training.ipynb) takes its batches from here. A run that is resumed must see the very images, turns, times and noise that it
 # would have seen without the break, and eight images on one device must be the same as four on each of two. With one global generator
 # neither holds. So *everything random is a function of (seed, position)*, a position being the number of images seen: the number of the
-# step is the whole random state. Images lie in memory or are decoded as their turn comes; both give the same batches.
+# step is the whole random state. Images lie in memory or are decoded as their turn comes; both give the same batches. Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/batches.ipynb).
 
 # %%
 #| default_exp training.batches

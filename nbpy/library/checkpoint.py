@@ -6,7 +6,7 @@
 # A long run gets interrupted: by Ctrl-C, by a cluster, by a power cut in the middle of a save. A checkpoint is one file with all that is needed
 # to go on: weights, their average, optimiser, step, history, settings and a fingerprint of the images (names; and pixels and masks where they lie
 # in memory, so whoever corrects a label begins another run). It is written under a temporary name, forced to the disk and renamed; a few are
-# kept, and a damaged one is named and passed over. [`train`](run.ipynb) writes and reads them.
+# kept, and a damaged one is named and passed over. [`train`](run.ipynb) writes and reads them. Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/checkpoint.ipynb).
 
 # %%
 #| default_exp training.checkpoint

@@ -179,7 +179,7 @@ LEFT_BY_A_RUN = ("run.json", "history.json", f"model/{CONFIG_FILE}", f"model/{WE
 
 
 def resume_run(run: Run, resume: bool = True) -> None:
-    """Go back to the newest checkpoint, or remove the old run; sweep up what a kill left half-written.
+    """Go back to the newest checkpoint, or remove the old run; sweep up what a kill left behind.
 
     VerdiffError where the checkpoints are damaged or of another run.
     """
@@ -195,7 +195,8 @@ def resume_run(run: Run, resume: bool = True) -> None:
         restore(run, state)
     if run.main and run.step:
         done = run.step >= run.settings.max_steps
-        print(f"{run.out.name}: {'finished already' if done else f'going on after step {run.step}'}")
+        said = "finished already" if done else f"going on after step {run.step}"
+        print(f"{run.out.name}: {said}")
 
 # %% ../../nbs/library/run.ipynb #0506dd5b
 def all_reduce(
