@@ -28,6 +28,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from verdiff.data.packed import Packed
@@ -213,11 +214,8 @@ draw(plt.gca(), {"weights": raw, "their average": calm},
 
 # %%
 #| exports
-def learning_rate(
-    settings: Settings,
-    step: int,  # from 0
-) -> float:
-    "Warm-up, then constant or half a cosine to zero."
+def learning_rate(settings: Settings, step: int) -> float:
+    "Warm-up from step 0, then constant or half a cosine to zero."
     rate, warm = settings.learning_rate, settings.warmup_steps
     if step < warm:
         return rate * (step + 1) / warm
@@ -383,9 +381,7 @@ axes[1].set_title("MiB kept for backward", fontsize=9);
 
 # %%
 #| exports
-def make_optimizer(
-    model: nn.Module, settings: Settings
-) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
     "Adam or AdamW, as the settings say."
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     return kinds[settings.optimizer](
@@ -393,11 +389,8 @@ def make_optimizer(
         weight_decay=settings.weight_decay)
 
 
-def make_accelerator(
-    settings: Settings,
-    **more: Any,  # for accelerate's `Accelerator`
-) -> Accelerator:
-    "Device and precision; a second call may want another precision."
+def make_accelerator(settings: Settings, **more: Any) -> Accelerator:
+    "Device and precision, which a second call may want to be another."
     AcceleratorState._reset_state()  # or the first one's would stay
     return Accelerator(mixed_precision=settings.mixed_precision, **more)
 
@@ -411,7 +404,7 @@ assert make_accelerator(tiny).mixed_precision == "no"
 #| exports
 def take_step(
     objective: nn.Module,  # a batch -> {"total": ..., and its parts}
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     stream: Iterator[Batch],
     settings: Settings,
     step: int,  # from 0

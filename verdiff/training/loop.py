@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..data.packed import Packed
@@ -45,11 +46,8 @@ def ema_update(
             a.copy_(m)
 
 # %% ../../nbs/13_training.ipynb #2820f940
-def learning_rate(
-    settings: Settings,
-    step: int,  # from 0
-) -> float:
-    "Warm-up, then constant or half a cosine to zero."
+def learning_rate(settings: Settings, step: int) -> float:
+    "Warm-up from step 0, then constant or half a cosine to zero."
     rate, warm = settings.learning_rate, settings.warmup_steps
     if step < warm:
         return rate * (step + 1) / warm
@@ -59,9 +57,7 @@ def learning_rate(
     return rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 # %% ../../nbs/13_training.ipynb #c72addfe
-def make_optimizer(
-    model: nn.Module, settings: Settings
-) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
     "Adam or AdamW, as the settings say."
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     return kinds[settings.optimizer](
@@ -69,18 +65,15 @@ def make_optimizer(
         weight_decay=settings.weight_decay)
 
 
-def make_accelerator(
-    settings: Settings,
-    **more: Any,  # for accelerate's `Accelerator`
-) -> Accelerator:
-    "Device and precision; a second call may want another precision."
+def make_accelerator(settings: Settings, **more: Any) -> Accelerator:
+    "Device and precision, which a second call may want to be another."
     AcceleratorState._reset_state()  # or the first one's would stay
     return Accelerator(mixed_precision=settings.mixed_precision, **more)
 
 # %% ../../nbs/13_training.ipynb #d5056ee1
 def take_step(
     objective: nn.Module,  # a batch -> {"total": ..., and its parts}
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     stream: Iterator[Batch],
     settings: Settings,
     step: int,  # from 0
