@@ -25,28 +25,28 @@ from verdiff.files import VerdiffError
 from verdiff.lab.ablation import (
     ROWS,
     TABLE_2_ROWS,
-    Films,
+    AblationRun,
+    JoinedSet,
     choose,
-    films_for,
     load_run,
     main_ways,
-    open_films,
+    open_sweep_data,
     parse_row,
     row_settings,
     sweep,
+    sweep_data,
 )
 from verdiff.lab.tables import (
     crossed_interval,
     effects,
-    film_interval,
     forest_plot,
     format_table,
+    image_interval,
     save_tables,
     scores_of,
 )
 from verdiff.metrics import bootstrap_interval
 from verdiff.training.loss import training_loss
-from verdiff.training.run import Run
 
 matplotlib.use("Agg")
 TINY = ["height=32", "width=16", "eval_height=64", "eval_width=32", "channels=4,8", "max_steps=4",
@@ -88,7 +88,7 @@ def command(argv):
 def made(table, seeds=(1, 2, 3), films=5):
     "Runs with given scores: row -> function of seed and film."
     names = [f"{i}.png" for i in range(films)]
-    return [Run(row, s, "", {}, names, {w: [f(s, i) for i in range(films)] for w in WAYS}, 10)
+    return [AblationRun(row, s, "", {}, names, {w: [f(s, i) for i in range(films)] for w in WAYS}, 10)
             for row, f in table.items() for s in seeds]
 
 
@@ -97,7 +97,7 @@ def test_only_runs_of_the_same_seeds_and_films_are_compared():
     assert effects(runs, WAYS[0])[0].mean == pytest.approx(0.1)
     for odd in (runs[1:], made({"both": lambda s, i: 0.5}, (1, 2)) + made(
             {"nsa": lambda s, i: 0.6}, (2, 3))):
-        with pytest.raises(VerdiffError, match="not the same seeds and films"):
+        with pytest.raises(VerdiffError, match="not the same seeds and images"):
             effects(odd, WAYS[0])
 
 
@@ -145,36 +145,36 @@ def test_seeds_are_whole_numbers_from_zero():
 
 
 def test_phantoms_come_in_three_shapes():
-    films = open_films("phantom", "test", (96, 32), "letterbox", 3, 4)
+    films = open_sweep_data("phantom", "test", (96, 32), "letterbox", 3, 4)
     shapes = [films.arrays(i)[2] for i in range(len(films))]
-    assert isinstance(films, Films) and len(films) == len(set(films.names)) == 4
+    assert isinstance(films, JoinedSet) and len(films) == len(set(films.names)) == 4
     assert {(p.height, p.width) for p in shapes} == {(576, 160), (576, 192), (576, 256)}
     assert all(p.content == p.size for p in map(
-        lambda i: open_films("phantom", "test", (96, 32), "squash", 3, 4).arrays(i)[2], range(4)))
+        lambda i: open_sweep_data("phantom", "test", (96, 32), "squash", 3, 4).arrays(i)[2], range(4)))
 
 
 def test_too_few_phantoms_are_refused():
     with pytest.raises(VerdiffError, match="2 to test on: too few"):
-        open_films("phantom", "test", (96, 32), "letterbox", 9, 2)
+        open_sweep_data("phantom", "test", (96, 32), "letterbox", 9, 2)
 
 
 def test_films_with_a_twin_in_training_are_left_out(phantoms, tmp_path, monkeypatch):
     twin = XRaySet(phantoms, "test", (64, 32)).names[1]
     monkeypatch.setattr("verdiff.data.splits.CROSS_SPLIT_DUPLICATES", (("somewhere.jpg", twin),))
-    known, unseen = films_for(row_settings((), 35, overrides=TINY), phantoms, tmp_path)
+    known, unseen = sweep_data(row_settings((), 35, overrides=TINY), phantoms, tmp_path)
     assert len(known) == 6 and len(unseen) == 2 and twin not in unseen.names
     assert known.images.shape[-2:] == (32, 16) and unseen.images.shape[-2:] == (64, 32)
 
 
 def test_choosing_leaves_the_test_split_alone(phantoms, tmp_path, monkeypatch):
-    opened, original = [], open_films
+    opened, original = [], open_sweep_data
 
     def noted(data, split, *rest):
         opened.append(split)
         return original(data, split, *rest)
 
-    monkeypatch.setattr("verdiff.lab.ablation.open_films", noted)
-    parts = [films_for(row_settings((), seed, overrides=TINY), phantoms, tmp_path, on="validation")
+    monkeypatch.setattr("verdiff.lab.ablation.open_sweep_data", noted)
+    parts = [sweep_data(row_settings((), seed, overrides=TINY), phantoms, tmp_path, on="validation")
              for seed in (35, 36)]
     assert set(opened) == {"training"}
     (known, held), (again, same) = parts
@@ -185,7 +185,7 @@ def test_choosing_leaves_the_test_split_alone(phantoms, tmp_path, monkeypatch):
 
 def test_the_validation_films_are_those_of_training(phantoms, tmp_path):
     s = row_settings((), 35, overrides=TINY)
-    known, held = films_for(s, phantoms, tmp_path, on="validation")
+    known, held = sweep_data(s, phantoms, tmp_path, on="validation")
     theirs = training_data(phantoms, s)
     assert [part.names for part in theirs] == [known.names, held.names]
 
@@ -193,7 +193,7 @@ def test_the_validation_films_are_those_of_training(phantoms, tmp_path):
 def test_nothing_to_choose_by_is_said(phantoms, tmp_path):
     s = row_settings((), 35, overrides=[*TINY, "val_fraction=0"])
     with pytest.raises(VerdiffError, match="nothing to validate on"):
-        films_for(s, phantoms, tmp_path, on="validation")
+        sweep_data(s, phantoms, tmp_path, on="validation")
 
 
 def test_a_sweep_on_validation_films(phantoms, tmp_path):
@@ -206,8 +206,8 @@ def test_a_sweep_on_validation_films(phantoms, tmp_path):
 
 def test_a_part_more_is_another_fingerprint(phantoms):
     a, b = (XRaySet(phantoms, part, (64, 32)) for part in ("training", "test"))
-    assert Films({"a": a}).fingerprint() != Films({"a": a, "b": b}).fingerprint()
-    both = pack(Films({"a": a, "b": b}), progress=False)
+    assert JoinedSet({"a": a}).fingerprint() != JoinedSet({"a": a, "b": b}).fingerprint()
+    both = pack(JoinedSet({"a": a, "b": b}), progress=False)
     assert len(both) == 9 and (both.images[6:] == pack(b, progress=False).images).all()
 
 
@@ -250,9 +250,9 @@ def test_the_interval_keeps_its_promise_where_the_usual_one_does_not():
     assert honest > 0.93 and usual < 0.75
 
 
-def test_the_film_interval_is_the_bootstrap_of_the_mean_over_seeds():
+def test_the_image_interval_is_the_bootstrap_of_the_mean_over_seeds():
     d = np.random.default_rng(0).normal(0, 1, (3, 20))
-    assert film_interval(d) == bootstrap_interval(d.mean(0))
+    assert image_interval(d) == bootstrap_interval(d.mean(0))
 
 
 # ---------------------------------------------------------------- differences
@@ -263,7 +263,7 @@ def test_differences_are_paired_by_seed_and_film():
     runs = made({"both": lambda s, i: 0.5 + hard[s] + 0.02 * i,
                  "nsa": lambda s, i: 0.5 + hard[s] + 0.02 * i - 0.01})
     effect, = effects(runs[::-1], WAYS[0])  # in any order
-    np.testing.assert_allclose([effect.mean, *effect.both, *effect.films], -0.01, atol=1e-12)
+    np.testing.assert_allclose([effect.mean, *effect.both, *effect.images], -0.01, atol=1e-12)
     np.testing.assert_allclose(effect.by_seed, -0.01, atol=1e-12)
     assert effect.row == "nsa" and effect.verdict == "worse" and effect.n == 5
     back, = effects(runs, WAYS[0], reference="nsa")
@@ -274,7 +274,7 @@ def test_differences_are_paired_by_seed_and_film():
 def test_seeds_that_contradict_each_other_leave_it_open():
     runs = made({"both": lambda s, i: 0.5, "nsa": lambda s, i: 0.5 + 0.1 * (s - 1.8)})
     effect, = effects(runs, WAYS[0])
-    assert effect.verdict == "open" and effect.mean > 0 < effect.films[0]  # films alone would say better
+    assert effect.verdict == "open" and effect.mean > 0 < effect.images[0]  # films alone would say better
 
 
 def test_an_unknown_reference_is_refused():

@@ -294,7 +294,7 @@ def test_a_second_process_is_kept_out(settings, films, test_films, tmp_path):
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "unet")], stdout=subprocess.PIPE) as other:
         try:
             assert other.stdout.readline() == b"held\n"
-            with pytest.raises(VerdiffError, match="another process is training there"):
+            with pytest.raises(VerdiffError, match="another process is at work there"):
                 run_method("unet", settings, films, test_films, tmp_path, progress=False)
         finally:
             other.kill()
