@@ -12,12 +12,24 @@ from hypothesis import strategies as st
 
 from verdiff.diffusion import forward
 from verdiff.diffusion.forward import (
-    ShiftedDiffusion, betas_from_alphas_cumprod, cosine_schedule, linear_schedule,
-    make_schedule, q_step, q_step_printed,
+    ShiftedDiffusion,
+    betas_from_alphas_cumprod,
+    cosine_schedule,
+    linear_schedule,
+    make_schedule,
+    q_step,
+    q_step_printed,
 )
 from verdiff.diffusion.posterior import (
-    PREDICTION_TYPES, posterior_coefficients, predict_noise, predict_x_0, q_posterior,
-    q_posterior_printed, reshift, training_target, unshift,
+    PREDICTION_TYPES,
+    posterior_coefficients,
+    predict_noise,
+    predict_x_0,
+    q_posterior,
+    q_posterior_printed,
+    reshift,
+    training_target,
+    unshift,
 )
 
 PROCESS = ShiftedDiffusion(linear_schedule())

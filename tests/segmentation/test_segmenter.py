@@ -1,14 +1,10 @@
 """verdiff.inference: files in, masks out at the file's own size, scores in a table."""
 import argparse
 import csv
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
