@@ -110,7 +110,7 @@ def outside(text):
         yield from ({n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"verdiff"})
 
 
-@pytest.mark.parametrize("folder, extras", [("verdiff", ()), ("nbpy", ("notebooks",))])
+@pytest.mark.parametrize("folder, extras", [("verdiff", ()), ("nbpy", ("notebooks", "medical"))])
 def test_what_is_imported_is_a_dependency(folder, extras):
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]

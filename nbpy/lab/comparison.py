@@ -342,7 +342,7 @@ from verdiff.data.datasets import open_dataset, training_data
 from verdiff.data.packed import Packed, pack
 from verdiff.data.splits import image_subsets
 from verdiff.files import VerdiffError, git_revision, run_lock, write_csv, write_json
-from verdiff.io.images import read_mask
+from verdiff.io.masks import read_mask
 from verdiff.lab.ablation import NOT_COMPARED
 from verdiff.lab.methods import METHODS, Missing, make_network
 from verdiff.metrics import dice, hd95, iou, paired_difference, summary, surface_dice

@@ -1,6 +1,18 @@
 # %% [markdown]
-# # Images
-# > Whatever a radiograph or a mask comes as
+# # One door for images
+# > Path, open file, bytes, Pillow image, array or tensor: the same picture, or the same sentence
+
+# %% [markdown]
+# Radiographs, masks and the published layout are all read here, so that training sees what segmenting sees. What a file is, its first bytes say, not its name. A picture file, a DICOM and a volume's slice each have a reader of their own below this door; what comes out is 8-bit grey at the image's own size, and what is needed to write a mask back onto it.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/images.ipynb).
+
+# %%
+#| hide
+import sys
+
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks,medical] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp io.images
@@ -8,294 +20,367 @@
 # %%
 #| export
 import io
-import itertools
-import struct
-import warnings
+import os
+import re
 import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageFile
 
 from verdiff.files import DataError
-
-# %%
-import tempfile
-
-import matplotlib.pyplot as plt
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-# %%
-set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
-folder = Path(tempfile.mkdtemp())
-
-# %%
-#| export
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+from verdiff.io.dicom import read_dicom, read_frames
+from verdiff.io.dicom_seg import read_dicom_mask
+from verdiff.io.grey import Raw, one_sentence, plain_array
+from verdiff.io.raster import pillow_raw, positive, read_raster, read_tiff
+from verdiff.io.slices import read_slice, slice_from_bytes
 
 # %% [markdown]
-# One canvas also wants one scale of grey. The X-ray set is 8-bit JPEG, but detectors count in 12 or 14 bits, and hospitals export 16-bit files. Here is the wave with 12 bits and one far brighter lead marker (a square for the usual "R"), and two naive ways back to 8 bits: divide by 256, or stretch minimum and maximum to black and white.
+# ## What is it?
+# DICOM comes with and without an ending, and now and then without the 128 bytes and the word DICM that it should begin with.
 
 # %%
-deep = np.asarray(wave).astype(np.uint16) * 9 + 400
-deep[40:70, 15:45] = 60_000
-naive = (deep / 256).astype(np.uint8)
-stretched = (255.0 * (deep - deep.min()) / np.ptp(deep)).astype(np.uint8)
-
-
-# %% [markdown]
-# Both leave little but the marker (the picture below): the film uses a small part of the 16 bits. The cure is a *window*: the 0.5th percentile becomes black, the 99.5th white, and what lies outside saturates.
-
-# %%
-#| export
-def to_uint8(
-    pixels: np.ndarray,  # grey values of any kind, (H, W)
-    window: tuple[float, float] = (0.5, 99.5),  # percentiles that become black and white
-) -> np.ndarray:  # uint8, (H, W)
-    """Grey values as the networks know them, 0 to 255.
-
-    uint8 passes unchanged, bool and floats in [0, 1] are scaled, everything else (12 or 16 bits,
-    signed, any float) is windowed between two percentiles. NaN and infinity: DataError.
-    """
-    if pixels.dtype == np.uint8:
-        return pixels
-    pixels = pixels.astype(np.float64)
-    if not np.isfinite(pixels).all():
-        raise DataError("the image holds NaN or infinite values; replace them")
-    unit = pixels.min() >= 0 and pixels.max() <= 1
-    low, high = (0.0, 1.0) if unit else np.percentile(pixels, window)
-    if high <= low:  # nearly constant: fall back on the whole range
-        low, high = pixels.min(), max(pixels.max(), pixels.min() + 1)
-    return np.rint(255 * np.clip((pixels - low) / (high - low), 0, 1)).astype(np.uint8)
-
-
-# %%
-windowed = to_uint8(deep)
-fig, axes = plt.subplots(1, 4, figsize=(5, 3.2), layout="constrained")
-pictures = {"8 bits": wave, "16 bits / 256": naive, "min to max": stretched, "window": windowed}
-for axis, (title, picture) in zip(axes, pictures.items()):
-    axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
-    axis.set_title(title, fontsize=8)
-    axis.set_axis_off()
-levels = [len(np.unique(picture)) for picture in (naive, stretched, windowed)]
-print("grey levels that are left:", levels)
-assert levels[2] > 100 > max(levels[:2])
-
-# %%
-#| export
-IMAGE_TROUBLE = (UnidentifiedImageError, Image.DecompressionBombError, struct.error, zlib.error,
-                 OSError, EOFError, SyntaxError, ValueError, IndexError, KeyError, TypeError,
-                 OverflowError)
-
-
-def decode(
-    data: bytes,  # of an image file
-    where: str,  # to name in errors
-    at_least: tuple[int, int] | None = None,  # (height, width): decode a JPEG no larger than needed
-    grey: bool = True,  # False: keep the picture's own mode
-) -> tuple[Image.Image, tuple[int, int]]:  # mode "L", and the (height, width) of the original
-    "An image file as a grey picture; deep files are windowed; DataError names what is no image."
-    try:
-        image = Image.open(io.BytesIO(data))
-        height, width = image.height, image.width
-        if at_least is not None:
-            image.draft("L", at_least[::-1])  # by 2, 4 or 8 while it decodes: several times faster
-        if grey and image.mode[0] in "IF":
-            image = Image.fromarray(to_uint8(np.asarray(image)))
-        image.load()
-        return image.convert("L") if grey else image, (height, width)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
-    except IMAGE_TROUBLE as error:
-        why = "not an image" if isinstance(error, UnidentifiedImageError) else f"damaged ({error})"
-        raise DataError(f"{where}: {why}; replace the file or take it out of the set") from None
-
-
-# %%
-Image.fromarray(deep).save(folder / "deep.png")
-assert np.array_equal(decode((folder / "deep.png").read_bytes(), "deep.png")[0], windowed)
-print(complaint(lambda: decode(b"Dear colleague, ...", "film.jpg")))
-
-
-# %% [markdown]
-# Pillow reads the files, tifffile those that Pillow cannot (16 bits per colour). Easily missed: the
-# EXIF orientation is obeyed, a TIFF that says "white is zero" is inverted, and one that is a stack of pages is refused, since nobody knows which page is meant.
-
-# %%
-#| export
-def image_from_array(
-    pixels: np.ndarray,  # (H, W), (1, H, W), (H, W, 1), (H, W, 3) or (H, W, 4)
-) -> Image.Image:  # mode "L"
-    "A grey image from an array; colours become grey, what is no picture is refused."
-    pixels = np.asarray(pixels)
-    if pixels.ndim not in (2, 3) or 0 in pixels.shape or pixels.dtype.kind not in "biuf":
-        raise DataError(f"an array of shape {pixels.shape} and type {pixels.dtype} is no image; "
-                           "give (height, width) or (height, width, 3)")
-    if pixels.ndim == 3 and pixels.shape[0] == 1:
-        pixels = pixels[0]
-    elif pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[..., 0]
-    elif pixels.ndim == 3 and pixels.shape[2] in (3, 4):
-        if pixels.dtype == np.uint8:
-            return Image.fromarray(np.ascontiguousarray(pixels[..., :3])).convert("L")
-        pixels = pixels[..., :3] @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R 601
-    elif pixels.ndim == 3:
-        raise DataError(f"an array of shape {pixels.shape} is no single image; split it up")
-    return Image.fromarray(np.ascontiguousarray(to_uint8(pixels)))
-
-
-# %%
-(
-    image_from_array(np.zeros((40, 30, 3))).size,
-    image_from_array(np.ones((1, 40, 30), bool)).getextrema(),
+#| exports
+SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".dcm",
+    ".dicom",
+    ".nii",
+    ".nii.gz",
+    ".mha",
+    ".mhd",
+)
+HEAD = 4096  # bytes that tell
+MAGIC = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|BM|GIF8|RIFF....WEBP|P[1-6f]\s|\0\0\0\x0cjP|\xff\x4f\xff\x51", re.DOTALL
 )
 
 
-# %%
-#| export
-def refuse_a_stack(shapes: list[Any]) -> None:
-    "DataError for a TIFF whose second page is as large as its first: no preview."
-    if len(shapes) > 1 and shapes[0] == shapes[1]:
-        raise DataError("this TIFF is a stack of several pages; save the page that you mean as a "
-                        "file of its own")
+def content_kind(
+    head: bytes,  # the first `HEAD` bytes of a file
+) -> str:  # "raster", "tiff", "dicom", "nifti", "meta" or ""
+    "What a file is by its content; the empty word for what is no image."
+    if head[128:132] == b"DICM":
+        return "dicom"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "tiff"
+    if MAGIC.match(head):
+        return "raster"
+    if head[:2] == b"\x1f\x8b":
+        with_gzip = zlib.decompressobj(31)
+        try:
+            head = with_gzip.decompress(head, 400)
+        except zlib.error:
+            return ""
+    if head[344:347] in (b"n+1", b"ni1") or head[4:7] in (b"n+2", b"ni2"):
+        return "nifti"
+    if re.match(rb"\s*(ObjectType|NDims|Comment)\s*=", head):
+        return "meta"
+    bare = re.match(rb"[\2\x08]\0.\0(UI|UL|CS|SH|OB|DA|LO|..\0\0)|\0\x08\0.(UI|UL|CS|SH|DA|LO)",
+                    head, re.DOTALL)
+    return "dicom" if bare else ""
 
 
 # %%
-#| export
-BITS, PHOTOMETRIC = 258, 262  # tags of TIFF
-
-
-def read_with_pillow(
-    path: Path,  # PNG, JPEG, TIFF or what else Pillow knows
-) -> Image.Image:  # mode "L"
-    "One image file as 8-bit grey; deeper files are windowed. Errors are Pillow's."
-    with Image.open(path) as file:
-        tags = getattr(file, "tag_v2", {})
-        bits, white_is_zero = np.max(tags.get(BITS, 8)), tags.get(PHOTOMETRIC) == 0
-        if tags:
-            refuse_a_stack([page.size for page in itertools.islice(ImageSequence.Iterator(file), 2)])
-            file.seek(0)
-        colours = file.mode in ("RGB", "RGBA", "LA")
-        if file.format == "PNG" and colours and ";16" in str(file.tile[:1]):
-            raise DataError("a PNG with 16 bits a colour, of which only the upper 8 can be read; "
-                            "save it as grey")
-        image = ImageOps.exif_transpose(file)
-        if image.mode[0] in "IF":  # 16 or 32 bits
-            pixels = np.asarray(image)
-            return image_from_array(pixels.max() - pixels if white_is_zero else pixels)
-        return image.convert("L") if bits <= 8 else read_tiff(path)  # Pillow cuts colours to 8 bits
-
-
-# %%
-#| export
-def read_file(
-    path: Path,  # PNG, JPEG, TIFF or what else Pillow and tifffile know
-) -> Image.Image:  # mode "L"
-    "One image file as 8-bit grey; DataError names what is no image."
+#| exports
+def is_image_file(
+    path: str | Path,
+) -> bool:
+    "Whether a file in a folder is one to read: by its ending, or as DICOM by its content."
+    path = Path(path)
+    if path.name.lower().endswith(SUFFIXES):
+        return True
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow; what matters is an error
-            return read_with_pillow(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except UnidentifiedImageError:
-        return read_tiff(path)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: too large ({error}); give a smaller copy") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        of_disk = getattr(error, "strerror", None)  # not of Pillow
-        hint = "" if of_disk else "; is it complete?"
-        raise DataError(f"{path}: cannot be read as an image ({of_disk or error}){hint}") from None
-
-
-# %%
-#| export
-def read_tiff(
-    path: Path,  # a TIFF that Pillow does not know, for example 16 bits per colour
-) -> Image.Image:  # mode "L"
-    "The page of a scientific TIFF, by tifffile."
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as file:
-            refuse_a_stack([page.shape for page in file.pages[:2]])
-            return image_from_array(file.pages[0].asarray())
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-    except Exception as error:
-        why = f" ({error})" if path.suffix.lower() in (".tif", ".tiff") else ""
         with open(path, "rb") as file:
-            dicom = file.read(132)[128:] == b"DICM"
-        kind = "a DICOM file, which verdiff does not read" if dicom else "not an image that can be read"
-        raise DataError(f"{path}: {kind}{why}; give a PNG, JPEG or TIFF file") from None
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 # %%
-#| export
-def read_image(
-    source: Any,  # a path, a PIL image, a numpy array or a tensor
-) -> Image.Image:  # mode "L", at the image's own size
-    "Whatever a radiograph comes as, as 8-bit grey."
-    if isinstance(source, (str, Path)):
-        return read_file(Path(source))
-    if hasattr(source, "detach"):  # a tensor, wherever it lies
-        source = source.detach().cpu()
-        source = source.float() if source.is_floating_point() else source
-    try:
-        if isinstance(source, Image.Image) and source.mode[0] not in "IF" and all(source.size):
-            return source.convert("L")
-        pixels = np.asarray(source)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{type(source).__name__}: not an image ({error})") from None
-    return image_from_array(pixels)
+#| exports
+def without_suffix(
+    path: Path,
+) -> Path:
+    "A name without the ending of a kind of file: `.nii.gz` goes whole, numbers as in 1.2.840 stay."
+    for ending in sorted(SUFFIXES, key=len, reverse=True):
+        if path.name.lower().endswith(ending) and len(path.name) > len(ending):
+            return path.with_name(path.name[:-len(ending)])
+    return path.with_suffix("") if path.suffix[1:2].isalpha() else path
 
 
 # %%
-Image.fromarray(phantoms[0].image).save(folder / "plain.png")
-assert np.array_equal(read_image(folder / "plain.png"), phantoms[0].image)
-assert np.array_equal(read_image(folder / "deep.png"), windowed)
-(folder / "letter.png").write_text("Dear colleague, …")
-print(complaint(lambda: read_image(folder / "letter.png")))
+names = [
+    without_suffix(Path(name)).name for name in ("a.nii.gz", "b.1.PNG", "1.2.840.113", "c.webp")
+]
+assert names == ["a", "b.1", "1.2.840.113", "c"]
+assert content_kind(b"\x89PNG\r\n\x1a\n") == "raster" and content_kind(b"Dear colleague, ...") == ""
+assert content_kind(bytes(128) + b"DICM") == "dicom"
+assert content_kind(b"NDims = 2") == "meta" and content_kind(bytes(344) + b"n+1\0") == "nifti"
+
+# %% [markdown]
+# ## Bytes, from whatever holds them
+# The caller's open file is read from its start and put back where it was, never closed.
+
+# %%
+#| exports
+def bytes_of(
+    file: Any,  # open, binary
+) -> bytes:
+    "All of a file, which stays open and where it was."
+    seekable = getattr(file, "seekable", lambda: True)()
+    at = file.tell() if seekable else 0
+    if seekable:
+        file.seek(0)
+    data = file.read()
+    if seekable:
+        file.seek(at)
+    if not isinstance(data, bytes):
+        raise DataError("opened as text, so its bytes are lost; open it with 'rb'")
+    return data
 
 
 # %% [markdown]
-# In a mask, zero is background and all else vertebra. A lossy JPEG has no clean zeros, so there the threshold is 128; so it is, as a share of the brightest value, where more than 32 grey values tell of a blurred border.
+# `Image.open` only reads a header, and Pillow's idea of orientation, zero-is-white and pages is not ours. So an image that still shows what its file holds is read from that file. One that was changed since, or made, is taken as it is.
 
 # %%
-#| export
-def read_mask(
-    path: Path,
-) -> Image.Image:  # mode "L", 0 and 255
-    "A mask file: what is not background becomes 255; DataError names what is no mask."
+#| exports
+def bytes_behind(
+    image: Image.Image,
+) -> bytes | None:
+    "The file of an image that `Image.open` gave and nobody changed or moved to another frame."
+    if not isinstance(image, ImageFile.ImageFile) or image.tell():
+        return None
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    raw, _ = decode(data, str(path), grey=False)
-    try:
-        refuse_a_stack([page.size for page in itertools.islice(ImageSequence.Iterator(raw), 2)])
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-    raw.seek(0)
-    raw = ImageOps.exif_transpose(raw)
-    values = np.asarray(raw.convert("RGB") if raw.mode == "CMYK" else raw)
-    if values.ndim == 3:  # colours, without the opacity
-        values = values[..., :len([band for band in raw.getbands() if band != "A"])].max(2)
-    low = 127 if path.suffix.lower() in (".jpg", ".jpeg") else 0
-    if 0 < values.max() <= low:
-        raise DataError(f"{path}: its brightest value is {values.max()}, but a mask in a JPEG must be "
-                        "0 and 255, since JPEG blurs smaller numbers; save it as PNG")
-    if len(np.unique(values)) > 32:  # more than a label a vertebra
-        low = max(low, values.max() / 2)
-    return Image.fromarray((values > low).astype(np.uint8) * 255)
+        if image.fp is not None and not image.fp.closed:
+            data = bytes_of(image.fp)
+        else:
+            data = Path(image.filename).read_bytes() if image.filename else b""
+        if not image.tile:  # decoded, perhaps changed
+            fresh = Image.open(image.filename or io.BytesIO(data))  # the same way: Pillow's differ
+            fresh.load()
+            if (fresh.mode, fresh.size, fresh.tobytes()) != (
+                image.mode,
+                image.size,
+                image.tobytes(),
+            ):
+                return None
+        return data
+    except Exception:  # no file any more
+        return None
 
 
 # %%
-levels = Image.fromarray(np.uint8([[0, 1, 17]])).convert("LA")  # grey and opacity
-levels.save(folder / "levels.png")
-assert np.asarray(read_mask(folder / "levels.png")).tolist() == [[0, 255, 255]]
-Image.fromarray(np.arange(256, dtype=np.uint8)[None]).save(folder / "soft.png")
-assert (np.asarray(read_mask(folder / "soft.png")) > 0).sum() == 128
+#| exports
+def raw_of_image(
+    image: Image.Image,  # whose file is not at hand
+) -> Raw:
+    "The numbers of a Pillow image, with the tags that it carries."
+    raw = pillow_raw(image, "array")
+    negative = getattr(image, "tag_v2", {}).get(262) == 0 and image.mode[0] in "IF"
+    return raw._replace(pixels=positive(raw.pixels), was_negative=True) if negative else raw
+
+
+# %% [markdown]
+# ## The numbers of anything
+
+# %%
+#| exports
+def name_of(
+    source: Any,
+) -> str:
+    "What to call it in an error."
+    if isinstance(source, (str, os.PathLike)):
+        return str(source)
+    named = getattr(source, "filename", None) or getattr(source, "name", None)
+    if named and isinstance(named, (str, os.PathLike)):
+        return str(named)
+    return "the image" if hasattr(source, "read") or isinstance(source, (bytes, bytearray)) else ""
+
+
+# %%
+#| exports
+@dataclass(frozen=True)
+class How:
+    "What is asked of a reader."
+
+    frame: int | None = None  # of a stack, from 0
+    window: int | tuple[float, float] | None = (
+        None  # which of a DICOM's, or (centre, width) in its units
+    )
+    at_least: tuple[int, int] | None = None  # (height, width): decode a JPEG no larger than needed
+    labels: bool = False  # a mask: the numbers as stored, no window
+
+
+def decode(
+    data: bytes,
+    how: How,
+    path: Path | None = None,  # where the bytes come from
+) -> Raw:
+    "The numbers of a file's content."
+    kind = content_kind(data[:HEAD])
+    if kind == "tiff":
+        return read_tiff(data, how.frame)
+    if kind == "raster":
+        return read_raster(data, how.frame, how.at_least)
+    if kind == "dicom":
+        return (
+            read_dicom_mask(data, how.frame)
+            if how.labels
+            else read_dicom(data, how.frame, how.window)
+        )
+    if kind in ("nifti", "meta"):
+        return read_slice(path) if path else slice_from_bytes(data, kind)
+    why = "not an image that can be read" if data else "is empty"
+    raise DataError(f"{why}; give PNG, JPEG, TIFF, DICOM, NIfTI or MHA")
+
+
+# %%
+#| exports
+def read_raw(
+    source: Any,  # path, open file, bytes, Pillow image, array or tensor
+    how: How = How(),
+    name: str | None = None,  # to name in errors instead of the source's own
+) -> Raw:
+    "The numbers that it holds, upright; DataError in one sentence for everything else."
+    with one_sentence(name_of(source) if name is None else name):
+        if isinstance(source, (str, os.PathLike)):
+            with open(source, "rb") as file:
+                head = file.read(HEAD)
+                kind = content_kind(head)  # of a volume the header is enough, of no image too
+                data = head + file.read() if kind in ("tiff", "raster", "dicom") else head
+            return decode(data, how, Path(source))
+        if isinstance(source, Image.Image):
+            data = bytes_behind(source)
+            return raw_of_image(source) if data is None else decode(data, how)
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            return decode(bytes(source), how)
+        if hasattr(source, "read"):
+            return decode(bytes_of(source), how)
+        if hasattr(source, "detach") and hasattr(source, "cpu"):  # a tensor, wherever it lies
+            source = source.detach().cpu()
+            source = source.float() if source.is_floating_point() else source
+        return Raw(plain_array(np.asarray(source)), "array")
+
+
+# %% [markdown]
+# ## Radiographs
+
+# %%
+#| exports
+@dataclass(frozen=True)
+class Picture:
+    "A radiograph or slice, and what is needed to write a mask back onto it."
+
+    pixels: np.ndarray  # uint8 (H, W), upright, white bright
+    spacing: tuple[float, float] | None  # mm between rows and between columns, where it is known
+    kind: str  # "png", "jpeg", "tiff", "dicom", "nifti", "meta", "array", ...
+    about: dict[str, Any] = field(default_factory=dict)  # its place: never a name, number or date
+    notes: tuple[str, ...] = ()  # what a user should know
+
+
+def picture(
+    raw: Raw,
+) -> Picture:
+    "The numbers as grey."
+    return Picture(np.ascontiguousarray(raw.grey()), raw.spacing, raw.kind, raw.about, raw.notes)
+
+
+# %%
+#| exports
+def open_image(
+    source: Any,  # path, open file, bytes, Pillow image, array or tensor
+    window: int
+    | tuple[float, float]
+    | None = None,  # which of a DICOM's windows, or (centre, width)
+    frame: int | None = None,  # of a stack or multi-frame file, from 0
+    name: str | None = None,  # to name in errors instead of the source's own
+) -> Picture:
+    """Whatever a radiograph comes as, as 8-bit grey with its spacing and its place.
+
+    DataError, in one sentence that names the file, for what is no single grey picture.
+    """
+    raw = read_raw(source, How(frame, window), name)
+    with one_sentence(name_of(source) if name is None else name):
+        return picture(raw)
+
+
+def read_image(
+    source: Any,  # path, open file, bytes, Pillow image, array or tensor
+    window: int | tuple[float, float] | None = None,
+    frame: int | None = None,  # of a stack, from 0
+    name: str | None = None,
+) -> Image.Image:  # mode "L", at the image's own size
+    "The pixels of `open_image` as a Pillow image; DataError as there."
+    return Image.fromarray(open_image(source, window, frame, name).pixels)
+
+
+# %%
+#| exports
+def open_images(
+    path: str | Path,  # any image; of a multi-frame DICOM each frame comes
+    window: int | tuple[float, float] | None = None,
+) -> Iterator[Picture]:
+    "The pictures of a file, one at a time; DataError as `open_image`."
+    with one_sentence(str(path)):
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+            data = head + file.read() if content_kind(head) == "dicom" else b""
+        frames = iter(
+            read_frames(data, window) if data else [read_raw(path, How(None, window), "")]
+        )
+    while True:
+        with one_sentence(str(path)):
+            if (raw := next(frames, None)) is None:
+                return
+            shown = picture(raw)
+        yield shown
+
+
+# %%
+class Tensor:  # what torch's looks like from here
+    def __init__(self, array): self.array = array
+    def detach(self): return self
+    def cpu(self): return self
+    def is_floating_point(self): return False
+    def __array__(self, dtype=None, copy=None): return self.array
+
+
+film = np.add.outer(np.arange(60), np.arange(20)).astype(np.uint8) * 3
+with io.BytesIO() as file:
+    Image.fromarray(film).save(file, "PNG")
+    data = file.getvalue()
+    for source in (file, data, Image.open(file), film, Tensor(film)):
+        assert np.array_equal(read_image(source), film), type(source)
+    assert not file.closed
+
+# %% [markdown]
+# The network's canvas is smaller than most films, and a JPEG can be decoded at half, a quarter or an eighth of its size, several times faster. The size of the original goes with it.
+
+# %%
+#| exports
+def read_smaller(
+    source: Any,  # as `read_image` takes it
+    at_least: tuple[int, int] | None,  # (height, width) that are wanted; None: all pixels
+    name: str | None = None,
+) -> tuple[Image.Image, tuple[int, int]]:  # mode "L", and the (height, width) of the original
+    "As `read_image`, at any size from `at_least` to the original's."
+    raw = read_raw(source, How(at_least=at_least), name)
+    with one_sentence(name_of(source) if name is None else name):
+        grey = raw.grey()
+        return Image.fromarray(np.ascontiguousarray(grey)), raw.full or grey.shape
+
+
+# %%
+with io.BytesIO() as file:
+    Image.fromarray(np.tile(film, (8, 8))).save(file, "JPEG")
+    small, full = read_smaller(file, (120, 40))
+assert full == (480, 160) and small.size == (40, 120)

@@ -25,7 +25,8 @@ from PIL import Image
 from verdiff.data.canvas import CanvasSet, Placement, fit_image
 from verdiff.data.splits import drawn_split
 from verdiff.files import DataError, files_below
-from verdiff.io.images import SUFFIXES, read_image, read_mask
+from verdiff.io.images import SUFFIXES, is_image_file, read_image, without_suffix
+from verdiff.io.masks import read_mask
 
 # %%
 import shutil
@@ -50,9 +51,9 @@ def images_by_stem(
 ) -> dict[str, Path]:
     "The image files of a folder and its subfolders, by their path below it without the suffix."
     found: dict[str, Path] = {}
-    for path in sorted(p for p in files_below(folder) if p.suffix.lower() in SUFFIXES):
+    for path in sorted(filter(is_image_file, files_below(folder))):
         below = path.relative_to(folder)
-        stem = unicodedata.normalize("NFC", below.with_suffix("").as_posix())  # a Mac writes NFD
+        stem = unicodedata.normalize("NFC", without_suffix(below).as_posix())  # a Mac writes NFD
         if stem in found:
             raise DataError(f"{path}: {found[stem].name} has the same name; keep one of the two")
         found[stem] = path
@@ -71,7 +72,9 @@ def pair_files(
             raise DataError(f"{path}: {drawn[partner].name} belongs to the same image; keep one")
         drawn[partner] = path
     if not films and not drawn:
-        raise DataError(f"{images}: no image here ({', '.join(SUFFIXES)}); add some, and their masks")
+        raise DataError(
+            f"{images}: no image here ({', '.join(SUFFIXES)}); add some, and their masks"
+        )
     if single := sorted(films.keys() ^ drawn.keys()):
         stem = single[0]
         path, lacks, there = (
@@ -103,7 +106,7 @@ class MaskFolder(CanvasSet):
         self.size, self.fit = tuple(size), fit
         pairs = pair_files(Path(images), Path(masks))
         names = [film.relative_to(images) for film, _ in pairs]
-        inside = [split in ("all", drawn_split(n.with_suffix("").as_posix())) for n in names]
+        inside = [split in ("all", drawn_split(without_suffix(n).as_posix())) for n in names]
         self.pairs = list(itertools.compress(pairs, inside))
         self.names = [name.as_posix() for name in itertools.compress(names, inside)]
         if not self.pairs:
@@ -117,7 +120,7 @@ class MaskFolder(CanvasSet):
         "Changes when a file or the canvas changes."
         stats = ((p.name, p.stat()) for pair in self.pairs for p in pair)
         files = [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
-        facts = [files, self.size, self.fit, "read_image"]  # how: so older caches count no more
+        facts = [files, self.size, self.fit, "one reader"]  # how: so older caches count no more
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def read_image(self, i: int) -> Image.Image:

@@ -25,7 +25,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from verdiff.files import VerdiffError, atomic_write, files_below, write_json
-from verdiff.io.images import SUFFIXES
+from verdiff.io.images import SUFFIXES, is_image_file, without_suffix
 from verdiff.segmentation.segmenter import Segmentation, overlay
 
 # %%
@@ -83,7 +83,9 @@ def result_paths(
     "The five files of one image; VerdiffError where one of these names belongs to somebody else."
     paths = [*(Path(folder) / f"{stem}_{kind}.png" for kind in KINDS), Path(folder, f"{stem}.json")]
     if len(os.fsencode(stem)) > 210:  # of 255; the rest is for the ending and the temporary name
-        raise VerdiffError(f"{stem}: too long a name, its results need longer ones; rename the file")
+        raise VerdiffError(
+            f"{stem}: too long a name, its results need longer ones; rename the file"
+        )
     if others := [p for p in paths if p.exists() and not is_ours(p)]:
         raise VerdiffError(
             f"{others[0]}: not a result of verdiff, so it is not written over; "
@@ -162,8 +164,10 @@ def refuse_another(
     except (OSError, ValueError):
         return
     if not fresh and all(there.get(key, about[key]) != about[key] for key in ("file", "pixels")):
-        raise VerdiffError(f"{path} holds the result of another image, {there['file']}; use another "
-                           "--out, or --fresh to write over it")
+        raise VerdiffError(
+            f"{path} holds the result of another image, {there['file']}; use another "
+            "--out, or --fresh to write over it"
+        )
 
 
 # %% [markdown]
@@ -204,16 +208,16 @@ def list_images(
         raise VerdiffError("one of the names of images is empty; give files or folders")
     for source in map(Path, sources):
         if not source.is_dir():
-            found.setdefault(source, Path(source.stem))
+            found.setdefault(source, Path(without_suffix(source).name))
             continue
-        inside = sorted(p for p in files_below(source) if p.suffix.lower() in SUFFIXES)
+        inside = sorted(filter(is_image_file, files_below(source)))
         pairs = {"images", "masks"} <= {p.name for p in source.iterdir() if p.is_dir()}
         inside = [p for p in inside if not is_output(p, Path(out))
                   and not (pairs and source / "masks" in p.parents)]
         if not inside:
             raise VerdiffError(f"{source}: no image in this folder ({', '.join(SUFFIXES)})")
         for path in inside:
-            found.setdefault(path, path.relative_to(source).with_suffix(""))
+            found.setdefault(path, without_suffix(path.relative_to(source)))
     return list(zip(found, distinct(list(found), list(found.values())), strict=True))
 
 
@@ -228,7 +232,7 @@ def passed_over(
     return [
         p
         for p in files
-        if p.suffix.lower() not in SUFFIXES and Path(out).resolve() not in p.resolve().parents
+        if not is_image_file(p) and Path(out).resolve() not in p.resolve().parents
     ]
 
 
@@ -250,8 +254,10 @@ assert (np.asarray(Image.open(written[0])) > 0).astype(np.uint8).tolist() == mas
 
 # %%
 Image.new("L", (4, 4)).save(folder / "out/hand_mask.png")  # somebody else's
-for problem in (lambda: result_paths(folder / "out", "hand"),
-                lambda: refuse_another(written[-1], about | {"file": "b.png", "pixels": "x"}, False)):
+for problem in (
+    lambda: result_paths(folder / "out", "hand"),
+    lambda: refuse_another(written[-1], about | {"file": "b.png", "pixels": "x"}, False),
+):
     try:
         problem()
     except VerdiffError as error:

@@ -22,7 +22,7 @@ from verdiff.data.canvas import CanvasSet, Placement, fit_image, place
 from verdiff.data.landmarks import landmarks_to_mask
 from verdiff.files import DataError
 from verdiff.io.archive import Store, read_bytes, read_labels
-from verdiff.io.images import decode
+from verdiff.io.images import read_smaller
 
 
 # %%
@@ -71,7 +71,7 @@ class XRaySet(CanvasSet):
     def _load(self, i: int, small: bool = False) -> tuple[Image.Image, tuple[int, int]]:
         name = f"data/{self.splits[i]}/{self.names[i]}"
         data, at_least = read_bytes(self.store, name), self.size if small else None
-        return decode(data, f"{self.store.root}: {name}", at_least)
+        return read_smaller(data, at_least, f"{self.store.root}: {name}")
 
     def read_image(self, i: int) -> Image.Image:
         "The radiograph at its own size, mode L."
@@ -116,7 +116,9 @@ assert phantoms.fingerprint() != XRaySet(folder / "set", "test", size=(192, 64))
 # %%
 if path := find_xray():
     tables = XRaySet(path, "all")
-    print(len(tables), "radiographs:", dict(Counter(tables.splits)), "landmarks", tables.shares.shape)
+    print(
+        len(tables), "radiographs:", dict(Counter(tables.splits)), "landmarks", tables.shares.shape
+    )
 
 
 # %%

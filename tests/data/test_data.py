@@ -45,7 +45,8 @@ from verdiff.data.xray import XRaySet
 from verdiff.files import DataError
 from verdiff.io.archive import Store, read_bytes
 from verdiff.io.download import download_xray, fetch, find_xray, manifest
-from verdiff.io.images import decode, read_image, read_mask
+from verdiff.io.images import read_image, read_smaller
+from verdiff.io.masks import read_mask
 
 XRAY = find_xray()
 needs_xray = pytest.mark.skipif(XRAY is None, reason="needs the X-ray set")
@@ -237,7 +238,7 @@ def test_an_image_that_is_not_finite_is_named(tmp_path, bad):
     with pytest.raises(DataError, match="0.tif: .*NaN"):
         pack(open_dataset(tmp_path, "all", (40, 20)), progress=False)
     with pytest.raises(DataError, match="film: .*NaN"):
-        decode((tmp_path / "images" / "0.tif").read_bytes(), "film")
+        read_smaller((tmp_path / "images" / "0.tif").read_bytes(), None, "film")
 
 
 @pytest.mark.parametrize("value, words", [(0, "each of the 3 masks is empty"), (1, "masks mark 100% of an image")])
@@ -270,7 +271,7 @@ def test_a_stack_of_masks_is_refused(tmp_path):
 
 
 def test_a_mask_that_vanished_is_named(tmp_path):
-    with pytest.raises(DataError, match="gone.png: No such file"):
+    with pytest.raises(DataError, match="gone.png: .*no such file"):
         read_mask(tmp_path / "gone.png")
 
 
@@ -287,8 +288,8 @@ def test_masks_as_segment_writes_them(tmp_path):
 
 def test_a_partner_of_another_kind_is_named(tmp_path):
     pairs(tmp_path, FILM, BONE)
-    (tmp_path / "images/1.png").rename(tmp_path / "images/1.dcm")
-    with pytest.raises(DataError, match="1.dcm is of another kind"):
+    (tmp_path / "images/1.png").rename(tmp_path / "images/1.webp")
+    with pytest.raises(DataError, match="1.webp is of another kind"):
         open_dataset(tmp_path, "all", (60, 60))
 
 
@@ -386,7 +387,7 @@ BAD = {
     "tables empty": (every("filenames.csv", lambda path: path.write_text("\n")), ["filenames.csv names no image"]),
     "no landmarks": (every("landmarks.csv", lambda path: path.unlink()), ["landmarks.csv is missing"]),
     "no image": (every("*.jpg", junk), ["phantom-", "not an image"]),
-    "half an image": (every("*.jpg", half), ["phantom-", "damaged"]),
+    "half an image": (every("*.jpg", half), ["phantom-", "is it complete?"]),
     "tables of zeros": (every("*.csv", lambda path: path.write_bytes(bytes(99))), [".csv"]),
 }
 
@@ -452,7 +453,7 @@ def test_an_image_with_wrong_bytes_is_read_or_refused(kind):
         for at in rng.integers(0, min(len(data), 200), 3):
             data[at] = rng.integers(256)
         try:
-            image, size = decode(bytes(data), "film")
+            image, size = read_smaller(bytes(data), None, "film")
             assert image.mode == "L" and len(size) == 2
         except DataError as error:
             assert str(error).startswith("film: ")

@@ -19,7 +19,7 @@ from .canvas import CanvasSet, Placement, fit_image, place
 from .landmarks import landmarks_to_mask
 from ..files import DataError
 from ..io.archive import Store, read_bytes, read_labels
-from ..io.images import decode
+from ..io.images import read_smaller
 
 # %% ../../nbs/library/xray.ipynb #97ff780d
 class XRaySet(CanvasSet):
@@ -58,7 +58,7 @@ class XRaySet(CanvasSet):
     def _load(self, i: int, small: bool = False) -> tuple[Image.Image, tuple[int, int]]:
         name = f"data/{self.splits[i]}/{self.names[i]}"
         data, at_least = read_bytes(self.store, name), self.size if small else None
-        return decode(data, f"{self.store.root}: {name}", at_least)
+        return read_smaller(data, at_least, f"{self.store.root}: {name}")
 
     def read_image(self, i: int) -> Image.Image:
         "The radiograph at its own size, mode L."

@@ -34,7 +34,7 @@ from ..data.datasets import open_dataset, training_data
 from ..data.packed import Packed, pack
 from ..data.splits import image_subsets
 from ..files import VerdiffError, git_revision, run_lock, write_csv, write_json
-from ..io.images import read_mask
+from ..io.masks import read_mask
 from .ablation import NOT_COMPARED
 from .methods import METHODS, Missing, make_network
 from ..metrics import dice, hd95, iou, paired_difference, summary, surface_dice

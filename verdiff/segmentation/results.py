@@ -22,7 +22,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..files import VerdiffError, atomic_write, files_below, write_json
-from ..io.images import SUFFIXES
+from ..io.images import SUFFIXES, is_image_file, without_suffix
 from .segmenter import Segmentation, overlay
 
 # %% ../../nbs/library/results.ipynb #6837d893
@@ -70,7 +70,9 @@ def result_paths(
     "The five files of one image; VerdiffError where one of these names belongs to somebody else."
     paths = [*(Path(folder) / f"{stem}_{kind}.png" for kind in KINDS), Path(folder, f"{stem}.json")]
     if len(os.fsencode(stem)) > 210:  # of 255; the rest is for the ending and the temporary name
-        raise VerdiffError(f"{stem}: too long a name, its results need longer ones; rename the file")
+        raise VerdiffError(
+            f"{stem}: too long a name, its results need longer ones; rename the file"
+        )
     if others := [p for p in paths if p.exists() and not is_ours(p)]:
         raise VerdiffError(
             f"{others[0]}: not a result of verdiff, so it is not written over; "
@@ -141,8 +143,10 @@ def refuse_another(
     except (OSError, ValueError):
         return
     if not fresh and all(there.get(key, about[key]) != about[key] for key in ("file", "pixels")):
-        raise VerdiffError(f"{path} holds the result of another image, {there['file']}; use another "
-                           "--out, or --fresh to write over it")
+        raise VerdiffError(
+            f"{path} holds the result of another image, {there['file']}; use another "
+            "--out, or --fresh to write over it"
+        )
 
 # %% ../../nbs/library/results.ipynb #413d53c4
 def distinct(
@@ -175,16 +179,16 @@ def list_images(
         raise VerdiffError("one of the names of images is empty; give files or folders")
     for source in map(Path, sources):
         if not source.is_dir():
-            found.setdefault(source, Path(source.stem))
+            found.setdefault(source, Path(without_suffix(source).name))
             continue
-        inside = sorted(p for p in files_below(source) if p.suffix.lower() in SUFFIXES)
+        inside = sorted(filter(is_image_file, files_below(source)))
         pairs = {"images", "masks"} <= {p.name for p in source.iterdir() if p.is_dir()}
         inside = [p for p in inside if not is_output(p, Path(out))
                   and not (pairs and source / "masks" in p.parents)]
         if not inside:
             raise VerdiffError(f"{source}: no image in this folder ({', '.join(SUFFIXES)})")
         for path in inside:
-            found.setdefault(path, path.relative_to(source).with_suffix(""))
+            found.setdefault(path, without_suffix(path.relative_to(source)))
     return list(zip(found, distinct(list(found), list(found.values())), strict=True))
 
 # %% ../../nbs/library/results.ipynb #51ed49e9
@@ -197,5 +201,5 @@ def passed_over(
     return [
         p
         for p in files
-        if p.suffix.lower() not in SUFFIXES and Path(out).resolve() not in p.resolve().parents
+        if not is_image_file(p) and Path(out).resolve() not in p.resolve().parents
     ]
