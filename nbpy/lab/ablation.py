@@ -279,7 +279,7 @@ from typing import Any
 import numpy as np
 
 from verdiff.data.canvas import Placement
-from verdiff.data.datasets import open_dataset
+from verdiff.data.datasets import open_dataset, patients
 from verdiff.data.packed import Packed, pack
 from verdiff.data.pairs import MaskFolder
 from verdiff.data.phantom_set import PhantomSet
@@ -498,7 +498,7 @@ def sweep_data(
     if on == "validation":
         known, large = packed("training", settings.size), packed("training", settings.eval_size)
         seed = load_settings(settings.profile).seed
-        kept, held = grouped_split(known.names, settings.val_fraction, seed)
+        kept, held = grouped_split(patients(known), settings.val_fraction, seed)
         if not held:
             raise VerdiffError(f"{data}: nothing to validate on; it takes training images of two "
                                "studies or more, and a val_fraction above 0")

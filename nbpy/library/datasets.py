@@ -20,9 +20,12 @@ from verdiff.data.packed import Packed, Streamed, pack
 from verdiff.data.pairs import MaskFolder, check_masks
 from verdiff.data.phantom_set import PhantomSet
 from verdiff.data.splits import grouped_split
+from verdiff.data.volume_layouts import find_cases, guess_layout
+from verdiff.data.volumes import VolumeSlices
 from verdiff.data.xray import XRaySet
 from verdiff.files import DataError
 from verdiff.io.archive import Store
+from verdiff.io.volume_files import open_volume
 from verdiff.settings import Settings
 
 # %%
@@ -35,19 +38,44 @@ from verdiff.data.phantom_set import write_phantoms
 from verdiff.settings import load_settings
 
 
+# %% [markdown]
+# CT and MR come as volumes, in the layout of their set. A NIfTI or MHA that holds one slice is a picture, though, and a folder of such pictures a folder of pairs.
+
+# %%
+#| export
+def are_volumes(
+    root: Path,
+) -> bool:
+    "Whether a folder holds CT or MR volumes in a layout that is known."
+    try:
+        if guess_layout(root) not in ("pairs", "spider"):
+            return True
+        first = find_cases(root).cases[0].image
+    except DataError:  # of whatever else this is
+        return False
+    return first.is_dir() or 1 not in open_volume(first).shape
+
+
 # %%
 #| export
 def open_dataset(
-    data: str | Path,  # zip or folder of the published layout, folder of pairs, or "phantom"
+    data: str | Path,  # zip or folder of a published layout, folder of pairs, or "phantom"
     split: str = "training",  # "training", "test" or "all"
     size: tuple[int, int] = (384, 128),  # (height, width) of the canvas
     fit: str = "letterbox",  # or "squash"
+    cache: str | Path | None = None,  # folder that keeps the slices of volumes
     **phantoms: int,  # n_training, n_test, seed: of the word phantom alone
-) -> XRaySet | MaskFolder:
-    "The dataset that `--data` names; DataError says what was expected."
+) -> XRaySet | MaskFolder | VolumeSlices:
+    """The dataset that `--data` names; DataError says what was expected.
+
+    Radiographs in the layout of SpineWeb 16, volumes in that of CTSpine1K, VerSe, TotalSegmentator
+    or SPIDER, and pairs in images/ and masks/, of pictures or of volumes.
+    """
     if str(data) == "phantom":
         return PhantomSet(None, split, size, fit, **phantoms)
     root = Path(data)
+    if are_volumes(root):
+        return VolumeSlices(root, split, size, fit, cache=cache)
     for top in (root / split, root):
         there = [part for part in ("images", "masks") if (top / part).is_dir()]
         if len(there) == 2:
@@ -90,16 +118,26 @@ def must_stream(
 
 # %%
 #| export
+def patients(
+    dataset: XRaySet | MaskFolder | VolumeSlices | Packed,
+) -> list[str]:
+    "What `grouped_split` keeps together: the patients of volumes, else what names tell."
+    return list(getattr(dataset, "groups", None) or dataset.names)
+
+
+# %%
+#| export
 def training_data(
     data: str | Path,  # zip or folder, or the word "phantom"
     settings: Settings,  # size, fit, val_fraction, seed, stream
     cache: Path | None = None,  # file that keeps the decoded images
     **phantoms: int,  # n_training, n_test, seed of phantoms
 ) -> tuple[Packed | Streamed, Packed]:
-    "The training split, divided by study into a training and a validation part."
+    "The training split, divided by study or patient into a training and a validation part."
     s = settings
-    dataset = open_dataset(data, "training", s.size, s.fit, **phantoms)
-    parts = grouped_split(dataset.names, s.val_fraction, s.seed)
+    slices = cache and cache.with_name("slices")
+    dataset = open_dataset(data, "training", s.size, s.fit, slices, **phantoms)
+    parts = grouped_split(patients(dataset), s.val_fraction, s.seed)
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
     if not must_stream(s, len(dataset)):
@@ -117,7 +155,7 @@ def held_for_test(
     data: str,  # as for --data
 ) -> str:
     "What to tell of own pairs that no folder of their own keeps for the test."
-    if not Path(data).is_dir() or (Path(data) / "training").is_dir():
+    if (Path(data) / "training").is_dir() or not Path(data).is_dir() or are_volumes(Path(data)):
         return ""
     every = open_dataset(data, "all")
     if not isinstance(every, MaskFolder):

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import verdiff
-from verdiff.data.datasets import open_dataset
+from verdiff.data.datasets import open_dataset, patients
 from verdiff.data.packed import Packed
 from verdiff.data.phantoms import draw_phantom
 from verdiff.data.splits import grouped_split, image_subsets
@@ -292,7 +292,7 @@ def validation_images(
     notes = [p / "run.json" for p in (folder, folder.parent) if (p / "run.json").is_file()]
     try:
         run = json.loads(notes[0].read_text())["settings"] if notes else load_settings().to_dict()
-        _, index = grouped_split(opened.names, float(run["val_fraction"]), int(run["seed"]))
+        _, index = grouped_split(patients(opened), float(run["val_fraction"]), int(run["seed"]))
     except (ValueError, KeyError, TypeError) as error:
         raise VerdiffError(f"{notes[0]} is damaged ({type(error).__name__}: {error}), so the images for "
                            "validation are not known; train again with --fresh") from None

@@ -33,18 +33,21 @@ class Packed:
     images: Tensor  # uint8, (N, 1, H, W)
     masks: Tensor  # uint8 {0, 1}, (N, 1, H, W)
     names: list[str]  # file names
+    groups: list[str] | None = None  # patients of volumes, for a split
 
     def __len__(self) -> int:
         return len(self.names)
 
     def to(self, device: torch.device | str) -> "Packed":
         "The same, on a device."
-        return Packed(self.images.to(device), self.masks.to(device), self.names)
+        return Packed(self.images.to(device), self.masks.to(device), self.names, self.groups)
 
     def subset(self, index: Sequence[int]) -> "Packed":
         "Only those images."
         where = torch.as_tensor(list(index), dtype=torch.int64)
-        return Packed(self.images[where], self.masks[where], [self.names[i] for i in index])
+        groups = self.groups and [self.groups[i] for i in index]
+        names = [self.names[i] for i in index]
+        return Packed(self.images[where], self.masks[where], names, groups)
 
 # %% ../../nbs/library/packed.ipynb #f9b1130a
 def read_cache(
@@ -78,7 +81,8 @@ def pack(
         if cache is not None:
             with atomic_write(cache) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **found, key=np.array(key))
-    return Packed(*(torch.from_numpy(found[k]) for k in ("images", "masks")), list(dataset.names))
+    images, masks = (torch.from_numpy(found[k]) for k in ("images", "masks"))
+    return Packed(images, masks, list(dataset.names), getattr(dataset, "groups", None))
 
 # %% ../../nbs/library/packed.ipynb #4e3e5856
 class Streamed(Dataset):

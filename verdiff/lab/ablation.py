@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..data.canvas import Placement
-from ..data.datasets import open_dataset
+from ..data.datasets import open_dataset, patients
 from ..data.packed import Packed, pack
 from ..data.pairs import MaskFolder
 from ..data.phantom_set import PhantomSet
@@ -150,7 +150,7 @@ def sweep_data(
     if on == "validation":
         known, large = packed("training", settings.size), packed("training", settings.eval_size)
         seed = load_settings(settings.profile).seed
-        kept, held = grouped_split(known.names, settings.val_fraction, seed)
+        kept, held = grouped_split(patients(known), settings.val_fraction, seed)
         if not held:
             raise VerdiffError(f"{data}: nothing to validate on; it takes training images of two "
                                "studies or more, and a val_fraction above 0")
