@@ -72,7 +72,7 @@ def say(value, low, high):
 record = json.loads((bundled_model() / "evaluation.json").read_text())
 rows = {(r["images"], r["steps"], r["samples"]): r for r in record["rows"]}
 clean = "without any twin"
-prior, one, ten = (rows[clean, *way] for way in ((0, 0), (1, 5), (10, 5)))
+prior, one, ten = (rows[(clean, *way)] for way in ((0, 0), (1, 5), (10, 5)))
 
 
 def score(r):

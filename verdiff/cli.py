@@ -200,7 +200,8 @@ def calibrate_options(parser: argparse.ArgumentParser) -> None:
     "Words of `verdiff calibrate`."
     add = parser.add_argument
     films = parser.add_mutually_exclusive_group(required=True)
-    films.add_argument("--data", metavar="PATH", help="what the model was trained on, as for train: "
+    films.add_argument("--data", metavar="PATH", help="what the model was trained on, as for "
+                       "train: "
                        "its validation part is used")
     films.add_argument("--images", nargs="+", metavar="IMAGE", help="usual radiographs that it was "
                        "not trained on, files or folders, 8 or more; no masks are needed")
@@ -348,7 +349,8 @@ def run_compare(args: argparse.Namespace) -> int:
     from verdiff.segmentation.segmenter import pick_device
 
     settings, names = load_settings(args.profile, args.set), chosen(args.methods)
-    out, device, masks = output_folder(args.out), pick_device(args.device), named_folders(args.masks)
+    out, device = output_folder(args.out), pick_device(args.device)
+    masks = named_folders(args.masks)
     print(compare_data(args.data, names, settings, out, masks, args.limit, device, args.fresh))
     return 0
 
@@ -364,13 +366,16 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
-    Command("demo", run_demo, demo_options, "train on phantom spines, segment unseen ones, draw results",
+    Command("demo", run_demo, demo_options,
+            "train on phantom spines, segment unseen ones, draw results",
      "verdiff demo"),
-    Command("data", run_data, data_options, "fetch the public X-ray set, or draw phantoms in its layout",
+    Command("data", run_data, data_options,
+            "fetch the public X-ray set, or draw phantoms in its layout",
      "verdiff data phantom --out data/phantom"),
     Command("train", run_train, train_options, "train a network; the same command again resumes",
      "verdiff train --data phantom --profile laptop --set max_steps=500"),
-    Command("segment", run_segment, segment_options, "write mask, probability, uncertainty and overlay",
+    Command("segment", run_segment, segment_options,
+            "write mask, probability, uncertainty and overlay",
      "verdiff segment scan.png more_scans/ -o results --model runs/demo"),
     Command("evaluate", run_evaluate, evaluate_options,
      "Dice and IoU of prior and diffusion, with intervals",
@@ -378,7 +383,8 @@ COMMANDS = (
     Command("calibrate", run_calibrate, calibrate_options,
      "learn which masks are usual for a model, so that each gets a confidence",
      "verdiff calibrate --data phantom --model runs/demo"),
-    Command("ablate", run_ablate, ablate_options, "train rows of an ablation, each with several seeds",
+    Command("ablate", run_ablate, ablate_options,
+            "train rows of an ablation, each with several seeds",
      "verdiff ablate --data phantom --rows both,neither --seeds 35,36,37"),
     Command("compare", run_compare, compare_options,
      "train the methods of the paper's table on the same images, and score them",

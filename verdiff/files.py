@@ -105,8 +105,8 @@ def fresh_folder(
         fresh.chmod(0o755)
         os.replace(fresh, root)
     except OSError as error:
-        raise DataError(f"{root}: cannot be written ({error.strerror or error}); free some space or "
-                        "name another folder") from None
+        raise DataError(f"{root}: cannot be written ({error.strerror or error}); free some space "
+                        "or name another folder") from None
     finally:
         if fresh is not None:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -115,7 +115,7 @@ def fresh_folder(
 def output_folder(
     name: str,  # as typed
 ) -> Path:
-    "Where results will go, before hours of work go into them; VerdiffError if it cannot be a folder."
+    "Where results will go, before hours of work; VerdiffError if it cannot be a folder."
     if not name:
         raise VerdiffError("the name of the output folder is empty; name a folder for the results")
     folder = Path(name)

@@ -5,6 +5,14 @@
 # %% [markdown]
 # `verdiff demo` (and `make demo`) is for whoever wants to see the whole method work before reading a line. It trains a small network
 # on phantom spines, scores it on others, and leaves a picture. Profile `demo` in `settings.ini` holds its numbers.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/lab/demo.ipynb).
+
+# %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp lab.demo

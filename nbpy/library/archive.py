@@ -6,6 +6,14 @@
 # The public X-ray set (SpineWeb 16, AASCE 2019) lies in one layout: images in `data/SPLIT`, and in `labels/SPLIT` three tables with a row
 # an image. `Store` reads it from a folder or straight from the zip; where the layout begins differs from copy to copy, so a file that
 # must be there is looked for. The tables are checked first, since a missing row would silently shift every label by one image.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/archive.ipynb).
+
+# %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp io.archive

@@ -6,6 +6,14 @@
 # A batch has one size, radiographs have many. The paper squashes all of them to 250×750, which changes the shape of every vertebra, while its
 # Section 2.4 argues that this shape matters. So the default is to *letterbox*: one scale for both axes, black on the rest. A `Placement`
 # remembers what was done, so that a mask finds the way back to the pixels of the original.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/canvas.ipynb).
+
+# %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp data.canvas

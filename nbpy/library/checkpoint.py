@@ -190,8 +190,8 @@ assert "learning_rate" not in MAY_CHANGE and "stream" in MAY_CHANGE
 
 # %%
 #| export
-MUST_MATCH = ("channels", "blocks", "stem", "norm", "msfm", "msfm_dim", "nsa", "nsa_choice", "shift",
-              "timesteps", "schedule", "beta_start", "beta_end", "input_scale",
+MUST_MATCH = ("channels", "blocks", "stem", "norm", "msfm", "msfm_dim", "nsa", "nsa_choice",
+              "shift", "timesteps", "schedule", "beta_start", "beta_end", "input_scale",
               "prediction_type")  # on fine-tuning
 
 

@@ -21,6 +21,14 @@
 #
 # Below one half, where the worst trait passes its limit, there is a warning. The confidence says how usual a result looks; it is not the
 # probability that the mask is right, and a mask that is off by one vertebra looks usual.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/confidence.ipynb).
+
+# %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp segmentation.confidence
@@ -157,7 +165,7 @@ def calibrate(
     steps: int = 1,  # of the sampler; `predict` takes them from now on
     ensemble: int = 5,  # samples, likewise
 ) -> float:  # share of the radiographs that is flagged when the others set the limits
-    "Learn what is usual in masks of so many steps and samples; VerdiffError for too few radiographs."
+    "What is usual in masks of so many steps and samples; VerdiffError for too few radiographs."
 
     images = tqdm(images, "calibrate", unit="image", disable=None if progress else True)
     found = [traits(grey, segmenter.predict(grey, steps, ensemble))

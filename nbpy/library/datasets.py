@@ -5,6 +5,14 @@
 # %% [markdown]
 # One function decides what a word, a zip or a folder means as data, and one divides the training split by study into a part to train on and a
 # part to validate on. Notebooks, command line and laboratory all use these two.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/datasets.ipynb).
+
+# %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp data.datasets

@@ -6,6 +6,14 @@
 # Two public places hold the X-ray set: the address in the paper's data statement (one letter of it mended) and a repository on GitHub, pinned
 # to a commit. A broken download goes on where it stopped; what arrives is checked by names, sizes and checksums of what is *in* the
 # archive. The set may be used for research; no file of it is in this repository.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/download.ipynb).
+
+# %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp io.download

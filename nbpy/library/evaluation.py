@@ -7,6 +7,14 @@
 # deviation and a 95 % bootstrap interval. Dice is counted at the size of the data, the probability enlarged bilinearly, so that networks
 # of different canvases can share a table; radiographs in both splits of the public set are once counted, once left out
 # ([lesson 3](../03_xray_set.ipynb)).
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/evaluation.ipynb).
+
+# %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp segmentation.evaluation
@@ -294,8 +302,8 @@ def validation_images(
         run = json.loads(notes[0].read_text())["settings"] if notes else load_settings().to_dict()
         _, index = grouped_split(patients(opened), float(run["val_fraction"]), int(run["seed"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise VerdiffError(f"{notes[0]} is damaged ({type(error).__name__}: {error}), so the images for "
-                           "validation are not known; train again with --fresh") from None
+        raise VerdiffError(f"{notes[0]} is damaged ({type(error).__name__}: {error}), so the "
+                           "images for validation are not known; train again with --fresh") from None
     return [opened.read_image(i) for i in index]
 
 

@@ -7,6 +7,14 @@
 # disk, then renamed, so that a reader finds the old file or the new one and never half of one. Everything that a
 # user can put right is a `VerdiffError` whose message is one sentence: which file, what is wrong with it, what to
 # do. The command line prints it and ends with exit code 2.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/files.ipynb).
+
+# %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp files
@@ -168,8 +176,8 @@ def fresh_folder(
         fresh.chmod(0o755)
         os.replace(fresh, root)
     except OSError as error:
-        raise DataError(f"{root}: cannot be written ({error.strerror or error}); free some space or "
-                        "name another folder") from None
+        raise DataError(f"{root}: cannot be written ({error.strerror or error}); free some space "
+                        "or name another folder") from None
     finally:
         if fresh is not None:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -180,7 +188,7 @@ def fresh_folder(
 def output_folder(
     name: str,  # as typed
 ) -> Path:
-    "Where results will go, before hours of work go into them; VerdiffError if it cannot be a folder."
+    "Where results will go, before hours of work; VerdiffError if it cannot be a folder."
     if not name:
         raise VerdiffError("the name of the output folder is empty; name a folder for the results")
     folder = Path(name)

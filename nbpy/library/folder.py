@@ -5,6 +5,14 @@
 # %% [markdown]
 # `segment_files` is the loop behind `verdiff segment`. It holds one image in memory at a time, leaves out what an earlier run did
 # with the same pixels in the same way, never writes over the result of another image, and names a bad file and goes on.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/folder.ipynb).
+
+# %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp segmentation.folder
@@ -100,10 +108,12 @@ def segment_files(
 
 
 # %%
+import os
 import shutil
 import tempfile
 from contextlib import redirect_stderr
 
+from IPython import get_ipython
 from PIL import Image
 
 from verdiff.data.phantoms import draw_phantom
@@ -114,10 +124,12 @@ folder = Path(tempfile.mkdtemp())
 for k in range(2):
     Image.fromarray(draw_phantom(k).image).save(folder / f"scans/{k}.png")
 (folder / "scans/letter.png").write_text("Dear colleague,")
-segmenter = Segmenter.from_pretrained()
+segmenter, here = Segmenter.from_pretrained(), os.getcwd()
+os.chdir(folder)
 with redirect_stderr(sys.stdout):
-    first = segment_files(segmenter, [folder / "scans"], folder / "out", progress=False)
-    again = segment_files(segmenter, [folder / "scans"], folder / "out", progress=False)
+    first = segment_files(segmenter, ["scans"], Path("out"), progress=False)
+    again = segment_files(segmenter, ["scans"], Path("out"), progress=False)
+os.chdir(here)
 assert first["images"] == 3 and first["could not be done"] == again["could not be done"] == 1
 assert first["there already"] == 0 and again["there already"] == 2
 

@@ -5,6 +5,14 @@
 # %% [markdown]
 # A model is a folder that `verdiff train` wrote, a whole run's folder, or a name on the Hugging Face Hub, which also keeps what it fetched;
 # without a word it is the one inside the package.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/models.ipynb).
+
+# %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp segmentation.models

@@ -5,6 +5,14 @@
 # %% [markdown]
 # All 609 radiographs and masks at 192×64 are 15 MB, so a set that fits is decoded once, kept as `uint8`, and cached in one file whose key is a
 # fingerprint of what went in; a batch is then an index into a tensor. A larger set is *streamed*: images are decoded when their turn comes.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/packed.ipynb).
+
+# %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp data.packed

@@ -5,6 +5,14 @@
 # %% [markdown]
 # Two folders, `images/` and `masks/`, with the same file names, are a dataset. A mask may also be called `X_mask`, as `verdiff segment` writes
 # it; subfolders are read too. What has no partner is named, and masks that are blank or inside out are refused before hours of training.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/pairs.ipynb).
+
+# %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp data.pairs

@@ -5,6 +5,14 @@
 # %% [markdown]
 # [Phantoms](../02_phantoms.ipynb) are *written* in exactly the published layout and read by the same class as the radiographs, so whatever works
 # on them works on the real set. `PhantomSet` draws them when they are first asked for, into a folder for temporary files that runs share.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/phantom_set.ipynb).
+
+# %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp data.phantom_set

@@ -6,6 +6,14 @@
 # Each radiograph gives four PNGs (in 16 bits the probability, value / 65535, and the uncertainty, value / 131070) and a small JSON: the confidence, and
 # how the mask was made. Each file says inside that verdiff wrote it, so a hand-drawn mask or the notes of a labelling program are never
 # written over; the PNGs carry the signature of the run, the JSON its words, so an interrupted folder goes on where it stopped.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/results.ipynb).
+
+# %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp segmentation.results

@@ -7,6 +7,14 @@
 # `load_settings`, which gives each key a type and a rule and refuses nonsense in one sentence. Each rule stands once, as an
 # annotation of its field; [a saved model's configuration](config.ipynb) and the command line's `--set` use the same ones.
 # Nothing here imports torch, so that `verdiff --help` answers at once.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/settings.ipynb).
+
+# %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp settings

@@ -5,6 +5,14 @@
 # %% [markdown]
 # `XRaySet` reads the published layout, one split or both, from a folder or a zip, and gives each radiograph with its mask on the canvas:
 # 68 landmarks become a mask ([lesson 1](../01_radiograph.ipynb)), a JPEG is decoded no larger than needed.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/xray.ipynb).
+
+# %%
+#| hide
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().system('pip install -q "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"')
 
 # %%
 #| default_exp data.xray

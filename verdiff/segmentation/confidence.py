@@ -112,7 +112,7 @@ def calibrate(
     steps: int = 1,  # of the sampler; `predict` takes them from now on
     ensemble: int = 5,  # samples, likewise
 ) -> float:  # share of the radiographs that is flagged when the others set the limits
-    "Learn what is usual in masks of so many steps and samples; VerdiffError for too few radiographs."
+    "What is usual in masks of so many steps and samples; VerdiffError for too few radiographs."
 
     images = tqdm(images, "calibrate", unit="image", disable=None if progress else True)
     found = [traits(grey, segmenter.predict(grey, steps, ensemble))

@@ -113,8 +113,8 @@ def load_checkpoint(
     return None
 
 # %% ../../nbs/library/checkpoint.ipynb #447c133f
-MUST_MATCH = ("channels", "blocks", "stem", "norm", "msfm", "msfm_dim", "nsa", "nsa_choice", "shift",
-              "timesteps", "schedule", "beta_start", "beta_end", "input_scale",
+MUST_MATCH = ("channels", "blocks", "stem", "norm", "msfm", "msfm_dim", "nsa", "nsa_choice",
+              "shift", "timesteps", "schedule", "beta_start", "beta_end", "input_scale",
               "prediction_type")  # on fine-tuning
 
 
