@@ -76,7 +76,7 @@ print(format_table(patients))
 #| slow
 #| code-fold: true
 #| fig-alt: "Three panels of differences in Dice to the row with both modules: prior alone, one step, ten steps. All intervals cross zero but one: at ten steps the row with neither module lies left of it. Red diamonds, the paper's differences, lie at -0.02 to -0.05."
-forest_plot(patients, limit=0.12, published=paper);
+forest_plot(patients, limit=0.12, published=paper)
 
 # %% [markdown]
 # A thick line says *other images*, the thin one *other seeds and images*; small dots are seeds. A thin line across zero decides nothing. Red diamonds are the differences that the paper prints for its MR images (Table 2, against its full model), one number a row, so without an interval.
@@ -111,7 +111,7 @@ print(format_table(everything))
 #| slow
 #| code-fold: true
 #| fig-alt: "Three panels of differences in Dice to the row with both modules, nine rows each. Red, left of zero: at one step the row epsilon, far beyond the axis; at ten steps msfm and no-shift. Green, right of zero: the row again, at one and at ten steps. All others cross zero."
-forest_plot(everything, limit=0.12, published=paper);
+forest_plot(everything, limit=0.12, published=paper)
 
 # %% [markdown]
 # `again` changes nothing but the random numbers.
@@ -238,7 +238,7 @@ print(torch.cuda.get_device_name(), format_table(xray), sep="\n")
 # %%
 #| cuda
 #| code-fold: true
-forest_plot(xray, limit=0.05, published=paper);
+forest_plot(xray, limit=0.05, published=paper)
 
 # %% [markdown]
 # ## What was done
@@ -287,7 +287,7 @@ from verdiff.data.splits import clean_test_indices, grouped_split
 from verdiff.data.xray import XRaySet
 from verdiff.files import VerdiffError, write_json
 from verdiff.segmentation.evaluation import check_shape, evaluate
-from verdiff.settings import Settings, load_settings
+from verdiff.settings import LATER, Settings, load_settings
 from verdiff.training.run import train
 
 
@@ -563,7 +563,8 @@ def run_key(
     *data: Packed,  # on the CPU
 ) -> str:
     "Tells runs apart: SHA-256 of the settings that matter and of every pixel."
-    facts = {k: v for k, v in settings.to_dict().items() if k not in NOT_COMPARED}
+    facts = {k: v for k, v in settings.to_dict().items()
+             if k not in NOT_COMPARED and (k not in LATER or v != LATER[k])}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for pixels in (x for packed in data for x in (packed.images, packed.masks)):
         digest.update(pixels.numpy().tobytes())
@@ -581,7 +582,7 @@ def load_run(
     "A finished run; VerdiffError if it is damaged or another one."
     try:
         run = AblationRun(**json.loads(path.read_text(encoding="utf-8")))
-        theirs = dict(run.settings)
+        theirs = LATER | run.settings
     except (ValueError, TypeError):
         raise VerdiffError(f"{path}: damaged; remove it, the same command makes it again") from None
     if settings is None or run.key == key:

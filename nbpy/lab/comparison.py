@@ -347,7 +347,7 @@ from verdiff.lab.ablation import NOT_COMPARED
 from verdiff.lab.methods import METHODS, Missing, make_network
 from verdiff.metrics import dice, hd95, iou, paired_difference, summary, surface_dice
 from verdiff.segmentation.evaluation import check_shape
-from verdiff.settings import Settings
+from verdiff.settings import LATER, Settings
 from verdiff.training.batches import batches
 from verdiff.training.checkpoint import data_key, load_checkpoint, save_checkpoint
 from verdiff.training.loop import ema_update, make_optimizer, take_step
@@ -656,9 +656,9 @@ class Result:
             return None
         try:
             found = cls(**json.loads(path.read_text(encoding="utf-8")))
-            there = found.about["settings"] | {"films": len(found.names),
-                                               "names": found.about.get("names"),
-                                               "pixels": found.about.get("pixels", about["pixels"])}
+            there = LATER | found.about["settings"] | {
+                "films": len(found.names), "names": found.about.get("names"),
+                "pixels": found.about.get("pixels", about["pixels"])}
         except (ValueError, TypeError, KeyError) as error:
             raise VerdiffError(f"{path} is damaged ({error}); remove it, or start over with "
                                "--fresh") from None

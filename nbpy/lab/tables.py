@@ -375,7 +375,7 @@ def forest_plot(
 # %%
 #| code-fold: true
 #| fig-alt: "Three panels, one a way to segment, with two rows each: msfm about 0.03 left of zero, nsa near zero. Thick lines stand for other images, thin ones for other seeds and images, dots for seeds, red for worse."
-forest_plot(runs);
+forest_plot(runs)
 
 # %%
 #| hide

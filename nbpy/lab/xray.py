@@ -694,7 +694,7 @@ print(format_table(trials, "recipe"))
 #| slow
 #| code-fold: true
 #| fig-alt: "Three panels of differences in Dice to the row recipe, eleven rows each. Most intervals cross zero. Red: epsilon far to the left at one step, no-dice and rotation-30 for the prior, cosine, T-100, rotation-30 and flip at one step, deeper at ten. Green: no-augmentation at one step."
-forest_plot(trials, "recipe", limit=0.12);
+forest_plot(trials, "recipe", limit=0.12)
 
 # %% [markdown]
 # With 36 looks one or two verdicts are chance, and `again` shows what chance alone does. Read so, the table supports most of the recipe: no row that changes the process or the loss is better, several are worse. It speaks against the augmentation, though: at 200 steps the images have been seen three times each, nothing can be learnt by heart yet, and whatever makes an image harder costs Dice. The bundled network saw every image more than a hundred times in all; whether augmentation pays there, this table cannot say.

@@ -1,12 +1,14 @@
 "The ablation: rows, pairs, intervals; a sweep that survives Ctrl-C and kill -9; sentences for bad input."
 import argparse
 import csv
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -23,6 +25,7 @@ from verdiff.data.phantom_set import write_phantoms
 from verdiff.data.xray import XRaySet
 from verdiff.files import VerdiffError
 from verdiff.lab.ablation import (
+    NOT_COMPARED,
     ROWS,
     TABLE_2_ROWS,
     AblationRun,
@@ -33,6 +36,7 @@ from verdiff.lab.ablation import (
     open_sweep_data,
     parse_row,
     row_settings,
+    run_key,
     sweep,
     sweep_data,
 )
@@ -46,6 +50,7 @@ from verdiff.lab.tables import (
     scores_of,
 )
 from verdiff.metrics import bootstrap_interval
+from verdiff.settings import LATER
 from verdiff.training.loss import training_loss
 
 matplotlib.use("Agg")
@@ -352,6 +357,19 @@ def test_killed_and_resumed(done, phantoms, tmp_path):
     want = [e for way in WAYS for e in effects(done[1], way)]
     got = [float(r["mean"]) for r in table if r["against"] == "both"]
     np.testing.assert_allclose(got, [e.mean for e in want], atol=1e-12)
+
+
+def test_a_setting_that_came_later_does_not_change_the_key(done, phantoms, tmp_path):
+    s = row_settings(ROWS["both"], 35, overrides=TINY)
+    data = sweep_data(s, phantoms, tmp_path)
+    assert run_key(s, *data) == done[1][0].key
+    with_later = replace(s, stem=2)
+    assert run_key(with_later, *data) != run_key(s, *data)
+    facts = {k: v for k, v in s.to_dict().items() if k not in NOT_COMPARED and k not in LATER}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for pixels in (x for part in data for x in (part.images, part.masks)):
+        digest.update(pixels.numpy().tobytes())
+    assert digest.hexdigest() == run_key(s, *data)  # as before those settings
 
 
 def test_fresh_starts_over(done, phantoms, tmp_path):

@@ -43,7 +43,7 @@ from verdiff.lab.methods import (
 )
 from verdiff.lab.nnunet import run_nnunet, write_nnunet_raw
 from verdiff.metrics import dice, iou_from_dice
-from verdiff.settings import load_settings
+from verdiff.settings import LATER, load_settings
 from verdiff.training.loop import take_step
 from verdiff.training.run import train
 
@@ -223,6 +223,18 @@ def test_a_result_of_another_run_is_refused(settings, films, test_films, tmp_pat
     (tmp_path / "unet" / "result.json").write_text('{"method": 1')
     with pytest.raises(VerdiffError, match="result.json is damaged"):
         run_method("unet", settings, films, test_films, tmp_path, progress=False)
+
+
+def test_a_result_older_than_a_setting_is_read(settings, films, test_films, tmp_path):
+    first = run_method("unet", settings, films, test_films, tmp_path, progress=False)
+    path = tmp_path / "unet" / "result.json"
+    old = json.loads(path.read_text())
+    for key in LATER:
+        del old["about"]["settings"][key]
+    path.write_text(json.dumps(old))
+    assert run_method("unet", settings, films, test_films, tmp_path, progress=False).scores == first.scores
+    with pytest.raises(VerdiffError, match="stem was 1 there and is 2 here"):
+        run_method("unet", replace(settings, stem=2), films, test_films, tmp_path, progress=False)
 
 
 def test_table_and_paired_differences(settings, films, test_films, tmp_path):

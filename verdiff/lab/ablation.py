@@ -29,7 +29,7 @@ from ..data.splits import clean_test_indices, grouped_split
 from ..data.xray import XRaySet
 from ..files import VerdiffError, write_json
 from ..segmentation.evaluation import check_shape, evaluate
-from ..settings import Settings, load_settings
+from ..settings import LATER, Settings, load_settings
 from ..training.run import train
 
 # %% ../../nbs/lab/ablation.ipynb #0dc193e7
@@ -193,7 +193,8 @@ def run_key(
     *data: Packed,  # on the CPU
 ) -> str:
     "Tells runs apart: SHA-256 of the settings that matter and of every pixel."
-    facts = {k: v for k, v in settings.to_dict().items() if k not in NOT_COMPARED}
+    facts = {k: v for k, v in settings.to_dict().items()
+             if k not in NOT_COMPARED and (k not in LATER or v != LATER[k])}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for pixels in (x for packed in data for x in (packed.images, packed.masks)):
         digest.update(pixels.numpy().tobytes())
@@ -208,7 +209,7 @@ def load_run(
     "A finished run; VerdiffError if it is damaged or another one."
     try:
         run = AblationRun(**json.loads(path.read_text(encoding="utf-8")))
-        theirs = dict(run.settings)
+        theirs = LATER | run.settings
     except (ValueError, TypeError):
         raise VerdiffError(f"{path}: damaged; remove it, the same command makes it again") from None
     if settings is None or run.key == key:

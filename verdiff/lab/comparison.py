@@ -39,7 +39,7 @@ from .ablation import NOT_COMPARED
 from .methods import METHODS, Missing, make_network
 from ..metrics import dice, hd95, iou, paired_difference, summary, surface_dice
 from ..segmentation.evaluation import check_shape
-from ..settings import Settings
+from ..settings import LATER, Settings
 from ..training.batches import batches
 from ..training.checkpoint import data_key, load_checkpoint, save_checkpoint
 from ..training.loop import ema_update, make_optimizer, take_step
@@ -225,9 +225,9 @@ class Result:
             return None
         try:
             found = cls(**json.loads(path.read_text(encoding="utf-8")))
-            there = found.about["settings"] | {"films": len(found.names),
-                                               "names": found.about.get("names"),
-                                               "pixels": found.about.get("pixels", about["pixels"])}
+            there = LATER | found.about["settings"] | {
+                "films": len(found.names), "names": found.about.get("names"),
+                "pixels": found.about.get("pixels", about["pixels"])}
         except (ValueError, TypeError, KeyError) as error:
             raise VerdiffError(f"{path} is damaged ({error}); remove it, or start over with "
                                "--fresh") from None

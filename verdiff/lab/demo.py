@@ -7,7 +7,7 @@ Docs: https://verdiff.github.io/verdiff/lab/demo.html.md"""
 # %% auto #0
 __all__ = ['demo']
 
-# %% ../../nbs/lab/demo.ipynb #4760f9f9
+# %% ../../nbs/lab/demo.ipynb #31dc66c7
 import time
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from ..segmentation.segmenter import Segmenter
 from ..settings import Settings
 from ..training.run import train
 
-# %% ../../nbs/lab/demo.ipynb #4707096d
+# %% ../../nbs/lab/demo.ipynb #025cac14
 def demo(
     settings: Settings,  # profile "demo"
     out: Path,  # folder: the run, result.png, metrics.json, evaluation.csv, ...
@@ -32,7 +32,11 @@ def demo(
     n_test: int = 24,  # phantoms to test on
     fresh: bool = False,  # start over instead of resuming
 ) -> tuple[Evaluation, float]:  # scores on the test phantoms, and seconds in all
-    "Train on phantoms, score on others, draw three of them."
+    """Train on phantoms, score on others, draw three of them.
+
+    Goes on where an interrupted demo left off. VerdiffError where `out` holds another run or sizes
+    do not fit; KeyboardInterrupt after a save.
+    """
     start, s = time.perf_counter(), settings
     check_shape(s.size, s.eval_size, s.fit)
     counts = {"n_training": n_training, "n_test": n_test}
