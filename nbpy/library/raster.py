@@ -56,13 +56,15 @@ def upright(
 
 
 # %%
+from PIL import ImageOps
+
+# %%
 letter = np.zeros((7, 5), np.uint8)
 letter[1:6, 1] = letter[1, 1:4] = letter[3, 1:3] = 255  # an F
 for number in range(1, 9):  # Pillow holds the other opinion on each of them
     exif, file = Image.Exif(), io.BytesIO()
     exif[ORIENTATION] = number
     Image.fromarray(letter).save(file, "PNG", exif=exif)
-    from PIL import ImageOps
     assert np.array_equal(upright(letter, number), ImageOps.exif_transpose(Image.open(file)))
 
 

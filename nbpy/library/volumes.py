@@ -298,6 +298,7 @@ print(data.names, data.groups, sep="\n")
 # %%
 import os
 
+# %%
 before, files = data.fingerprint(), {p: p.stat().st_mtime_ns for p in (root / "cache").iterdir()}
 again = VolumeSlices(root, "all", (96, 96), options=SliceOptions(slices=3), cache=root / "cache")
 assert again.fingerprint() == before and files == {p: p.stat().st_mtime_ns for p in files}
