@@ -605,7 +605,8 @@ movie = FuncAnimation(fig, lambda t: draw(t, axes), frames=range(0, 1000, 95),
                       interval=200)
 html = movie.to_jshtml(default_mode="loop")
 plt.close(fig)
-HTML(html)
+alt = "The four panels as t grows from 0 to 950"
+HTML(html.replace("<img ", f'<img alt="{alt}" '))
 
 # %% [markdown]
 # ## Paper, ours, why

@@ -378,7 +378,8 @@ frames = [1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 30, 40, 55, 75, 100, 150, 250,
 movie = FuncAnimation(fig, lambda t: three(t, axis), frames, interval=250)
 html = movie.to_jshtml(default_mode="loop")
 plt.close(fig)
-HTML(html)
+alt = "Marginal, step and posterior as t grows from 1 to 999"
+HTML(html.replace("<img ", f'<img alt="{alt}" '))
 
 # %%
 #| include: false
