@@ -119,19 +119,12 @@ plt.ylabel("cos");
 
 # %%
 #| exports
-def timestep_embedding(
-    t: Tensor,  # (B,)
-    dim: int,  # even
-    max_period: float = 10_000.0,  # slowest clock
-) -> Tensor:  # float32, (B, dim), in [-1, 1]
-    """Cosines and sines of t at falling frequencies (Vaswani et al. 2017).
-
-    Raises ValueError for an odd `dim`.
-    """
+def timestep_embedding(t: Tensor, dim: int, slowest: float = 1e4) -> Tensor:
+    "(B,) -> (B, dim) in [-1, 1], float32; ValueError for an odd dim."
     if dim % 2:
         raise ValueError(f"dim must be even, not {dim}")
     k = torch.arange(dim // 2, device=t.device, dtype=torch.float32)
-    omega = torch.exp(-math.log(max_period) * k / (dim // 2))
+    omega = torch.exp(-math.log(slowest) * k / (dim // 2))
     angle = t.float()[:, None] * omega  # b d/2
     return torch.cat([angle.cos(), angle.sin()], -1)
 
@@ -165,14 +158,8 @@ assert likeness.argmax() == 300
 
 # %%
 #| exports
-def make_norm(
-    kind: str,  # "group" or "batch"
-    channels: int,
-) -> nn.Module:  # (B, channels, H, W) -> the same shape
-    """Group norm (up to eight groups of two channels or more) or batch norm.
-
-    Raises ValueError for another kind.
-    """
+def make_norm(kind: str, channels: int) -> nn.Module:
+    "'group' (up to 8 groups of 2 channels or more), 'batch' or ValueError."
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     if kind != "group":
@@ -192,15 +179,10 @@ print(make_norm("batch", 8))
 # %%
 #| exports
 class ResBlock(nn.Module):
-    "Norm, SiLU, 3x3 convolution, twice, plus the input; told the time."
+    "Norm, SiLU, 3x3 convolution, twice, plus the input; may know the time."
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        time_dim: int | None = None,  # of the time's vector; None: no time
-        norm: str = "group",  # or "batch"
-    ):
+    def __init__(self, in_channels: int, out_channels: int,
+                 time_dim: int | None = None, norm: str = "group"):
         super().__init__()
         self.norm1 = make_norm(norm, in_channels)
         self.norm2 = make_norm(norm, out_channels)
@@ -208,14 +190,14 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.time = nn.Linear(time_dim, 2 * out_channels) if time_dim else None
         same = in_channels == out_channels
-        self.skip = (nn.Identity() if same
-                     else nn.Conv2d(in_channels, out_channels, 1))
+        self.skip = (nn.Identity() if same else
+                     nn.Conv2d(in_channels, out_channels, 1))
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         "x (B, in, H, W), time (B, time_dim) -> (B, out, H, W)."
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
         if self.time is not None:
-            both = self.time(F.silu(time))[:, :, None, None]  # b 2c 1 1
+            both = self.time(F.silu(time))[..., None, None]  # b 2c 1 1
             scale, shift = both.chunk(2, 1)
             h = h * (1 + scale) + shift
         return self.skip(x) + self.conv2(F.silu(h))
@@ -230,13 +212,6 @@ assert not torch.allclose(block(x, time), block(x, 2 * time))
 
 # %%
 #| exports
-class Downsample(nn.Conv2d):
-    "(B, in, H, W), H and W even -> (B, out, H / 2, W / 2): stride 2."
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(in_channels, out_channels, 3, stride=2, padding=1)
-
-
 class Upsample(nn.Module):
     "A 1x1 convolution, then each pixel becomes four."
 
@@ -250,12 +225,12 @@ class Upsample(nn.Module):
 
 
 # %%
-print([tuple(m(x).shape) for m in (Downsample(16, 32), Upsample(16, 8))])
+print(tuple(x.shape), "->", tuple(Upsample(16, 8)(x).shape))
 
 # %% [markdown]
 # ## 4 · Down and up
 #
-# The encoder halves the picture level by level and keeps the features of each. The decoder comes back up and meets them over *skip connections*. An *adapter* ([10](10_nsa.ipynb) builds one) can be plugged into the encoder; it is called after each level with its features $h$ and the prior at that level's size, and what it returns is added, $h \leftarrow h + \mathrm{adapter}(h, f)$.
+# The encoder halves the picture level by level, by a convolution of stride 2, and keeps the features of each. The decoder comes back up and meets them over *skip connections*. An *adapter* ([10](10_nsa.ipynb) builds one) can be plugged into the encoder; it is called after each level with its features $h$ and the prior at that level's size, and what it returns is added, $h \leftarrow h + \mathrm{adapter}(h, f)$.
 
 # %%
 #| exports
@@ -266,36 +241,25 @@ Adapter = Callable[[int], nn.Module | None]
 class Encoder(nn.Module):
     "From full size downwards; gives the features of every level, finest first."
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: Sequence[int],  # width of each level, finest first
-        blocks: int = 1,  # residual blocks a level
-        time_dim: int | None = None,
-        norm: str = "group",
-        adapter: Adapter | None = None,  # called once a level, finest first
-    ):
+    def __init__(self, in_channels: int, channels: Sequence[int],
+                 blocks: int = 1, time_dim: int | None = None,
+                 norm: str = "group", adapter: Adapter | None = None):
         super().__init__()
         self.stem = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         self.downs = nn.ModuleList(
-            Downsample(a, b)
-            for a, b in zip(channels, channels[1:], strict=False)
-        )
+            nn.Conv2d(a, b, 3, stride=2, padding=1)  # half the sides
+            for a, b in zip(channels, channels[1:], strict=False))
         self.blocks = nn.ModuleList(
             nn.ModuleList(ResBlock(c, c, time_dim, norm) for _ in range(blocks))
-            for c in channels
-        )
+            for c in channels)
         made = [adapter(c) if adapter else None for c in channels]
         self.adapters = nn.ModuleList(m or nn.Identity() for m in made)
         self.adapted = [m is not None for m in made]
 
-    def forward(
-        self,
-        x: Tensor,  # (B, in, H, W)
-        time: Tensor | None = None,  # (B, time_dim)
-        prior: Tensor | None = None,  # f(b), (B, 1, H, W) in [-1, 1]
-    ) -> list[Tensor]:  # level i: (B, channels[i], H / 2^i, W / 2^i)
-        "Halve, residual blocks, adapter, level by level."
+    def forward(self, x: Tensor, time: Tensor | None = None,
+                prior: Tensor | None = None) -> list[Tensor]:
+        """x (B, in, H, W), time (B, time_dim), prior (B, 1, H, W) in [-1, 1]
+        -> level i: (B, channels[i], H / 2^i, W / 2^i)."""
         h, levels = self.stem(x), []
         for i, blocks in enumerate(self.blocks):
             if i:
@@ -326,27 +290,18 @@ levels = encoder(torch.randn(1, 1, 40, 24), prior=torch.zeros(1, 1, 40, 24))
 class Decoder(nn.Module):
     "From the coarsest level upwards, over skip connections to the encoder's."
 
-    def __init__(
-        self,
-        channels: Sequence[int],  # as the encoder's
-        blocks: int = 1,
-        time_dim: int | None = None,
-        norm: str = "group",
-    ):
+    def __init__(self, channels: Sequence[int], blocks: int = 1,
+                 time_dim: int | None = None, norm: str = "group"):
         super().__init__()
         pairs = list(zip(channels[:-1], channels[1:], strict=True))[::-1]
         self.ups = nn.ModuleList(Upsample(low, c) for c, low in pairs)
         self.blocks = nn.ModuleList(
-            nn.ModuleList(
-                ResBlock(c if k else 2 * c, c, time_dim, norm)
-                for k in range(blocks)
-            )
-            for c, _ in pairs
-        )
+            nn.ModuleList(ResBlock(c if k else 2 * c, c, time_dim, norm)
+                          for k in range(blocks))
+            for c, _ in pairs)
 
-    def forward(
-        self, levels: list[Tensor], time: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, levels: list[Tensor],
+                time: Tensor | None = None) -> Tensor:
         "Levels of the encoder -> (B, channels[0], H, W)."
         h, skips = levels[-1], levels[-2::-1]  # coarse to fine
         for up, blocks, skip in zip(self.ups, self.blocks, skips, strict=True):
@@ -366,10 +321,7 @@ print("->", tuple(Decoder((8, 16, 24))(levels).shape))
 
 # %%
 #| exports
-def pad_to_multiple(
-    x: Tensor,  # (B, C, H, W)
-    multiple: int,
-) -> Tensor:  # (B, C, H', W'), the next multiples
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     "Repeat the lower and the right border until `multiple` divides both sides."
     right, down = (-n % multiple for n in (x.shape[-1], x.shape[-2]))
     if not down and not right:
@@ -421,18 +373,13 @@ class UNet(nn.Module):
         "Repeat the lower and right border until every level has even sides."
         return pad_to_multiple(x, self.multiple)
 
-    def forward(
-        self,
-        x: Tensor,  # (B, in, H, W)
-        t: Tensor | None = None,  # timesteps, int64 (B,)
-        prior: Tensor | None = None,  # for the adapters, (B, 1, H, W)
-    ) -> Tensor:  # (B, out, H, W)
-        "One answer for every pixel of x."
+    def forward(self, x: Tensor, t: Tensor | None = None,
+                prior: Tensor | None = None) -> Tensor:
+        """x (B, in, H, W), t int64 (B,), prior for the adapters (B, 1, H, W)
+        in [-1, 1] -> (B, out, H, W)."""
         height, width = x.shape[-2:]
-        time = None
-        if self.time_dim:
-            time = self.time(timestep_embedding(t, self.time_dim))
-        x, s = self.pad(x), self.stem
+        d, s, x = self.time_dim, self.stem, self.pad(x)
+        time = self.time(timestep_embedding(t, d)) if d else None
         if prior is not None:
             prior = F.avg_pool2d(self.pad(prior), s)
         x = F.pixel_unshuffle(x, s)  # b c s*h s*w -> b c*s*s h w
@@ -463,14 +410,9 @@ torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 class ConditionalUNet(UNet):
     "Features of the image -> logits of the mask; the prior is 2 sigmoid - 1."
 
-    def __init__(
-        self,
-        in_channels: int = 1,
-        channels: Sequence[int] = (16, 32, 64),
-        blocks: int = 1,
-        norm: str = "group",
-        stem: int = 1,
-    ):
+    def __init__(self, in_channels: int = 1,
+                 channels: Sequence[int] = (16, 32, 64), blocks: int = 1,
+                 norm: str = "group", stem: int = 1):
         super().__init__(in_channels, 1, channels, blocks, norm=norm, stem=stem)
 
 
@@ -565,10 +507,7 @@ class Folded(nn.Module):
         self.module, self.stem = module, stem
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, out / stem^2, H, W).
-
-        The module inside takes in * stem^2 channels and makes `out`.
-        """
+        "(B, in, H, W) -> (B, out / stem^2, H, W); inside in * stem^2 -> out."
         height, width = x.shape[-2:]
         x = F.pixel_unshuffle(pad_to_multiple(x, self.stem), self.stem)
         return F.pixel_shuffle(self.module(x), self.stem)[..., :height, :width]

@@ -19,7 +19,7 @@ if "google.colab" in sys.modules:
 #| exports
 #| code-fold: true
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,14 +27,12 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from verdiff.diffusion.forward import (
-    ShiftedDiffusion, betas_from_alphas_cumprod, make_schedule,
-)
-from verdiff.networks.config import VerdiffConfig
+from verdiff.diffusion.forward import ShiftedDiffusion
+from verdiff.networks.config import VerdiffConfig, make_betas
 from verdiff.networks.msfm import MultiScaleFusion
 from verdiff.networks.nsa import NoiseSemanticAdapter
 from verdiff.networks.pretrained import load_model, save_model
-from verdiff.networks.unet import ConditionalUNet, Folded, UNet
+from verdiff.networks.unet import Adapter, ConditionalUNet, Folded, UNet
 
 # %%
 #| code-fold: true
@@ -116,13 +114,10 @@ print({key: getattr(config, key) for key in (
 
 # %%
 #| exports
-def adapter_below_full(
-    choice: str = "soft",  # "soft" or "hard", see `kernel_choice`
-) -> Callable[[int], nn.Module | None]:  # called once a level, finest first
-    "A `NoiseSemanticAdapter` for every level but the first."
+def adapter_below_full(choice: str = "soft") -> Adapter:
+    "A `NoiseSemanticAdapter` for every level but the first, finest first."
     level = itertools.count()
-    return lambda channels: (
-        NoiseSemanticAdapter(channels, choice) if next(level) else None)
+    return lambda c: NoiseSemanticAdapter(c, choice) if next(level) else None
 
 
 # %%
@@ -136,10 +131,7 @@ print([type(give(c)).__name__ for c in (16, 32, 64)])
 # %%
 #| exports
 def make_features(cfg: VerdiffConfig) -> nn.Module:
-    """The MSFM, or one 3x3 convolution.
-
-    image (B, in_channels, H, W) -> X (B, channels[0] / stem^2, H, W)
-    """
+    "b (B, in_channels, H, W) -> X (B, channels[0] / stem^2, H, W)."
     inside, first = cfg.in_channels * cfg.stem**2, cfg.channels[0]
     if cfg.msfm:
         features = MultiScaleFusion(inside, first, cfg.msfm_dim, norm=cfg.norm)
@@ -171,53 +163,20 @@ print(make_diffusion(config).encoder.stem)
 
 
 # %% [markdown]
-# The process comes from the configuration, too. One key is ours, `input_scale`: a large mask can be read through much noise, because averaging undoes it; multiplying $x_0$ by $r < 1$ hides it better (Chen 2023), and rescaled to unit power that is only another schedule, with a signal to noise ratio $r^2$ times as large.
+# The model: both networks, the two questions, and what a model needs in use, its process ([its schedule](library/config.ipynb) comes from the configuration, too), its size, its [files](library/pretrained.ipynb).
 
 # %%
 #| exports
-def scale_signal(
-    betas: Tensor,  # (T,)
-    scale: float,  # r: as if x_0 were multiplied by it
-) -> Tensor:  # betas, (T,)
-    "The schedule whose signal to noise ratio is scale^2 times as large."
-    bar = (1 - betas.double()).cumprod(0)
-    power = scale**2 * bar
-    return betas_from_alphas_cumprod(power / (power + 1 - bar))
-
-
-# %%
-def ratio(betas):
-    bar = (1 - betas).cumprod(0)
-    return bar / (1 - bar)
-
-
-betas = make_schedule("linear")
-torch.testing.assert_close(ratio(scale_signal(betas, 0.1)), 0.01 * ratio(betas))
-
-
-# %% [markdown]
-# The model: both networks, the two questions, and what a model needs in use, its process, its size, its [files](library/pretrained.ipynb).
-
-# %%
-#| exports
-class VerdiffNet(
-    nn.Module, PyTorchModelHubMixin, library_name="verdiff",
-    tags=["image-segmentation", "diffusion", "spine"],
-):
+class VerdiffNet(nn.Module, PyTorchModelHubMixin, library_name="verdiff",
+                 tags=["image-segmentation", "diffusion", "spine"]):
     """Figure 3: image -> prior f(b); (x_t, t, X, f(b)) -> prediction.
 
-    `VerdiffNet(channels=(8, 16), msfm=False)` or
-    `VerdiffNet(VerdiffConfig(...))`; VerdiffError for a value that cannot be.
-    Images are (B, 1, H, W) in [0, 1], x_t is (B, 1, H, W), t int64 (B,);
-    every height and width works.
-    """
+    `VerdiffNet(channels=(8, 16), msfm=False)` or `VerdiffNet(config)`;
+    VerdiffError for a value that cannot be. Images are (B, 1, H, W) in [0, 1],
+    x_t is (B, 1, H, W), t int64 (B,); every height and width works."""
 
-    def __init__(
-        self,
-        config: VerdiffConfig | None = None,  # or single values by keyword
-        **kwargs: Any,  # fields of `VerdiffConfig`; they override `config`
-    ):
-        super().__init__()
+    def __init__(self, config: VerdiffConfig | None = None, **kwargs: Any):
+        super().__init__()  # kwargs: fields of the config, which they override
         start = config.to_dict() if config is not None else {}
         self.config = cfg = VerdiffConfig.from_dict({**start, **kwargs})
         self.features = make_features(cfg)
@@ -235,17 +194,14 @@ class VerdiffNet(
         features = self.features(image)
         logits = self.conditional(features)
         prior = 2 * torch.sigmoid(logits) - 1
-        if self.config.detach_prior:
-            prior = prior.detach()
+        prior = prior.detach() if self.config.detach_prior else prior
         return Conditioning(image, features, logits, prior)
 
     def denoise(
-        self,
-        x_t: Tensor,  # noisy mask, (B, 1, H, W)
-        t: Tensor,  # timesteps, int64 (B,)
-        conditioning: Conditioning,  # of the same B images
-    ) -> Tensor:  # epsilon, x_0 or v, as the configuration says, (B, 1, H, W)
-        "Phi(x_t, t, f(b)), one step; ValueError where the shapes differ."
+        self, x_t: Tensor, t: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        """Phi(x_t, t, f(b)): epsilon, x_0 or v, as the configuration says,
+        (B, 1, H, W); ValueError where the shapes differ."""
         _, features, _, prior = conditioning
         if x_t.shape != prior.shape:
             raise ValueError(f"x_t is {tuple(x_t.shape)} but the conditioning "
@@ -262,12 +218,7 @@ class VerdiffNet(
 
     def process(self) -> ShiftedDiffusion:
         "The diffusion process that this model was configured for."
-        cfg = self.config
-        betas = make_schedule(cfg.schedule, cfg.timesteps, cfg.beta_start,
-                              cfg.beta_end)
-        if cfg.input_scale != 1:
-            betas = scale_signal(betas, cfg.input_scale)
-        return ShiftedDiffusion(betas, shift=cfg.shift)
+        return ShiftedDiffusion(make_betas(self.config), self.config.shift)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -20,6 +20,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
+from torch import Tensor
+
+from verdiff.diffusion.forward import betas_from_alphas_cumprod, make_schedule
 from verdiff.files import VerdiffError
 from verdiff.settings import (
     LATER, Beta, Between, Blocks, Channels, Dim, Fit, InputScale, KernelChoice, NormName,
@@ -29,6 +32,8 @@ from verdiff.settings import (
 # %%
 #| code-fold: true
 import tempfile
+
+import torch
 
 from verdiff.settings import load_settings
 
@@ -103,6 +108,42 @@ for wrong in wrongs:
         print("-", str(error).split(" (allowed")[0])
     else:
         raise AssertionError(wrong)
+
+
+# %% [markdown]
+# ## The schedule
+# One key is ours, `input_scale`: a large mask can be read through much noise, because averaging undoes it. Multiplying $x_0$ by
+# $r < 1$ hides it better (Chen 2023), and rescaled to unit power that is only another schedule, with a signal to noise ratio
+# $r^2$ times as large.
+
+# %%
+#| export
+def scale_signal(
+    betas: Tensor,  # (T,)
+    scale: float,  # r: as if x_0 were multiplied by it
+) -> Tensor:  # betas, float64, (T,)
+    "The schedule whose signal to noise ratio is scale^2 times as large (Chen 2023)."
+    bar = (1 - betas.double()).cumprod(0)
+    power = scale**2 * bar
+    return betas_from_alphas_cumprod(power / (power + 1 - bar))
+
+
+def make_betas(
+    config: VerdiffConfig,
+) -> Tensor:  # float64, (timesteps,)
+    "The schedule that a configuration asks for."
+    betas = make_schedule(config.schedule, config.timesteps, config.beta_start, config.beta_end)
+    return betas if config.input_scale == 1 else scale_signal(betas, config.input_scale)
+
+
+# %%
+def ratio(betas):
+    bar = (1 - betas).cumprod(0)
+    return bar / (1 - bar)
+
+
+plain, scaled = (make_betas(VerdiffConfig(input_scale=r)) for r in (1, 0.1))
+torch.testing.assert_close(ratio(scaled), 0.01 * ratio(plain))
 
 
 # %% [markdown]

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from verdiff.files import VerdiffError
-from verdiff.networks.config import VerdiffConfig
-from verdiff.networks.model import VerdiffNet, scale_signal
+from verdiff.networks.config import VerdiffConfig, scale_signal
+from verdiff.networks.model import VerdiffNet
 from verdiff.networks.unet import ConditionalUNet, Folded
 from verdiff.settings import LATER, Settings, load_settings
 from verdiff.training.checkpoint import start_from
@@ -95,8 +95,8 @@ def test_fine_tuning_keeps_the_stem():
 
 def test_a_smaller_signal():
     plain, scaled = (VerdiffNet(channels=(8, 8), input_scale=b).process() for b in (1.0, 0.2))
-    snr, smaller = (p.alphas_cumprod / p.sigmas ** 2 for p in (plain, scaled))
-    torch.testing.assert_close(smaller[:-1], 0.04 * snr[:-1])
+    ratio = [p.alphas_cumprod / (1 - p.alphas_cumprod) for p in (plain, scaled)]
+    torch.testing.assert_close(ratio[1][:-1], 0.04 * ratio[0][:-1])
     # b x_0 under the plain schedule, divided by its standard deviation, is x_0 under the scaled one
     x_0, noise = torch.tensor([[1.0, -1.0]]).double(), torch.randn(1, 2).double()
     t, bar = torch.tensor([400]), plain.alphas_cumprod[400]

@@ -33,11 +33,8 @@ class DescriptorBatchNorm(nn.BatchNorm1d):
                             self.eps)
 
 # %% ../../nbs/09_msfm.ipynb #ac708517
-def descriptor_norm(
-    kind: str,  # "group": layer norm over d; "batch": the paper's batch norm
-    dim: int,  # d
-) -> nn.Module:  # (B, d) -> (B, d)
-    "The normalisation of z in Eq. (13); ValueError for another kind."
+def descriptor_norm(kind: str, dim: int) -> nn.Module:
+    "Of z in Eq. (13), (B, dim): 'group' is layer norm, 'batch' the paper's."
     if kind not in ("group", "batch"):
         raise ValueError(f"norm must be 'group' or 'batch', not {kind!r}")
     return DescriptorBatchNorm(dim) if kind == "batch" else nn.LayerNorm(dim)
@@ -46,15 +43,9 @@ def descriptor_norm(
 class MultiScaleFusion(nn.Module):
     "Eq. (11)-(14): convolutions of the image, weighted by what it shows."
 
-    def __init__(
-        self,
-        in_channels: int = 1,
-        channels: int = 16,  # C
-        dim: int = 16,  # d of Eq. (13)
-        kernel_sizes: Sequence[int] = (3, 5, 7),  # odd
-        norm: str = "group",  # of z, see `descriptor_norm`
-    ):
-        super().__init__()
+    def __init__(self, in_channels: int = 1, channels: int = 16, dim: int = 16,
+                 kernel_sizes: Sequence[int] = (3, 5, 7), norm: str = "group"):
+        super().__init__()  # channels: C; dim: d of Eq. (13)
         self.branches = nn.ModuleList(
             nn.Conv2d(in_channels, channels, k, padding=k // 2)
             for k in kernel_sizes)
@@ -72,9 +63,8 @@ class MultiScaleFusion(nn.Module):
         fused = outputs.sum(1)  # Eq. (11): b c h w
         s = fused.mean((2, 3))  # Eq. (12): b c
         z = F.elu(self.norm(self.compress(s)))  # Eq. (13): b d
-        scores = rearrange(self.choose(z), "b (k c) -> b k c",
-                           k=outputs.shape[1])
-        return scores.softmax(1)
+        scores = self.choose(z)  # b 3*c
+        return rearrange(scores, "b (k c) -> b k c", c=len(s[0])).softmax(1)
 
     def select(self, image: Tensor) -> Tensor:
         "The weights that an image gets, (B, 3, C)."

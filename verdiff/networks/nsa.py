@@ -16,12 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% ../../nbs/10_nsa.ipynb #90062168
-def mask_density(
-    prior: Tensor,  # f(b) in [-1, 1], (B, 1, H, W)
-    window: int = 5,  # side of the square window in pixels, odd
-    binary: bool = False,  # count pixels with prior > 0 instead
-) -> Tensor:  # share of mask in the window, (B, 1, H, W) in [0, 1]
-    "How much mask lies around each pixel; only what is inside counts."
+def mask_density(prior: Tensor, window: int = 5, binary=False) -> Tensor:
+    """Share of mask, (B, 1, H, W) in [0, 1], in a window of pixels (odd) around
+    each; `binary` counts pixels with prior > 0. Outside does not count."""
     prob = (prior > 0).to(prior.dtype) if binary else (prior + 1) / 2
     return F.avg_pool2d(prob, window, stride=1, padding=window // 2,
                         count_include_pad=False)
@@ -41,34 +38,26 @@ def kernel_choice(
     return torch.sigmoid(sharpness * (mask_density(prior, window) - threshold))
 
 # %% ../../nbs/10_nsa.ipynb #e685d45e
-def pool_channels(
-    features: Tensor,  # (B, C, H, W)
-) -> Tensor:  # mean and maximum over the channels, (B, 2, H, W)
-    "The two descriptors of a pixel from which the gate is computed."
+def pool_channels(features: Tensor) -> Tensor:
+    "Mean and maximum over the channels: (B, C, H, W) -> (B, 2, H, W)."
     mean = features.mean(1, keepdim=True)
     return torch.cat([mean, features.amax(1, keepdim=True)], 1)
 
 # %% ../../nbs/10_nsa.ipynb #8c538162
-def fine_weight(
-    x: Tensor,  # features, (B, C, H, W)
-    prior: Tensor | None,  # f(b) at the size of x, (B, 1, H, W) in [-1, 1]
-    *choosing,  # the further arguments of `kernel_choice`
-) -> Tensor:  # w, the share of the 3x3 kernel, (B, 1, H, W)
-    "`kernel_choice` for these features; ValueError for another size."
+def fine_weight(x: Tensor, prior: Tensor | None,
+                choice: str = "soft") -> Tensor:
+    "`kernel_choice` at the size of x, (B, 1, H, W); ValueError if they differ."
     height, width = x.shape[-2:]
     if prior is None:
         return x.new_full((x.shape[0], 1, height, width), 0.5)
     if prior.shape[1:] != (1, height, width):
         raise ValueError(f"the prior must be (B, 1, {height}, {width}) as the "
                          f"features are, not {tuple(prior.shape)}")
-    return kernel_choice(prior, *choosing).to(x.dtype)
+    return kernel_choice(prior, choice).to(x.dtype)
 
 # %% ../../nbs/10_nsa.ipynb #b7c67de8
-def depthwise_conv(
-    conv: nn.Conv2d,  # one filter a channel
-    x: Tensor,  # (B, C, H, W)
-) -> Tensor:  # (B, C, H, W), float32 on a CPU
-    """A depth-wise convolution; on a CPU never in mixed precision.
+def depthwise_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """conv(x) of one filter a channel; on a CPU never in mixed precision.
 
     There bf16 is slower for the large kernels, and the weights' gradient of a
     dilated one, channels last, is memory that nobody wrote (torch 2.13).
@@ -98,23 +87,14 @@ class NoiseSemanticAdapter(nn.Module):
     prior has another height or width than x.
     """
 
-    def __init__(
-        self,
-        channels: int,  # C, at least 2
-        choice: str = "soft",  # "soft" or "hard", see `kernel_choice`
-        threshold: float = 0.25,  # mask density above which 3x3 is taken
-        window: int = 5,  # window of the density, pixels
-        sharpness: float = 10.0,  # slope of the soft choice
-    ):
+    def __init__(self, channels: int, choice: str = "soft"):
         super().__init__()
         if choice not in ("soft", "hard"):
-            raise ValueError(
-                f"choice must be 'soft' or 'hard', not {choice!r}")
+            raise ValueError(f"choice must be 'soft' or 'hard', not {choice!r}")
         if channels < 2:
             raise ValueError("the adapter halves its channels and needs 2 or "
                              f"more, not {channels}")
         self.choice = choice
-        self.choosing = (choice, threshold, window, sharpness)
 
         def depthwise(kernel, padding, dilation=1):
             return nn.Conv2d(channels, channels, kernel, padding=padding,
@@ -129,7 +109,7 @@ class NoiseSemanticAdapter(nn.Module):
 
     def maps(self, x: Tensor, prior: Tensor | None = None) -> AdapterMaps:
         "The adapter with everything that it computes on the way."
-        w = fine_weight(x, prior, *self.choosing)
+        w = fine_weight(x, prior, self.choice)
         near = (w * depthwise_conv(self.fine_3, x)
                 + (1 - w) * depthwise_conv(self.fine_5, x))  # b c h w
         far = depthwise_conv(self.spatial_7, near)
@@ -139,10 +119,6 @@ class NoiseSemanticAdapter(nn.Module):
         v_bar = self.expand(fine * gate[:, :1] + spatial * gate[:, 1:])
         return AdapterMaps(w, fine, spatial, gate, v_bar, v_bar * x)
 
-    def forward(
-        self,
-        x: Tensor,  # X, features, (B, C, H, W)
-        prior: Tensor | None = None,  # f(b), (B, 1, H, W) in [-1, 1]
-    ) -> Tensor:  # V, (B, C, H, W)
+    def forward(self, x: Tensor, prior: Tensor | None = None) -> Tensor:
         "V of Eq. (16); the encoder adds it to x."
         return self.maps(x, prior).output
