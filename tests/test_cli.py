@@ -290,10 +290,10 @@ def test_one_bad_image_does_not_stop_the_others(fails, run, phantoms, tmp_path, 
                   "--ensemble", "1", words=["1.jpg"])
     assert "0.jpg" not in error
     assert {p.name[0] for p in (tmp_path / "out").iterdir()} == {"0", "2"}
-    (folder / "1.jpg").rename(folder / "1.dcm")
+    (folder / "1.jpg").rename(folder / "1.txt")
     assert main(["segment", str(folder), "-o", str(tmp_path / "out"), "--model", str(run), "--steps",
                  "1", "--ensemble", "1"]) == 0
-    assert "passed over" in (err := capsys.readouterr().err) and "1.dcm" in err
+    assert "passed over" in (err := capsys.readouterr().err) and "1.txt" in err
 
 
 def test_a_name_of_somebody_else_does_not_stop_the_others(fails, run, phantoms, tmp_path):
@@ -464,7 +464,7 @@ def test_films_held_back_for_the_test_are_counted(tmp_path, capsys):
 def test_scores_at_another_shape_are_refused_before_the_work(fails, tmp_path):
     shape = ["--profile", "smoke", "--set", "eval_width=64", "--out", tmp_path / "out"]
     for words in (["demo"], ["ablate"], ["compare", "--data", "phantom", "--methods", "unet"]):
-        fails(*words, *shape, words=["would stretch the films"])
+        fails(*words, *shape, words=["would stretch the images"])
     assert not list((tmp_path / "out").rglob("checkpoint*"))
 
 
@@ -722,7 +722,7 @@ def test_an_output_folder_without_permission(fails, run, phantoms, tmp_path, mon
 def test_interrupted(run, phantoms, tmp_path, monkeypatch, capsys):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
-    monkeypatch.setattr("verdiff.segmentation.evaluation.sample", stop)
+    monkeypatch.setattr("verdiff.segmentation.segmenter.sample", stop)
     image = str(one(phantoms, "*.jpg"))
     assert main(["segment", image, "-o", str(tmp_path), "--model", str(run)]) == 130
     err = capsys.readouterr().err
