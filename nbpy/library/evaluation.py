@@ -303,7 +303,7 @@ def validation_images(
         _, index = grouped_split(patients(opened), float(run["val_fraction"]), int(run["seed"]))
     except (ValueError, KeyError, TypeError) as error:
         raise VerdiffError(f"{notes[0]} is damaged ({type(error).__name__}: {error}), so the "
-                           "images for validation are not known; train again with --fresh") from None
+                           "images to validate on are unknown; train again with --fresh") from None
     return [opened.read_image(i) for i in index]
 
 
