@@ -89,7 +89,7 @@ for axis, (title, (x, colours, top)) in zip(axes, panels.items()):
 # what was just defined, draw it, or `assert` what must be true. Plots, imports and settings are folded; click to see them.
 #
 # - **Run every cell** and change a number in it. Nothing needs a download; cells with real radiographs are skipped where the set is missing ([03](03_xray_set.ipynb) says how to get it).
-# - **Recorded runs.** What takes longer than a minute was run once, and the line beside it says when, on what, and from which commit.
+# - **Recorded runs.** What takes long was run once, and the line beside it says when, on what, and from which commit.
 # - **Exercises.** Three a page: predict, do, diagnose. Answers fold out; do not look before you have written yours down.
 # - **The paper** ([Zhang et al., 2024](https://doi.org/10.3390/bioengineering11101031)) need not lie open: its equations stand beside the lines that compute them, and where it contradicts itself or is silent, a table says what it prints,
 #   what we do, and why.
@@ -183,7 +183,7 @@ assert changed_answer(demo, other) == ["seed", "nsa"]
 
 # %%
 laptop = load_settings("laptop")
-...  # your code here
+# your code here
 
 # %% [markdown]
 # <details><summary>Answer</summary>

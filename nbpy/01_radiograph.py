@@ -406,7 +406,7 @@ assert abs(mask.sum() / exact - 1) < 0.01
 
 # %%
 small = phantom.landmarks / 3  # on 192 x 64
-...  # your code here
+# your code here
 
 # %% [markdown]
 # <details><summary>Answer</summary>

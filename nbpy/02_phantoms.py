@@ -512,7 +512,7 @@ assert marked.light.max() > 150 and not marked.light[100:].any()
 # %%
 straight = [draw_phantom(i, (288, 96), cobb=5) for i in range(40)]
 bent = [draw_phantom(i, (288, 96), cobb=55) for i in range(40)]
-...  # your code here
+# your code here
 
 # %% [markdown]
 # <details><summary>Answer</summary>

@@ -56,8 +56,10 @@ def row(count, size):
 # part of this repository. In a shell:
 #
 # ```sh
-# verdiff data xray --out data/xray                                  # fetches and verifies it
-# export VERDIFF_XRAY=data/xray/scoliosis-xray-single-view.zip       # where this page finds it
+# # fetches and verifies it
+# verdiff data xray --out data/xray
+# # says where this page finds it
+# export VERDIFF_XRAY=data/xray/scoliosis-xray-single-view.zip
 # ```
 #
 # The variable may be left out where the zip lies in the current folder or in its `data/`. On Colab, put the first line into a cell, with `!` before it.
@@ -349,7 +351,7 @@ if XRAY:
         print(f"{title:20s}{len(indices)}")
 
 # %% [markdown]
-# **Judge a model by the last row.** Every table of results in this course shows all three.
+# **Judge a model by the last row.** The tables of results show all three.
 #
 # ## 7 · Your own images
 #
@@ -428,7 +430,7 @@ assert all(leak(r, f) == 0 for r, f in zip(rest, five))
 # can be refuted by the two numbers. Which experiment decides, how many trainings does it take, and what would you compare?
 
 # %%
-...  # your plan here
+# your plan here
 
 # %% [markdown]
 # <details><summary>Answer</summary>
