@@ -197,8 +197,7 @@ class ResBlock(nn.Module):
         "x (B, in, H, W), time (B, time_dim) -> (B, out, H, W)."
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
         if self.time is not None:
-            both = self.time(F.silu(time))[..., None, None]  # b 2c 1 1
-            scale, shift = both.chunk(2, 1)
+            scale, shift = self.time(F.silu(time))[..., None, None].chunk(2, 1)
             h = h * (1 + scale) + shift
         return self.skip(x) + self.conv2(F.silu(h))
 
@@ -324,9 +323,7 @@ print("->", tuple(Decoder((8, 16, 24))(levels).shape))
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     "Repeat the lower and the right border until `multiple` divides both sides."
     right, down = (-n % multiple for n in (x.shape[-1], x.shape[-2]))
-    if not down and not right:
-        return x
-    return F.pad(x, (0, right, 0, down), mode="replicate")
+    return F.pad(x, (0, right, 0, down), "replicate") if down or right else x
 
 
 # %%
@@ -339,27 +336,23 @@ print(tuple(pad_to_multiple(torch.zeros(1, 1, 750, 250), 16).shape))
 # %%
 #| exports
 class UNet(nn.Module):
-    "Encoder, decoder, one output convolution; any height and width."
+    """Encoder, decoder, one output convolution; any height and width.
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int = 1,
-        channels: Sequence[int] = (16, 32, 64),  # width of each level
-        blocks: int = 1,  # residual blocks a level
-        time_dim: int | None = None,  # even; None: knows no time
-        norm: str = "group",  # or "batch"
-        adapter: Adapter | None = None,  # plugged into each encoder level
-        zero_output: bool = False,  # start with an output of exactly zero
-        stem: int = 1,  # work inside at 1 / stem of the height and width
-    ):
+    `channels`: width of each level; `blocks` a level; `time_dim` even, None:
+    no time; inside it works at 1 / `stem` of the height and width."""
+
+    def __init__(self, in_channels: int, out_channels: int = 1,
+                 channels: Sequence[int] = (16, 32, 64), blocks: int = 1,
+                 time_dim: int | None = None, norm: str = "group",
+                 adapter: Adapter | None = None, zero_output: bool = False,
+                 stem: int = 1):
         super().__init__()
         self.time_dim, self.stem = time_dim, stem
         self.multiple = stem * 2 ** (len(channels) - 1)
-        first, patch = channels[0], stem**2
-        if time_dim:
-            self.time = nn.Sequential(nn.Linear(time_dim, time_dim), nn.SiLU(),
-                                      nn.Linear(time_dim, time_dim))
+        first, patch, d = channels[0], stem**2, time_dim
+        if d:
+            self.time = nn.Sequential(nn.Linear(d, d), nn.SiLU(),
+                                      nn.Linear(d, d))
         self.encoder = Encoder(in_channels * patch, channels, blocks, time_dim,
                                norm, adapter)
         self.decoder = Decoder(channels, blocks, time_dim, norm)
@@ -380,8 +373,7 @@ class UNet(nn.Module):
         height, width = x.shape[-2:]
         d, s, x = self.time_dim, self.stem, self.pad(x)
         time = self.time(timestep_embedding(t, d)) if d else None
-        if prior is not None:
-            prior = F.avg_pool2d(self.pad(prior), s)
+        prior = None if prior is None else F.avg_pool2d(self.pad(prior), s)
         x = F.pixel_unshuffle(x, s)  # b c s*h s*w -> b c*s*s h w
         h = self.out(self.decoder(self.encoder(x, time, prior), time))
         return F.pixel_shuffle(h, s)[..., :height, :width]

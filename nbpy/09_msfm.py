@@ -230,8 +230,7 @@ class DescriptorBatchNorm(nn.BatchNorm1d):
             self.running_var += self.momentum * (gap**2 - self.running_var)
             self.num_batches_tracked += 1
         mean, var = self.running_mean.clone(), self.running_var.clone()
-        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0,
-                            self.eps)
+        return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
 
 
 # %%

@@ -185,8 +185,7 @@ def kernel_choice(
 ) -> Tensor:  # w, the weight of the 3x3 kernel, (B, 1, H, W) in [0, 1]
     "Section 2.4: many mask pixels around the centre pixel, 3x3; few, 5x5."
     if choice == "hard":
-        density = mask_density(prior, window, binary=True)
-        return (density > threshold).to(prior.dtype)
+        return (mask_density(prior, window, True) > threshold).to(prior.dtype)
     return torch.sigmoid(sharpness * (mask_density(prior, window) - threshold))
 
 

@@ -84,9 +84,9 @@ class VerdiffNet(nn.Module, PyTorchModelHubMixin, library_name="verdiff",
         start = config.to_dict() if config is not None else {}
         self.config = cfg = VerdiffConfig.from_dict({**start, **kwargs})
         self.features = make_features(cfg)
-        self.conditional = ConditionalUNet(
-            cfg.channels[0] // cfg.stem**2, cfg.channels, cfg.blocks, cfg.norm,
-            cfg.stem)
+        self.conditional = ConditionalUNet(cfg.channels[0] // cfg.stem**2,
+                                           cfg.channels, cfg.blocks, cfg.norm,
+                                           cfg.stem)
         self.diffusion = make_diffusion(cfg)
         self.to(memory_format=torch.channels_last)
 
@@ -101,11 +101,9 @@ class VerdiffNet(nn.Module, PyTorchModelHubMixin, library_name="verdiff",
         prior = prior.detach() if self.config.detach_prior else prior
         return Conditioning(image, features, logits, prior)
 
-    def denoise(
-        self, x_t: Tensor, t: Tensor, conditioning: Conditioning
-    ) -> Tensor:
-        """Phi(x_t, t, f(b)): epsilon, x_0 or v, as the configuration says,
-        (B, 1, H, W); ValueError where the shapes differ."""
+    def denoise(self, x_t: Tensor, t: Tensor,
+                conditioning: Conditioning) -> Tensor:
+        "Phi(x_t, t, f(b)), as configured; ValueError where the shapes differ."
         _, features, _, prior = conditioning
         if x_t.shape != prior.shape:
             raise ValueError(f"x_t is {tuple(x_t.shape)} but the conditioning "
@@ -113,9 +111,8 @@ class VerdiffNet(nn.Module, PyTorchModelHubMixin, library_name="verdiff",
         x = torch.cat([x_t, prior, features], 1)  # b 1+1+c h w
         return self.diffusion(x, t, prior=prior)
 
-    def forward(
-        self, image: Tensor, x_t: Tensor, t: Tensor
-    ) -> tuple[Tensor, Conditioning]:
+    def forward(self, image: Tensor, x_t: Tensor,
+                t: Tensor) -> tuple[Tensor, Conditioning]:
         "`condition`, then `denoise`."
         conditioning = self.condition(image)
         return self.denoise(x_t, t, conditioning), conditioning
@@ -138,15 +135,13 @@ class VerdiffNet(nn.Module, PyTorchModelHubMixin, library_name="verdiff",
         "How many numbers are learned."
         return sum(p.numel() for p in self.parameters())
 
-    def save_pretrained(
-        self, save_directory: str | Path, **hub: Any
-    ) -> str | None:
+    def save_pretrained(self, save_directory: str | Path,
+                        **hub: Any) -> str | None:
         "config.json and model.safetensors; `push_to_hub=True` uploads them."
         return save_model(self, Path(save_directory), **hub)
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, **hub: Any
-    ) -> "VerdiffNet":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path,
+                        **hub: Any) -> "VerdiffNet":
         "From a folder or the Hub, in eval mode; VerdiffError if it is unfit."
         return load_model(cls, pretrained_model_name_or_path, **hub)
