@@ -331,7 +331,7 @@ print(tuple(pad_to_multiple(torch.zeros(1, 1, 750, 250), 16).shape))
 
 
 # %% [markdown]
-# The whole: pad, time, encoder, decoder, one output convolution, crop. (`stem` is the subject of section 6; 1 means none. `zero_output` is for the diffusion U-Net, [11](11_model.ipynb).)
+# The whole, from padding to cropping. (Section 6 explains the stem; the diffusion U-Net, [11](11_model.ipynb), starts with a zero output.)
 
 # %%
 #| exports

@@ -92,7 +92,7 @@ def test_modules_stay_short():
     lines = {m: len(p.read_text(encoding="utf-8").splitlines()) for m, p in MODULES.items()}
     assert {m: n for m, n in lines.items() if n > 460} == {}
     subject = {m: n for m, n in lines.items() if m.startswith(SUBJECT)}
-    assert max(subject.values()) <= 300 and sum(subject.values()) <= 1450
+    assert max(subject.values()) <= 300 and sum(subject.values()) <= 1400
 
 
 # ---------------------------------------------------------------- what `pip install "verdiff[notebooks]"` must bring
