@@ -139,8 +139,9 @@ def check_same_run(
     theirs, mine = {**LATER, **state["settings"]}, settings.to_dict()
     theirs["batch_size"] = theirs.get("batch_size", 0) * state.get("processes", 1)
     mine["batch_size"] *= processes
-    if differ := [k for k in mine if k not in MAY_CHANGE and theirs.get(k) != mine[k]]:
-        said = ", ".join(f"{k} (there {theirs.get(k)!r}, here {mine[k]!r})" for k in differ)
+    every = [*mine, *(k for k in theirs if k not in mine)]  # the last: of a newer verdiff
+    if differ := [k for k in every if k not in MAY_CHANGE and theirs.get(k) != mine.get(k)]:
+        said = ", ".join(f"{k} (there {theirs.get(k)!r}, here {mine.get(k)!r})" for k in differ)
         raise VerdiffError(f"{path} belongs to a run with other settings: {said}; {away}")
     (names, _, pixels), (our_names, _, our_pixels) = (
         key.partition(":") for key in (state["data"], data_key))
