@@ -20,7 +20,7 @@ from verdiff.cli import main
 from verdiff.data.datasets import held_for_test
 from verdiff.data.phantom_set import write_phantoms
 from verdiff.data.splits import drawn_split
-from verdiff.io.images import read_image
+from verdiff.io.images import open_images
 from verdiff.networks.model import VerdiffNet
 from verdiff.segmentation.confidence import (
     TRAITS,
@@ -68,6 +68,21 @@ def mine(run, tmp_path):
 def data(phantoms, tmp_path):
     "A copy of the data that a test may spoil."
     return Path(shutil.copytree(phantoms, tmp_path / "data"))
+
+
+@pytest.fixture
+def fails(capsys):
+    "Run the command; it must end with 2 and one sentence that holds the given words."
+    def check(*argv, words=()):
+        capsys.readouterr()
+        assert main([str(a) for a in argv]) == 2
+        err = capsys.readouterr().err
+        lines = [line for line in err.splitlines() if line.startswith("verdiff: error: ")]
+        assert len(lines) == 1 and "Traceback" not in err, err
+        for word in words:
+            assert str(word) in lines[0], (word, lines[0])
+        return lines[0]
+    return check
 
 
 def files(folder):
@@ -275,10 +290,10 @@ def test_one_bad_image_does_not_stop_the_others(fails, run, phantoms, tmp_path, 
                   "--ensemble", "1", words=["1.jpg"])
     assert "0.jpg" not in error
     assert {p.name[0] for p in (tmp_path / "out").iterdir()} == {"0", "2"}
-    (folder / "1.jpg").rename(folder / "1.txt")
+    (folder / "1.jpg").rename(folder / "1.webp")
     assert main(["segment", str(folder), "-o", str(tmp_path / "out"), "--model", str(run), "--steps",
                  "1", "--ensemble", "1"]) == 0
-    assert "passed over" in (err := capsys.readouterr().err) and "1.txt" in err
+    assert "passed over" in (err := capsys.readouterr().err) and "1.webp" in err
 
 
 def test_a_name_of_somebody_else_does_not_stop_the_others(fails, run, phantoms, tmp_path):
@@ -340,7 +355,7 @@ def test_images_of_one_name_from_two_folders(run, phantoms, tmp_path):
 
 def test_a_folder_is_streamed(run, phantoms, tmp_path, monkeypatch):
     "Each image is saved before the next one is read, so memory does not grow with the folder."
-    order, read, save = [], read_image, save_segmentation
+    order, read, save = [], open_images, save_segmentation
 
     def spy(word, function):
         def inner(*args, **kwargs):
@@ -350,11 +365,11 @@ def test_a_folder_is_streamed(run, phantoms, tmp_path, monkeypatch):
 
     monkeypatch.setattr("verdiff.segmentation.folder.save_segmentation", spy("save", save))
     monkeypatch.setattr("verdiff.segmentation.results.overlay", lambda image, result: image)
-    monkeypatch.setattr("verdiff.segmentation.folder.read_image", spy("read", read_image))
+    monkeypatch.setattr("verdiff.segmentation.folder.open_images", spy("read", open_images))
     folder = sorted(phantoms.rglob("test"))[0]
     assert main(["segment", str(folder), "-o", str(tmp_path), "--model", str(run), "--steps", "1",
                  "--ensemble", "1"]) == 0
-    assert order == ["read", "save"] * 3 and read is read_image
+    assert order == ["read", "save"] * 3 and read is open_images
 
 
 def test_a_warning_is_printed_and_written_and_is_no_error(mine, phantoms, tmp_path, capsys):
@@ -449,7 +464,7 @@ def test_films_held_back_for_the_test_are_counted(tmp_path, capsys):
 def test_scores_at_another_shape_are_refused_before_the_work(fails, tmp_path):
     shape = ["--profile", "smoke", "--set", "eval_width=64", "--out", tmp_path / "out"]
     for words in (["demo"], ["ablate"], ["compare", "--data", "phantom", "--methods", "unet"]):
-        fails(*words, *shape, words=["would stretch the images"])
+        fails(*words, *shape, words=["would stretch the films"])
     assert not list((tmp_path / "out").rglob("checkpoint*"))
 
 
@@ -707,7 +722,7 @@ def test_an_output_folder_without_permission(fails, run, phantoms, tmp_path, mon
 def test_interrupted(run, phantoms, tmp_path, monkeypatch, capsys):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
-    monkeypatch.setattr("verdiff.segmentation.segmenter.sample", stop)
+    monkeypatch.setattr("verdiff.segmentation.evaluation.sample", stop)
     image = str(one(phantoms, "*.jpg"))
     assert main(["segment", image, "-o", str(tmp_path), "--model", str(run)]) == 130
     err = capsys.readouterr().err

@@ -67,8 +67,7 @@ def settings_options(parser: argparse.ArgumentParser, profile: str) -> None:
 def sampling_options(parser: argparse.ArgumentParser, ensemble: int | None = 5) -> None:
     "What segment and evaluate share."
     add = parser.add_argument
-    add("--model", metavar="PATH",
-        help="folder of a model or run, or Hub id (default: bundled)")
+    add("--model", metavar="PATH", help="folder of a model or run, or Hub id (default: bundled)")
     add("--ensemble", type=partial(whole_number, most=10**4), default=ensemble, metavar="N",
         help=f"samples an image (default: {ensemble or 'as the model was calibrated, else 5'})")
     add("--seed", type=natural, default=0, help="of the noise (default: 0)")
@@ -88,11 +87,11 @@ def phantom_options(parser: argparse.ArgumentParser, training: int, test: int) -
 def segment_options(parser: argparse.ArgumentParser) -> None:
     "Words of `verdiff segment`."
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, TIFF of 8 or 16 bits, or folders")
+    add("images", nargs="+", metavar="IMAGE", help="PNG, JPEG, TIFF, DICOM, NIfTI, MHA, or folders")
     add("-o", "--out", required=True, metavar="DIR", help="where the results go")
-    add("--steps", type=positive, metavar="N",
-        help="of the sampler (default: as the model was calibrated, else 1)")
+    add("--steps", type=positive, metavar="N", help="of the sampler (default: calibrated, else 1)")
     sampling_options(parser, ensemble=None)
+    add("--window", metavar="W", help="of DICOM: which, from 0, or CENTRE,WIDTH (default: first)")
     add("--fresh", action="store_true", help="segment again what is there already")
     add("-q", "--quiet", action="store_true", help="no bar")
 
@@ -107,7 +106,7 @@ def run_segment(args: argparse.Namespace) -> int:
     list_images(args.images, out)  # complains before seconds go into the model
     segmenter = Segmenter.from_pretrained(args.model, args.device)
     count = segment_files(segmenter, args.images, out, args.steps, args.ensemble, args.seed,
-                          args.fresh, args.model or "bundled", not args.quiet)
+                          args.fresh, args.model or "bundled", not args.quiet, args.window)
     total, failed = count.pop("images"), count["could not be done"]
     print(f"{total - failed} of {total} images segmented, results in {out}",
           *(f"{n} {what}" for what, n in count.items() if n), sep="; ")
@@ -201,8 +200,7 @@ def calibrate_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     films = parser.add_mutually_exclusive_group(required=True)
     films.add_argument("--data", metavar="PATH", help="what the model was trained on, as for "
-                       "train: "
-                       "its validation part is used")
+                       "train: its validation part is used")
     films.add_argument("--images", nargs="+", metavar="IMAGE", help="usual radiographs that it was "
                        "not trained on, files or folders, 8 or more; no masks are needed")
     add("--model", metavar="PATH", help="model or run folder (default: bundled)")
@@ -367,15 +365,14 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("demo", run_demo, demo_options,
-            "train on phantom spines, segment unseen ones, draw results",
-     "verdiff demo"),
+     "train on phantom spines, segment unseen ones, draw results", "verdiff demo"),
     Command("data", run_data, data_options,
-            "fetch the public X-ray set, or draw phantoms in its layout",
+     "fetch the public X-ray set, or draw phantoms in its layout",
      "verdiff data phantom --out data/phantom"),
     Command("train", run_train, train_options, "train a network; the same command again resumes",
      "verdiff train --data phantom --profile laptop --set max_steps=500"),
     Command("segment", run_segment, segment_options,
-            "write mask, probability, uncertainty and overlay",
+     "write mask, probability, uncertainty and overlay",
      "verdiff segment scan.png more_scans/ -o results --model runs/demo"),
     Command("evaluate", run_evaluate, evaluate_options,
      "Dice and IoU of prior and diffusion, with intervals",
@@ -384,7 +381,7 @@ COMMANDS = (
      "learn which masks are usual for a model, so that each gets a confidence",
      "verdiff calibrate --data phantom --model runs/demo"),
     Command("ablate", run_ablate, ablate_options,
-            "train rows of an ablation, each with several seeds",
+     "train rows of an ablation, each with several seeds",
      "verdiff ablate --data phantom --rows both,neither --seeds 35,36,37"),
     Command("compare", run_compare, compare_options,
      "train the methods of the paper's table on the same images, and score them",
@@ -409,9 +406,8 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"verdiff {verdiff.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, run, options, about, example in COMMANDS:
-        sub = commands.add_parser(
-            name, help=about, description=f"{about[0].upper()}{about[1:]}.",
-            epilog=f"example: {example}")
+        sub = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.",
+                                  epilog=f"example: {example}")
         options(sub)
         sub.set_defaults(run=run)
     return parser

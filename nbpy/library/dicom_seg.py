@@ -137,6 +137,7 @@ def read_dicom_mask(
 
 # %%
 #| exports
+IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 FREE = "1.2.840.10008.5.1.4.1.1.1"  # CR, of which no place in the body is asked; of CT or MR it is
 
 
@@ -148,12 +149,11 @@ def stand_in(
     ds = pydicom.Dataset()
     ds.file_meta = pydicom.dataset.FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    needed = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-    if lacks := [word for word in needed if not about.get(word)]:
+    if lacks := [word for word in IDENTITY if not about.get(word)]:
         raise DataError(
             f"the image has no {lacks[0]}, so no DICOM segmentation can refer to it; write PNG"
         )
-    for word in (*needed, "Modality", "Rows", "Columns"):
+    for word in (*IDENTITY, "Modality", "Rows", "Columns"):
         setattr(ds, word, about.get(word, "OT"))
     for word in (
         "PatientID",

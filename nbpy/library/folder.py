@@ -22,19 +22,22 @@ if "google.colab" in sys.modules:
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 import verdiff
-from verdiff.files import VerdiffError
-from verdiff.io.images import read_image
+from verdiff.files import DataError, VerdiffError
+from verdiff.io.images import Picture, open_images, window_of
+from verdiff.io.masks import mask_bytes, medical_ending
 from verdiff.segmentation.results import (
-    is_done, list_images, passed_over, refuse_another, result_paths, save_segmentation,
+    is_done, list_images, medical_facts, passed_over, refuse_another, result_paths,
+    save_segmentation,
 )
-from verdiff.segmentation.segmenter import Segmenter
+from verdiff.segmentation.segmenter import Segmentation, Segmenter
 
 
 # %%
@@ -63,6 +66,57 @@ def say_before(
             "others no result has a confidence")
 
 
+# %% [markdown]
+# A multi-frame DICOM holds several pictures; each gets results of its own, called after its frame.
+
+# %%
+#| export
+def pictures_of(
+    path: Path,
+    place: Path,  # where the results go, and how their names start
+    window: int | tuple[float, float] | None = None,
+) -> Iterator[tuple[Picture, Path]]:  # each with its own place
+    "The pictures of a file, one at a time; DataError as `open_images`."
+    for picture in open_images(path, window):
+        many = picture.about.get("frames", 1) > 1
+        name = f"{place.name}_frame{picture.about['frame']:03d}" if many else place.name
+        yield picture, place.with_name(name)
+
+
+def facts_to_do(
+    picture: Picture,
+    place: Path,
+    way: dict[str, Any],  # file, model, steps, ensemble, seed, ...
+    fresh: bool = False,  # segment again what is there already
+) -> dict[str, Any] | None:  # what its files are to say; None: they are there already
+    "VerdiffError where they would lie over somebody else's."
+    pixels = hashlib.sha256(picture.pixels.tobytes()).hexdigest()
+    about = {"file": way["file"], "pixels": pixels, **way, **medical_facts(picture)}
+    paths = result_paths(place.parent, place.name, medical_ending(picture))
+    if not fresh and is_done(paths, about):
+        return None
+    refuse_another(paths[-1], about, fresh)
+    return about
+
+
+def segment_picture(
+    segmenter: Segmenter,
+    picture: Picture,
+    place: Path,
+    about: dict[str, Any],  # by `facts_to_do`
+) -> Segmentation:
+    "Segment one picture into its files."
+    image, ending, medical = Image.fromarray(picture.pixels), medical_ending(picture), None
+    result = segmenter.predict(image, about["steps"], about["ensemble"], about["seed"])
+    if ending:
+        try:
+            medical = ending, mask_bytes(result.mask > 0, picture, ending, about["verdiff"])
+        except DataError as error:
+            say(f"note: {about['file']}: no mask as {ending}: {error}")
+    save_segmentation(result, image, place.parent, place.name, medical, **about)
+    return result
+
+
 # %%
 #| export
 def segment_files(
@@ -75,35 +129,39 @@ def segment_files(
     fresh: bool = False,  # segment again what is there already
     model: str = "bundled",  # the model's name, for the records
     progress: bool = True,  # show a bar
+    window: Any = None,  # of DICOM: which, from 0, or (centre, width); or in words, see `window_of`
 ) -> Counter[str]:  # "images", "there already", "could not be done", "with a warning"
-    """Segment every image, each into five files; see `save_segmentation`.
+    """Segment every image, each into five files or six; see `save_segmentation`.
 
     A bad file is named on stderr and counted. VerdiffError where no image is found at all.
     """
-    images = list_images(sources, out)
+    images, window, count = list_images(sources, out), window_of(window), Counter({"images": 0})
     steps, ensemble = steps or segmenter.usual[0], ensemble or segmenter.usual[1]
     say_before(segmenter, sources, out, (steps, ensemble))
     way = {"model": model, "fingerprint": segmenter.fingerprint(), "steps": steps,
            "ensemble": ensemble, "seed": seed, "verdiff": verdiff.__version__}
-    count = Counter({"images": len(images)})
     for path, stem in tqdm(images, "segment", unit="image", disable=None if progress else True):
-        try:
-            paths, image = result_paths(out / stem.parent, stem.name), read_image(path)
-            pixels = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()
-            about = {"file": str(path), "pixels": pixels, **way}
-            if not fresh and is_done(paths, about):
+        pictures, notes = pictures_of(path, out / stem, window), ()
+        while True:
+            try:
+                if (found := next(pictures, None)) is None:
+                    break
+                about = facts_to_do(*found, {"file": str(path), **way}, fresh)
+            except VerdiffError as error:
+                count.update(["images", "could not be done"])
+                say(f"error: {error}")
+                continue
+            count["images"] += 1
+            if about is None:
                 count["there already"] += 1
                 continue
-            refuse_another(paths[-1], about, fresh)
-        except VerdiffError as error:
-            count["could not be done"] += 1
-            say(f"error: {error}")
-            continue
-        result = segmenter.predict(image, steps, ensemble, seed)
-        save_segmentation(result, image, out / stem.parent, stem.name, **about)
-        if result.warning:
-            count["with a warning"] += 1
-            say(f"warning: {path}: {result.warning}")
+            if found[0].notes != notes:
+                notes = found[0].notes
+                say(f"note: {path}: {'; '.join(notes)}")
+            result = segment_picture(segmenter, *found, about)
+            if result.warning:
+                count["with a warning"] += 1
+                say(f"warning: {path}: {result.warning}")
     return count
 
 
@@ -114,7 +172,6 @@ import tempfile
 from contextlib import redirect_stderr
 
 from IPython import get_ipython
-from PIL import Image
 
 from verdiff.data.phantoms import draw_phantom
 

@@ -325,6 +325,25 @@ def read_image(
 
 # %%
 #| exports
+def window_of(
+    text: Any,  # of `--window`; anything but text passes
+) -> int | tuple[float, float] | None:  # which of a file's windows, from 0; or centre and width
+    "What `1` or `40,400` asks for; DataError for other words."
+    if not isinstance(text, str):
+        return text
+    try:
+        numbers = [float(word) for word in text.split(",")]
+        if len(numbers) == 2:
+            return numbers[0], numbers[1]
+        return int(text)
+    except ValueError:
+        raise DataError(
+            f"--window {text}: expected a number from 0, or CENTRE,WIDTH as 40,400"
+        ) from None
+
+
+# %%
+#| exports
 def open_images(
     path: str | Path,  # any image; of a multi-frame DICOM each frame comes
     window: int | tuple[float, float] | None = None,
@@ -346,6 +365,9 @@ def open_images(
 
 
 # %%
+assert window_of("1") == 1 and window_of("40,400") == (40, 400)
+
+
 class Tensor:  # what torch's looks like from here
     def __init__(self, array): self.array = array
     def detach(self): return self

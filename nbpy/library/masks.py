@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from verdiff.files import DataError, atomic_write
-from verdiff.io.dicom_seg import segmentation_bytes
+from verdiff.io.dicom_seg import IDENTITY, segmentation_bytes
 from verdiff.io.grey import Raw, one_sentence
 from verdiff.io.images import How, Picture, name_of, read_raw
 from verdiff.io.slices import slice_bytes
@@ -155,7 +155,7 @@ def cut_mask(
     if len(found) > 1 and (len(found) > 31 or top > 31):
         say_once(
             f"a mask with the labels {ranges(found.tolist())}: each of them counts as vertebra; "
-            "labels= (--labels) chooses",
+            "labels= chooses",
             set(found.tolist()),
         )
     return values > 0
@@ -195,6 +195,36 @@ read_mask(labels);
 
 # %%
 #| exports
+def medical_ending(
+    picture: Picture,
+) -> str:  # ".dcm", ".nii.gz", ".mha", or "" where only a PNG can be written
+    "In which format a mask lies on a medical file's own pixels."
+    place = picture.about
+    if picture.kind == "dicom":
+        return ".dcm" if all(place.get(word) for word in IDENTITY) else ""
+    return {"nifti": ".nii.gz", "meta": ".mha"}.get(picture.kind, "") if "affine" in place else ""
+
+
+def mask_bytes(
+    mask: np.ndarray,  # bool (H, W), on the picture's pixels
+    picture: Picture,
+    ending: str,  # .png, .dcm, .nii, .nii.gz or .mha
+    version: str = "0",  # of the program or network, for the DICOM segmentation
+    name: str = "",  # to name in errors
+) -> bytes:
+    "What a file holds that ends so; DataError where it cannot be made."
+    with one_sentence(name, "written"):
+        if ending == ".dcm":
+            return segmentation_bytes(mask, picture.about, version)
+        if ending != ".png":
+            return slice_bytes(mask, picture.about, ending)
+        file = io.BytesIO()
+        Image.fromarray(mask.astype(np.uint8) * 255).save(file, "PNG")
+        return file.getvalue()
+
+
+# %%
+#| exports
 def write_mask_like(
     mask: Any,  # bool or 0 and anything, (H, W), on the picture's pixels
     picture: Picture,  # as `open_image` gave it
@@ -221,15 +251,7 @@ def write_mask_like(
                 picture.kind, ""
             )
         )
-    with one_sentence(str(path), "written"):
-        if ending == ".png":
-            file = io.BytesIO()
-            Image.fromarray(mask.astype(np.uint8) * 255).save(file, "PNG")
-            data = file.getvalue()
-        elif ending == ".dcm":
-            data = segmentation_bytes(mask, picture.about, version)
-        else:
-            data = slice_bytes(mask, picture.about, ending)
+    data = mask_bytes(mask, picture, ending, version, str(path))
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
     return path

@@ -1,11 +1,13 @@
 # %% [markdown]
 # # Results as files
-# > Five files an image, none of them written over somebody else's
+# > Five files an image (six where it is a medical one), none of them written over somebody else's
 
 # %% [markdown]
 # Each radiograph gives four PNGs (in 16 bits the probability, value / 65535, and the uncertainty, value / 131070) and a small JSON: the confidence, and
 # how the mask was made. Each file says inside that verdiff wrote it, so a hand-drawn mask or the notes of a labelling program are never
-# written over; the PNGs carry the signature of the run, the JSON its words, so an interrupted folder goes on where it stopped.
+# written over; the PNGs carry the signature of the run, the JSON its words, so an interrupted folder goes on where it stopped. A DICOM, a NIfTI and
+# a MHA also get their mask in their own format, on their own pixels; the JSON holds its SHA-256, by which it is known again, and millimetres
+# where the file tells them.
 #
 # Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/results.ipynb).
 
@@ -33,7 +35,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from verdiff.files import VerdiffError, atomic_write, files_below, write_json
-from verdiff.io.images import SUFFIXES, is_image_file, without_suffix
+from verdiff.io.images import SUFFIXES, Picture, is_image_file, without_suffix
 from verdiff.segmentation.segmenter import Segmentation, overlay
 
 # %%
@@ -68,17 +70,31 @@ def png_info(about: dict[str, Any]) -> PngInfo:
     return info
 
 
+MEDICAL = ("_mask.dcm", "_mask.nii.gz", "_mask.mha")
+
+
+def is_recorded(
+    path: Path,  # STEM_mask.dcm, .nii.gz or .mha
+) -> bool:
+    "Whether STEM.json tells of this mask, byte by byte."
+    stem = path.name[:path.name.rindex("_mask.")]
+    found = json.loads(path.with_name(f"{stem}.json").read_bytes())
+    return found.get("mask_sha256") == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def is_ours(
-    path: Path,  # of a PNG or JSON
+    path: Path,  # of a PNG, a JSON, or a mask of `MEDICAL`
 ) -> bool:
     "Whether verdiff wrote this file. A file that cannot be read belongs to somebody else."
     try:
+        if path.name.endswith(MEDICAL):
+            return is_recorded(path)
         if path.suffix == ".json":
             found = json.loads(path.read_bytes())
             return isinstance(found, dict) and {"share_of_bone", "mean_uncertainty"} <= set(found)
         with Image.open(path) as file:
             return file.info.get("Software") == "verdiff"
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return False
 
 
@@ -87,9 +103,14 @@ def is_ours(
 def result_paths(
     folder: Path,  # where the results of an image go
     stem: str,  # start of their names
+    ending: str = "",  # of a medical mask
 ) -> list[Path]:  # STEM_mask.png, ..., STEM.json
-    "The five files of one image; VerdiffError where one of these names belongs to somebody else."
-    paths = [*(Path(folder) / f"{stem}_{kind}.png" for kind in KINDS), Path(folder, f"{stem}.json")]
+    "The files of one image; VerdiffError where one of these names belongs to somebody else."
+    names = [
+        *(f"{stem}_{kind}.png" for kind in KINDS),
+        *([f"{stem}_mask{ending}"] if ending else []),
+    ]
+    paths = [Path(folder, name) for name in (*names, f"{stem}.json")]
     if len(os.fsencode(stem)) > 210:  # of 255; the rest is for the ending and the temporary name
         raise VerdiffError(
             f"{stem}: too long a name, its results need longer ones; rename the file"
@@ -108,9 +129,10 @@ def save_segmentation(
     segmentation: Segmentation,  # what to save
     image: Any,  # the radiograph, for the overlay
     folder: Path,  # where to; made if missing
-    stem: str,  # start of the five file names
-    **about: Any,  # what else STEM.json should say
-) -> list[Path]:  # the five files
+    stem: str,  # start of the file names
+    medical: tuple[str, bytes] | None = None,  # ending and content of STEM_mask in another format
+    **about: Any,  # what else STEM.json should say; `spacing_mm` is reckoned with
+) -> list[Path]:  # the files, STEM.json last
     """Write STEM_mask.png (0 or 255), STEM_probability.png (16 bits, value / 65535),
     STEM_uncertainty.png (16 bits, value / 131070: white is 0.5), STEM_overlay.png, STEM.json.
 
@@ -122,13 +144,36 @@ def save_segmentation(
         to_16_bit(2 * segmentation.uncertainty),
         overlay(image, segmentation),
     )
-    paths = result_paths(folder, stem)
+    paths = result_paths(folder, stem, medical[0] if medical else "")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for path, picture in zip(paths[:-1], pictures, strict=True):
+    for path, picture in zip(paths[:4], pictures, strict=True):
         with atomic_write(path) as temporary:
             picture.save(temporary, format="PNG", pnginfo=png_info(about))
-    write_json(paths[-1], about | segmentation.record())
+    record = about | segmentation.record()
+    if spacing := about.get("spacing_mm"):
+        record["bone_mm2"] = round(float(segmentation.mask.sum()) * spacing[0] * spacing[1], 1)
+    if medical:  # the JSON first, which tells whose the mask is
+        record["mask_sha256"] = hashlib.sha256(medical[1]).hexdigest()
+        paths[4].unlink(missing_ok=True)
+    write_json(paths[-1], record)
+    if medical:
+        with atomic_write(paths[4]) as temporary:
+            temporary.write_bytes(medical[1])
     return paths
+
+
+# %%
+#| export
+def medical_facts(
+    picture: Picture,
+) -> dict[str, Any]:
+    "What STEM.json says of a medical file: nothing of its patient."
+    facts: dict[str, Any] = {}
+    if picture.spacing:
+        facts["spacing_mm"] = [round(mm, 6) for mm in picture.spacing]  # between rows, columns
+    if picture.about.get("frames", 1) > 1:
+        facts["frame"] = picture.about["frame"]
+    return facts | ({"notes": list(picture.notes)} if picture.notes else {})
 
 
 # %%
@@ -137,13 +182,14 @@ def is_done(
     paths: list[Path],  # as `result_paths` gives them
     about: dict[str, Any],  # image, model, steps, samples, seed
 ) -> bool:
-    "Whether an earlier run wrote all five files, about this very image in this very way."
+    "Whether an earlier run wrote all files, about this very image in this very way."
     try:
-        for path in paths[:-1]:
+        for path in paths[:4]:
             with Image.open(path) as file:
                 if file.info.get("Run") != signature(about):
                     return False
-        return json.loads(paths[-1].read_bytes()).items() >= about.items()
+        whole = all(map(is_recorded, paths[4:-1]))
+        return whole and json.loads(paths[-1].read_bytes()).items() >= about.items()
     except (OSError, ValueError):
         return False
 
@@ -155,7 +201,7 @@ def is_output(
     out: Path,  # output folder
 ) -> bool:
     "Whether an earlier run wrote this file into the output folder: by name, place and mark."
-    ends = tuple(f"_{kind}.png" for kind in KINDS)
+    ends = (*(f"_{kind}.png" for kind in KINDS), *MEDICAL)
     return path.name.endswith(ends) and out.resolve() in path.resolve().parents and is_ours(path)
 
 

@@ -7,7 +7,7 @@ Docs: https://verdiff.github.io/verdiff/library/images.html.md"""
 # %% auto #0
 __all__ = ['SUFFIXES', 'HEAD', 'MAGIC', 'content_kind', 'is_image_file', 'without_suffix', 'bytes_of', 'bytes_behind',
            'raw_of_image', 'name_of', 'How', 'decode', 'read_raw', 'Picture', 'picture', 'open_image', 'read_image',
-           'open_images', 'read_smaller']
+           'window_of', 'open_images', 'read_smaller']
 
 # %% ../../nbs/library/images.ipynb #1c4a7bfa
 import io
@@ -265,6 +265,23 @@ def read_image(
 ) -> Image.Image:  # mode "L", at the image's own size
     "The pixels of `open_image` as a Pillow image; DataError as there."
     return Image.fromarray(open_image(source, window, frame, name).pixels)
+
+# %% ../../nbs/library/images.ipynb #45349f63
+def window_of(
+    text: Any,  # of `--window`; anything but text passes
+) -> int | tuple[float, float] | None:  # which of a file's windows, from 0; or centre and width
+    "What `1` or `40,400` asks for; DataError for other words."
+    if not isinstance(text, str):
+        return text
+    try:
+        numbers = [float(word) for word in text.split(",")]
+        if len(numbers) == 2:
+            return numbers[0], numbers[1]
+        return int(text)
+    except ValueError:
+        raise DataError(
+            f"--window {text}: expected a number from 0, or CENTRE,WIDTH as 40,400"
+        ) from None
 
 # %% ../../nbs/library/images.ipynb #6f741e5c
 def open_images(
