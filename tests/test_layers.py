@@ -90,7 +90,7 @@ SUBJECT = ("diffusion", "networks.unet", "networks.msfm", "networks.nsa", "netwo
 
 def test_modules_stay_short():
     lines = {m: len(p.read_text(encoding="utf-8").splitlines()) for m, p in MODULES.items()}
-    assert {m: n for m, n in lines.items() if n > 460} == {}
+    assert {m: n for m, n in lines.items() if n > 450} == {}
     subject = {m: n for m, n in lines.items() if m.startswith(SUBJECT)}
     assert max(subject.values()) <= 300 and sum(subject.values()) <= 1400
 
