@@ -464,7 +464,7 @@ def test_films_held_back_for_the_test_are_counted(tmp_path, capsys):
 def test_scores_at_another_shape_are_refused_before_the_work(fails, tmp_path):
     shape = ["--profile", "smoke", "--set", "eval_width=64", "--out", tmp_path / "out"]
     for words in (["demo"], ["ablate"], ["compare", "--data", "phantom", "--methods", "unet"]):
-        fails(*words, *shape, words=["would stretch the films"])
+        fails(*words, *shape, words=["would stretch the images"])
     assert not list((tmp_path / "out").rglob("checkpoint*"))
 
 
@@ -722,7 +722,7 @@ def test_an_output_folder_without_permission(fails, run, phantoms, tmp_path, mon
 def test_interrupted(run, phantoms, tmp_path, monkeypatch, capsys):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
-    monkeypatch.setattr("verdiff.segmentation.evaluation.sample", stop)
+    monkeypatch.setattr("verdiff.segmentation.segmenter.sample", stop)
     image = str(one(phantoms, "*.jpg"))
     assert main(["segment", image, "-o", str(tmp_path), "--model", str(run)]) == 130
     err = capsys.readouterr().err
