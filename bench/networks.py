@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from verdiff.comparison import MonaiDiffusion
-from verdiff.model import VerdiffNet
+from verdiff.lab.methods import MonaiDiffusion
+from verdiff.networks.model import VerdiffNet
 from verdiff.settings import load_settings
 
 SMALL, FULL = ["128x64"], ["256x256", "752x256"]

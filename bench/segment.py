@@ -21,9 +21,9 @@ import torch
 from common import Cost, cost, machine
 from networks import med_seg_diff_network, monai_network, ours_of_size, size_of
 
-from verdiff.data import draw_phantom
-from verdiff.inference import Segmenter
-from verdiff.sampling import sample
+from verdiff.data.phantoms import draw_phantom
+from verdiff.diffusion.sampling import sample
+from verdiff.segmentation.segmenter import Segmenter
 
 STEPS, ENSEMBLE = 10, 5  # ours
 TUTORIAL_STEPS = 1000  # MONAI's tutorial samples with all of them, for each of 5 samples

@@ -1,5 +1,6 @@
 "Nothing imports upwards, late imports inside of functions included; what is imported is a dependency."
 import ast
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -122,3 +123,11 @@ def test_what_is_imported_is_a_dependency(folder, extras):
     lacking = {n for n in used - BROUGHT_ALONG - optional
                if INSTALLED_AS.get(n, n).lower().replace("_", "-") not in known}
     assert lacking == set()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT.parent / "bench").glob("*.py")), ids=lambda p: p.name)
+def test_scripts_import_what_is_there(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "verdiff":
+            module = importlib.import_module(node.module)
+            assert [a.name for a in node.names if not hasattr(module, a.name)] == []
