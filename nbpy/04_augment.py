@@ -19,7 +19,6 @@ if "google.colab" in sys.modules:
 
 # %%
 #| exports
-#| code-fold: true
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -289,7 +288,112 @@ torch.testing.assert_close(change_contrast(images, 0.0), images)
 
 
 # %% [markdown]
-# ## 5 · Everything at once
+# ## 5 · Beyond Section 3.2
+#
+# The paper stops here. Radiographs of other hospitals differ in more: noise, blur, another machine's gamma, a spine that is small in a wide image or leaves it at an end. Each gets a strength of its own, zero unless a profile says otherwise, and half of the images draw none of it, so clean ones stay common.
+
+# %%
+#| exports
+def half_none(
+    batch: int,
+    shape: tuple[int, ...],
+    generator: Source,
+    signed: bool = False,  # also below zero
+) -> Tensor:  # (batch, *shape) in [0, 1], or in [-1, 1]
+    "How much of a disturbance each image gets, as a share of the most."
+    share = 2 * random_rows(torch.rand, batch, shape, generator) - 1
+    return share if signed else share.clamp(min=0)
+
+
+# %%
+share = half_none(1000, (), seeded(35))
+print(f"none for {(share == 0).float().mean():.0%}")
+assert 0 <= share.min() and share.max() <= 1
+
+
+# %%
+#| exports
+def gaussian_blur(
+    images: Tensor,  # (B, 1, H, W)
+    sigma: Tensor,  # pixels, (B,); 0: none
+    radius: int,  # pixels that the filter reaches
+) -> Tensor:  # (B, 1, H, W)
+    "Each image with a filter of its own, along rows, then along columns."
+    x = torch.arange(-radius, radius + 1, device=images.device)
+    width = sigma.to(images).clamp(min=1e-3)[:, None]
+    weights = torch.exp(-0.5 * (x / width) ** 2)
+    weights = (weights / weights.sum(1, keepdim=True))[:, None, None]
+    rows = F.pad(images.transpose(0, 1), [radius] * 4, mode="replicate")
+    rows = F.conv2d(rows, weights, groups=len(images))  # 1 b h+2r w
+    rows = F.conv2d(rows, weights.transpose(2, 3), groups=len(images))
+    return rows.transpose(0, 1)
+
+
+# %%
+dots = torch.zeros(2, 1, 9, 9)
+dots[..., 4, 4] = 1
+soft = gaussian_blur(dots, torch.tensor([0.0, 1.5]), 4)
+assert torch.equal(soft[0], dots[0])
+assert soft[1].sum().isclose(torch.tensor(1.0), atol=0.02)
+
+
+# %%
+#| exports
+def other_machine(
+    images: Tensor,  # (B, 1, H, W) in [0, 1]
+    gamma: float,  # largest logarithm of the exponent, either sign
+    blur: float,  # largest standard deviation, share of the width
+    noise: float,  # largest standard deviation of white noise
+    generator: Source = None,
+) -> Tensor:  # the same shape and range
+    "Another machine's gamma, blur and noise."
+    n, width = len(images), images.shape[-1]
+    if gamma:
+        share = half_none(n, (1, 1, 1), generator, signed=True)
+        images = images ** torch.exp(gamma * share).to(images)
+    if blur:
+        sigma = blur * width * half_none(n, (), generator)
+        images = gaussian_blur(images, sigma, math.ceil(3 * blur * width))
+    if noise:
+        strength = noise * half_none(n, (1, 1, 1), generator)
+        shape = tuple(images.shape[1:])
+        white = random_rows(torch.randn, n, shape, generator)
+        images = (images + (strength * white).to(images)).clamp(0, 1)
+    return images
+
+
+def rows_kept(
+    images: Tensor,  # (B, 1, H, W)
+    cut: float,  # largest share of the height lost at either end
+    generator: Source = None,
+) -> Tensor:  # {0, 1}, (B, 1, H, 1)
+    "Rows that are still on the image when its ends are cut off."
+    n, height = len(images), images.shape[-2]
+    lost = cut * half_none(n, (2, 1, 1, 1), generator).to(images)
+    rows = torch.arange(height, device=images.device).view(1, height, 1)
+    middle = (rows + 0.5) / height
+    kept = (middle >= lost[:, 0]) & (middle <= 1 - lost[:, 1])
+    return kept.to(images)
+
+
+def widened(
+    grid: Tensor,  # (B, H, W, 2), for `grid_sample`
+    generator: Source = None,
+) -> Tensor:  # the same shape
+    "For half of the images what lies beyond the sides is as grey as they."
+    beyond = half_none(len(grid), (1, 1, 1), generator).to(grid) > 0
+    x, y = grid.split(1, -1)
+    return torch.cat([torch.where(beyond, x.clamp(-0.98, 0.98), x), y], -1)
+
+
+# %%
+#| fig-alt: "Eight drawn radiographs as another machine might give them: some blurred, some grainy, some paler or darker, some as they were."
+show(other_machine(images, 0.4, 0.02, 0.1, seeded(35)), masks)
+kept = rows_kept(images, 0.25, seeded(35))
+assert kept.mean((1, 2, 3)).min() >= 0.5 and kept.max() == 1
+
+# %% [markdown]
+# ## 6 · Everything at once
 #
 # Rotation, scale, shift and elastic deformation are all *coordinates*. So they are composed into one field, and the picture is resampled once; resampling four times would blur it four times. The mask goes through the same field as the image and is cut at one half. What comes from outside the radiograph is black.
 #
@@ -299,7 +403,7 @@ torch.testing.assert_close(change_contrast(images, 0.0), images)
 #| exports
 @dataclass(frozen=True)
 class Augment:
-    "Section 3.2 for a batch at once; scale and flip are not in the paper."
+    "Section 3.2 for a batch at once; from scale on not in the paper."
 
     rotation: float = 30.0  # degrees, uniform in both directions
     shift: tuple[float, float] = (0.01, 0.05)  # share of each side, either sign
@@ -307,12 +411,18 @@ class Augment:
     contrast: float = 0.25  # see `change_contrast`
     scale: tuple[float, float] = (1.0, 1.0)  # enlargement, log-uniform
     flip: float = 0.0  # probability of a left-right flip
+    zoom_out: float = 0.0  # down to 1 / (1 + that) of the size
+    gamma: float = 0.0  # these three: see `other_machine`
+    blur: float = 0.0
+    noise: float = 0.0
+    cut: float = 0.0  # see `rows_kept`
 
     @classmethod
     def from_settings(cls, s: Any) -> "Augment":
         "From `Settings` or anything with its attributes."
         return cls(s.rotation, (s.shift_min, s.shift_max), s.elastic,
-                   s.contrast, (s.scale_min, s.scale_max), s.flip)
+                   s.contrast, (s.scale_min, s.scale_max), s.flip,
+                   s.zoom_out, s.gamma, s.blur, s.noise, s.cut)
 
     def grid(
         self,
@@ -334,6 +444,9 @@ class Augment:
         bend = elastic_field(batch, size, self.elastic, generator,
                              device=device)
         mirror = torch.where(uniform(0, 1) < self.flip, -1.0, 1.0)
+        if self.zoom_out:
+            share = half_none(batch, (), generator)
+            scale = scale / (1 + self.zoom_out * share)
         theta = affine_matrix(angle, scale, shift, size)
         theta[:, 0] *= mirror[:, None]  # flips where x is looked up
         straight = F.affine_grid(theta.to(device), [batch, 1, *size],
@@ -357,13 +470,30 @@ class Augment:
         images = change_contrast(images, self.contrast, generator)
         both = torch.cat([images, masks.to(images)], 1)  # b 1+1 h w
         both = F.grid_sample(both, grid, align_corners=False)
-        return both[:, :1].clamp(0, 1), (both[:, 1:] >= 0.5).float()
+        image, mask = both[:, :1], (both[:, 1:] >= 0.5).float()
+        if self.zoom_out:
+            image = F.grid_sample(images, widened(grid, generator),
+                                  align_corners=False)
+        image = other_machine(image.clamp(0, 1), self.gamma, self.blur,
+                              self.noise, generator)
+        if self.cut:
+            kept = rows_kept(image, self.cut, generator)
+            image, mask = image * kept, mask * kept
+        return image, mask
 
 
 # %%
 #| fig-alt: "The eight drawn spines turned, shifted, deformed and changed in contrast; each orange outline has moved with its vertebrae."
 augment = Augment()
 show(*augment(images, masks, seeded(35)))
+
+# %% [markdown]
+# And as profile `long` has it, for a network that shall meet the world:
+
+# %%
+#| fig-alt: "The eight drawn spines as profile long disturbs them: some small in a wide image, some cut off at an end, some blurred or grainy, each with its outline."
+harder = Augment.from_settings(load_settings("long"))
+show(*harder(images, masks, seeded(35)))
 
 # %% [markdown]
 # The mesh under five random fields, at the same strengths:
@@ -426,7 +556,7 @@ show(
 
 
 # %% [markdown]
-# ## 6 · How much is too much
+# ## 7 · How much is too much
 #
 # A rotation by 30° turns the ends of a spine out of an image that is three times as tall as wide. How much of the mask is lost?
 

@@ -192,6 +192,11 @@ class Settings:
     scale_min: Factor
     scale_max: Factor
     flip: Share  # probability of a left-right flip
+    zoom_out: Annotated[float, Between(0, 10)]  # down to 1 / (1 + that) of the size
+    gamma: Annotated[float, Between(0, 3)]  # largest logarithm of an exponent
+    blur: Share  # largest standard deviation, share of the width
+    noise: Share  # largest standard deviation
+    cut: Annotated[float, Between(0, 0.5)]  # largest share of the height lost at either end
     stream: Literal["auto", "true", "false"]  # decode when needed; auto: where memory is short
     # what is written on the way
     validate_every: Count  # steps
@@ -243,7 +248,9 @@ class Settings:
 # %%
 #| export
 # newer keys: what runs did before there were any
-LATER: dict[str, Any] = {"stem": 1, "input_scale": 1.0, "recycle": 0.0}
+LATER: dict[str, Any] = {
+    "stem": 1, "input_scale": 1.0, "recycle": 0.0,
+    "zoom_out": 0.0, "gamma": 0.0, "blur": 0.0, "noise": 0.0, "cut": 0.0}
 
 
 def known_values(
