@@ -249,9 +249,9 @@ def test_other_settings_and_other_images_are_refused(tmp_path):
 
 def test_a_setting_that_this_version_does_not_know_is_another_run(tmp_path):
     "A checkpoint of a newer verdiff: what the key did cannot be gone on with."
-    state = {"step": 2, "settings": SMOKE.to_dict() | {"zoom_out": 1.0}, "data": "x", "processes": 1}
+    state = {"step": 2, "settings": SMOKE.to_dict() | {"a_newer_key": 1.0}, "data": "x", "processes": 1}
     save_checkpoint(tmp_path, state)
-    with pytest.raises(VerdiffError, match="zoom_out .there 1.0, here None"):
+    with pytest.raises(VerdiffError, match="a_newer_key .there 1.0, here None"):
         load_checkpoint(tmp_path, SMOKE, "x")
 
 
