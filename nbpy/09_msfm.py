@@ -245,7 +245,7 @@ assert out.mean().abs() < 0.2 and (out.std() - 1).abs() < 0.2
 # %%
 #| exports
 def descriptor_norm(kind: str, dim: int) -> nn.Module:
-    "Of z in Eq. (13), (B, dim): 'group' is layer norm, 'batch' the paper's."
+    "Of z in Eq. (13): 'group' is layer norm, 'batch' the paper's; ValueError."
     if kind not in ("group", "batch"):
         raise ValueError(f"norm must be 'group' or 'batch', not {kind!r}")
     return DescriptorBatchNorm(dim) if kind == "batch" else nn.LayerNorm(dim)

@@ -96,6 +96,46 @@ def test_modules_stay_short():
     assert max(subject.values()) <= 300 and sum(subject.values()) <= 1400
 
 
+def windows(path, size=6):
+    "Every run of six lines that say something; imports, tables and closing brackets say nothing."
+    lines = [(n, line.strip()) for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)]
+    lines = [(n, s) for n, s in lines if len(s) > 3 and not s.startswith(("from ", "import ", "#", "'", "__all__"))]
+    for k in range(len(lines) - size + 1):
+        yield lines[k][0], "\n".join(s for _, s in lines[k:k + size])
+
+
+def test_no_six_lines_stand_in_two_modules():
+    seen, twice = {}, []
+    for module, path in MODULES.items():
+        for line, text in windows(path):
+            other = seen.setdefault(text, (module, line))
+            if other[0] != module:
+                twice.append(f"{module}:{line} as {other[0]}:{other[1]}")
+    assert twice == []
+
+
+# ---------------------------------------------------------------- what a public docstring names
+
+SAYS = re.compile(r"rais|refus|error|fail|must|otherwise|missing|interrupt|ends?\b", re.I)
+
+
+def raising(module):
+    "The public functions and methods of a module that raise, with their docstrings."
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    public = {e.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"
+              for e in n.value.elts if isinstance(e, ast.Constant)}
+    for owner in [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name in public)]:
+        for f in owner.body:
+            seen = f.name in public if owner is tree and isinstance(f, ast.FunctionDef) else not getattr(f, "name", "_").startswith("_")
+            if isinstance(f, ast.FunctionDef) and seen and any(isinstance(n, ast.Raise) for n in ast.walk(f)):
+                yield f.name, ast.get_docstring(f) or ""
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_docstrings_name_their_errors(module):
+    assert [name for name, text in raising(module) if not SAYS.search(text)] == []
+
+
 # ---------------------------------------------------------------- what `pip install "verdiff[notebooks]"` must bring
 
 BROUGHT_ALONG = {"IPython", "matplotlib_inline", "pytest"}  # by jupyterlab; the last on no page

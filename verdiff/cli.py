@@ -27,7 +27,7 @@ from .settings import load_settings
 
 # %% ../nbs/library/cli.ipynb #23057b91
 def whole_number(text: str, least: int = 1, most: int = 10**9) -> int:
-    "Turn digits into a number between the two, for argparse."
+    "Turn digits into a number between the two, for argparse. ArgumentTypeError for anything else."
     if not (text.isascii() and text.isdigit() and int(text) >= least):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
     if int(text) > most:
@@ -49,7 +49,7 @@ def steps_list(text: str) -> list[int]:
 
 # %% ../nbs/library/cli.ipynb #8126b139
 def size_pair(text: str) -> tuple[int, int]:
-    "Turn 768x256 into (height, width), for argparse."
+    "Turn 768x256 into (height, width), for argparse. ArgumentTypeError for anything else."
     numbers = [positive(word) for word in text.lower().split("x")]
     if len(numbers) != 2:
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 768x256")
@@ -213,7 +213,7 @@ def calibrate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_calibrate(args: argparse.Namespace) -> int:
-    "The command `verdiff calibrate`."
+    "The command `verdiff calibrate`; VerdiffError for a model that cannot keep its calibration."
     from dataclasses import replace
 
     from verdiff.segmentation.confidence import calibrate, save_reference, sha256_of_weights
@@ -303,7 +303,7 @@ def ablate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_ablate(args: argparse.Namespace) -> int:
-    "The command `verdiff ablate`."
+    "The command `verdiff ablate`; VerdiffError for a row whose setting does not exist."
     from verdiff.lab.ablation import ROWS, choose, parse_row, row_settings, sweep
     from verdiff.lab.tables import format_table, save_tables
 
@@ -431,7 +431,7 @@ def _sentence(error: Exception) -> str | None:
 def main(
     argv: Sequence[str] | None = None,  # words of the command line; None: those of the process
 ) -> int:  # 0: well; 2: an error that a sentence explains; 130: interrupted
-    "The command `verdiff`."
+    "The command `verdiff`. What is no error of the input is raised as it is."
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a letter shows its number
             stream.reconfigure(errors="backslashreplace")

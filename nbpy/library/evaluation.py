@@ -293,7 +293,10 @@ def validation_images(
     segmenter: Segmenter,
     folder: Path,  # of the model; run.json lies in it or above it
 ) -> list[Any]:  # grey images
-    "The radiographs that the model was validated on, not trained on; of phantoms, new ones."
+    """The radiographs that the model was validated on, not trained on; of phantoms, new ones.
+
+    VerdiffError where the model's notes are damaged.
+    """
     if data == "phantom":
         return [draw_phantom(seed=50_000 + i).image for i in range(24)]
     opened = open_dataset(data, "training", segmenter.model.size, segmenter.model.config.fit)

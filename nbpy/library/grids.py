@@ -154,7 +154,10 @@ class Volume:
 def load(
     file: VolumeFile,
 ) -> Volume:
-    "Read every voxel and turn the axes."
+    """Read every voxel and turn the axes.
+
+    DataError where the voxels do not fit into memory or cannot be read.
+    """
     try:
         native = np.empty(file.shape, file.dtype.newbyteorder("="), order="F")
     except MemoryError:

@@ -135,7 +135,10 @@ assert content_kind(b"NDims = 2") == "meta" and content_kind(bytes(344) + b"n+1\
 def bytes_of(
     file: Any,  # open, binary
 ) -> bytes:
-    "All of a file, which stays open and where it was."
+    """All of a file, which stays open and where it was.
+
+    DataError for a file that is open as text.
+    """
     seekable = getattr(file, "seekable", lambda: True)()
     at = file.tell() if seekable else 0
     if seekable:
@@ -225,7 +228,10 @@ def decode(
     how: How,
     path: Path | None = None,  # where the bytes come from
 ) -> Raw:
-    "The numbers of a file's content."
+    """The numbers of a file's content.
+
+    DataError where they are no image of a known kind, or a damaged one.
+    """
     kind = content_kind(data[:HEAD])
     if kind == "tiff":
         return read_tiff(data, how.frame)

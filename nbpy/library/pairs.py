@@ -57,7 +57,10 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})
 def images_by_stem(
     folder: Path,
 ) -> dict[str, Path]:
-    "The image files of a folder and its subfolders, by their path below it without the suffix."
+    """The image files of a folder and its subfolders, by their path below it without the suffix.
+
+    DataError where two files differ only in the suffix.
+    """
     found: dict[str, Path] = {}
     for path in sorted(filter(is_image_file, files_below(folder))):
         below = path.relative_to(folder)
@@ -136,7 +139,10 @@ class MaskFolder(CanvasSet):
         return read_image(self.pairs[i][0])
 
     def arrays(self, i: int) -> tuple[np.ndarray, np.ndarray, Placement]:
-        "Image (0 to 255) and mask (0, 1) on the canvas, uint8 (H, W), and the placement."
+        """Image (0 to 255) and mask (0, 1) on the canvas, uint8 (H, W), and the placement.
+
+        DataError where they cannot be read or differ in size.
+        """
         image, mask = self.read_image(i), read_mask(self.pairs[i][1])
         if mask.size != image.size:
             raise DataError(f"{self.pairs[i][1]}: the mask is {mask.height}x{mask.width} but "

@@ -194,7 +194,10 @@ def write_volume_set(
     seed: int = 0,
     **drawing: object,  # of `draw_phantom_volume`: spacing, view, oblique, ...
 ) -> dict[str, PhantomVolume]:  # name -> what was written
-    "Phantoms in the folders of a data set."
+    """Phantoms in the folders of a data set.
+
+    DataError for an unknown layout, or a folder that holds something.
+    """
     if layout not in WRITERS:
         raise DataError(f"layout={layout!r}: no such layout; one of {', '.join(WRITERS)}")
     out = Path(out)

@@ -255,6 +255,8 @@ def list_images(
     """Every image of files and folders, in order; two of one name keep their suffix as well.
 
     In a folder of pairs, with images/ and masks/, the masks are left out.
+
+    VerdiffError for a name that is empty, and a folder without an image.
     """
 
     found: dict[Path, Path] = {}  # a file that is named twice is segmented once

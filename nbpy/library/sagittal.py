@@ -327,7 +327,10 @@ def measure_tone(
     file: VolumeFile,
     options: SliceOptions,
 ) -> Tone:
-    "CT: the window. MR: percentiles of what is left after the slow brightness is divided out."
+    """CT: the window. MR: percentiles of what is left after the slow brightness is divided out.
+
+    DataError for a volume of one grey value, or a CT that is not in Hounsfield units.
+    """
     modality = options.modality
     if modality not in ("ct", "mr"):
         modality = "ct" if coarse.min() < -400 else "mr"

@@ -247,7 +247,10 @@ def one_case(
     labels: str = "auto",
     modality: str = "auto",
 ) -> Case:
-    "Any image with its mask."
+    """Any image with its mask.
+
+    DataError for a folder of masks without a vertebra.
+    """
     image, mask = Path(image), Path(mask)
     if not mask.is_dir():
         return Case(stem(image), stem(image), image, (mask,), "", modality, labels)

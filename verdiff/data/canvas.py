@@ -44,7 +44,10 @@ def place(
     size: tuple[int, int],  # (height, width) of the canvas
     fit: str = "letterbox",  # "letterbox" keeps the shape, "squash" fills the canvas
 ) -> Placement:
-    "How an image of that size goes onto the canvas."
+    """How an image of that size goes onto the canvas.
+
+    ValueError for another `fit`.
+    """
     if fit not in ("letterbox", "squash"):
         raise ValueError(f"fit must be 'letterbox' or 'squash', not {fit!r}")
     rows, columns = size
@@ -74,7 +77,10 @@ def unfit(
     array: np.ndarray,  # (h, w) on the canvas
     placement: Placement,  # as `fit_image` gave it
 ) -> np.ndarray:  # float32, (height, width) of the original image
-    "Undo `fit_image`: cut the content out, enlarge bilinearly to the image's own size."
+    """Undo `fit_image`: cut the content out, enlarge bilinearly to the image's own size.
+
+    ValueError for an array of another shape than the canvas.
+    """
     if array.shape != tuple(placement.size):
         raise ValueError(f"the array is {array.shape}, the canvas was {tuple(placement.size)}")
     rows, columns = placement.content
@@ -104,7 +110,10 @@ class CanvasSet:
     fit: str  # "letterbox" or "squash"
 
     def arrays(self, i: int) -> tuple[np.ndarray, np.ndarray, Placement]:
-        "Image (0 to 255) and mask (0, 1) on the canvas, uint8 (H, W), and the placement."
+        """Image (0 to 255) and mask (0, 1) on the canvas, uint8 (H, W), and the placement.
+
+        DataError where they cannot be read or do not belong together.
+        """
         raise NotImplementedError
 
     def truth(self, i: int, where: Placement) -> tuple[np.ndarray, np.ndarray]:

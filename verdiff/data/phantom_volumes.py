@@ -247,7 +247,10 @@ def draw_phantom_volume(
     view: Sequence[float] = (96, 160, 240),  # mm shown to the right, front and up
     levels: Sequence[str] = SPINE[16:24],
 ) -> PhantomVolume:
-    "The same seed is the same spine in every modality and on every grid."
+    """The same seed is the same spine in every modality and on every grid.
+
+    DataError for another modality.
+    """
     if modality not in GREYS:
         raise DataError(f"modality={modality!r}: a phantom is {' or '.join(GREYS)}")
     spacing = spacing or ((1.5, 1.5, 2.5) if modality == "ct" else (4.0, 1.2, 1.2))

@@ -103,7 +103,10 @@ def note(text: str) -> None:
 
 
 def on_side(found: Found, split: str, root: Any) -> list[Case]:
-    "The cases of a split; test is the validation part where a set publishes no test."
+    """The cases of a split; test is the validation part where a set publishes no test.
+
+    DataError where the split is empty.
+    """
     sides = {c.split for c in found.cases}
     if split == "test" and "test" not in sides:
         split = "validation"

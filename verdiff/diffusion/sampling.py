@@ -104,7 +104,7 @@ def timestep_sequence(
     timesteps: int,  # T
     steps: int,  # how many to visit
 ) -> list[int]:  # falling, starts at T - 1
-    "Evenly spaced times that begin at the last one (\"trailing\")."
+    "Times from the last one down, evenly; ValueError for more than T or none."
     if not 1 <= steps <= timesteps:
         raise ValueError(
             f"steps must lie between 1 and {timesteps}, not {steps}")

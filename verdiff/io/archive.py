@@ -49,7 +49,10 @@ def open_zip(
 def locate(
     root: str | Path,  # folder or zip
 ) -> Path:
-    "The folder itself, or the zip that was downloaded into it."
+    """The folder itself, or the zip that was downloaded into it.
+
+    DataError where there is neither.
+    """
     root = Path(root)
     if not root.exists():
         raise DataError(f"{root}: no such file or folder; `verdiff data xray` fetches the X-ray "

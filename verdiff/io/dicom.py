@@ -274,7 +274,10 @@ def frame_raw(
     window: int | tuple[float, float] | None = None,
     stored: bool = False,  # labels of a mask: no window, no units
 ) -> Raw:
-    "One frame of a data set."
+    """One frame of a data set.
+
+    DataError for a damaged header or pixels that cannot be shown.
+    """
     try:
         view, little = frame_header(ds, frame), ds.original_encoding[1] is not False
         pixels = stored_bits(decode_frame(ds, frame), view)

@@ -79,7 +79,10 @@ def looks(
     little: bool,
     window: int | tuple[float, float] | None,  # which of the file's, from 0, or (centre, width)
 ) -> np.ndarray | None:  # 0 to 1; None where there is no window
-    "The picture through its table or window: the first, or the one that is asked for."
+    """The picture through its table or window: the first, or the one that is asked for.
+
+    DataError for a window that the file does not have, or one without width.
+    """
     function = str(view.get("VOILUTFunction") or "LINEAR").strip().upper()
     if isinstance(window, (tuple, list)):
         centre, width = map(float, window)

@@ -92,7 +92,10 @@ def segment_labels(
 def read_segmentation(
     ds: Any,  # pydicom's Dataset of a segmentation
 ) -> Raw:
-    "The labels of a segmentation of one image."
+    """The labels of a segmentation of one image.
+
+    DataError where it is damaged or of several images.
+    """
     try:
         labels = segment_labels(ds)
         return Raw(labels, "dicom", None, False, labels.shape, spacing_of(frame_header(ds, 0))[0])

@@ -28,7 +28,10 @@ TAGS = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient", 
 def slice_headers(
     folder: Path,
 ) -> list[tuple[Path, Any]]:  # files that hold a picture, with the few tags that are needed
-    "Everything in a folder that is DICOM by content."
+    """Everything in a folder that is DICOM by content.
+
+    DataError for a file that breaks off.
+    """
     pydicom, found = extra("pydicom"), []
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         with open(path, "rb") as file:

@@ -47,7 +47,10 @@ XRAY_MANIFEST = "90004c1822c5a1a64773c244f647681d1cfb8208bf380eb266084af393ad4a2
 def manifest(
     archive: str | Path,  # a zip that holds the published layout somewhere
 ) -> str:  # hex digest
-    "SHA-256 of the names, sizes and CRCs of all images and tables; reads every byte."
+    """SHA-256 of the names, sizes and CRCs of all images and tables; reads every byte.
+
+    DataError for a zip of another layout, or a damaged one.
+    """
     store = Store(archive)
     if not store.is_zip or store.top is None:
         raise DataError(f"{archive}: no published layout inside (data/ and labels/)")

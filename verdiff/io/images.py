@@ -102,7 +102,10 @@ def without_suffix(
 def bytes_of(
     file: Any,  # open, binary
 ) -> bytes:
-    "All of a file, which stays open and where it was."
+    """All of a file, which stays open and where it was.
+
+    DataError for a file that is open as text.
+    """
     seekable = getattr(file, "seekable", lambda: True)()
     at = file.tell() if seekable else 0
     if seekable:
@@ -178,7 +181,10 @@ def decode(
     how: How,
     path: Path | None = None,  # where the bytes come from
 ) -> Raw:
-    "The numbers of a file's content."
+    """The numbers of a file's content.
+
+    DataError where they are no image of a known kind, or a damaged one.
+    """
     kind = content_kind(data[:HEAD])
     if kind == "tiff":
         return read_tiff(data, how.frame)

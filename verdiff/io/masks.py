@@ -95,7 +95,10 @@ def cut_mask(
     kind: str,  # "jpeg" blurs
     labels: Sequence[int] | None = None,  # that count; None: all but 0
 ) -> np.ndarray:  # bool (H, W)
-    "Which pixels are vertebra: by labels, half a probability, or half of a soft border's height."
+    """Which pixels are vertebra: by labels, half a probability, or half of a soft border's height.
+
+    DataError for labels in a file that blurs them.
+    """
     top = values.max()
     if values.dtype == bool:
         return values

@@ -68,7 +68,10 @@ def pillow_raw(
     kind: str,
     orientation: int | None = None,  # None: as EXIF says
 ) -> Raw:
-    "The numbers of a Pillow image; deep ones stay deep, indices keep their palette."
+    """The numbers of a Pillow image; deep ones stay deep, indices keep their palette.
+
+    DataError for colours that have no grey of their own.
+    """
     check_size(image.height, image.width)
     orientation = exif_orientation(image) if orientation is None else orientation
     palette = None
@@ -162,7 +165,10 @@ PHOTOMETRIC = 262
 def page_by_tifffile(
     page: tifffile.TiffPage,
 ) -> np.ndarray:  # (H, W) or (H, W, samples)
-    "The numbers as stored."
+    """The numbers as stored.
+
+    DataError for several grey values a pixel.
+    """
     pixels = page.asarray()
     if page.axes.startswith("S") and pixels.ndim == 3:
         pixels = np.moveaxis(pixels, 0, -1)
@@ -180,7 +186,10 @@ def page_by_pillow(
     file: tifffile.TiffFile,
     index: int,
 ) -> Raw:  # not turned
-    "The numbers as stored, from a copy of the file without tags that Pillow would half obey."
+    """The numbers as stored, from a copy of the file without tags that Pillow would half obey.
+
+    DataError for what Pillow would cut to 8 bits.
+    """
     page, copy = file.pages[index], bytearray(data)
     for code, plain in ((ORIENTATION, 1), (PHOTOMETRIC, max(int(page.photometric), 1))):
         if (tag := page.tags.get(code)) is not None and tag.count == 1 and int(tag.dtype) == 3:
@@ -203,7 +212,10 @@ def read_tiff(
     data: bytes,
     frame: int | None = None,  # of a stack, from 0, previews not counted
 ) -> Raw:
-    "The one page of a TIFF that is the picture, by its tags."
+    """The one page of a TIFF that is the picture, by its tags.
+
+    DataError for a damaged file, or one without a picture.
+    """
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         index = full_page(list(islice(file.pages, 64)), frame)
         page = file.pages[index]

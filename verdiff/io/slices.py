@@ -59,7 +59,10 @@ def slice_from_bytes(
     data: bytes,
     kind: str,  # "nifti" or "meta"
 ) -> Raw:
-    "As `read_slice`, of a file that is not on the disk."
+    """As `read_slice`, of a file that is not on the disk.
+
+    DataError where it is damaged.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ("slice.mha" if kind == "meta" else "slice.nii")
         path.write_bytes(data)

@@ -161,7 +161,10 @@ META_TYPES = {"CHAR": "i1", "UCHAR": "u1", "SHORT": "i2", "USHORT": "u2", "INT":
 def meta_header(
     path: Path,
 ) -> tuple[dict[str, str], int]:  # keys and values; bytes until after the last line
-    "The text at the start of a MetaImage."
+    """The text at the start of a MetaImage.
+
+    DataError where it is cut off.
+    """
     keys: dict[str, str] = {}
     with open(path, "rb") as file:
         while line := file.readline(4096):

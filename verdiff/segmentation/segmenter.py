@@ -172,7 +172,10 @@ def overlay(
     colour: tuple[int, int, int] = (255, 140, 0),  # of the mask
     alpha: float = 0.3,  # how much the mask covers
 ) -> Image.Image:  # mode "RGB", same size
-    "The mask over the radiograph, a light tint and a firm outline."
+    """The mask over the radiograph, a light tint and a firm outline.
+
+    ValueError where their sizes differ.
+    """
     pixels = np.array(read_image(image).convert("RGB"), dtype=np.float32)
     mask = segmentation.mask.astype(bool)
     if mask.shape != pixels.shape[:2]:

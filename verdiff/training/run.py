@@ -305,7 +305,10 @@ class Work(NamedTuple):
 
 @contextmanager
 def at_work(run: Run, progress: bool = True) -> Iterator[Work]:
-    "Batches made ahead, a bar, an ear for signals; a checkpoint when the loop is interrupted."
+    """Batches made ahead, a bar, an ear for signals; a checkpoint when the loop is interrupted.
+
+    What goes wrong inside is raised again once the batches have stopped.
+    """
     s, acc = run.settings, run.accelerator
     stream = prefetch(batches(run.data, s, run.step * s.accumulate, acc.device,
                               acc.process_index, acc.num_processes))
