@@ -2,6 +2,7 @@
 
 usage: check.py [STEP ...] | --list | --write-readme        (default: all steps)
 """
+import atexit
 import difflib
 import functools
 import json
@@ -125,8 +126,8 @@ def pytest():
 
 
 def notebooks():
-    """every notebook runs from a fresh kernel without an error"""
-    run(BIN / "nbdev-test", "nbs", "--n-workers", "2", "--timing", "--pause", "1")
+    """every page runs as a reader runs it: all cells but the recorded ones, the package from its wheel, in an empty folder"""
+    run(sys.executable, ".ci/outside.py", "--wheel", built_wheel())
 
 
 def docs():
@@ -183,11 +184,9 @@ def wheel():
         tmp = Path(tmp)
         clean = {k: v for k, v in ENV.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
         pip = (tmp / "venv/bin/python", "-m", "pip", "install", "-q", "-c", ROOT / ".ci/constraints.txt")
-        run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp, ROOT)
-        shutil.rmtree(ROOT / "build", ignore_errors=True)
         run(sys.executable, "-m", "venv", tmp / "venv", env=clean)
         run(*pip, "torch", env=clean)
-        run(*pip, next(tmp.glob("verdiff-*.whl")), env=clean)
+        run(*pip, built_wheel(), env=clean)
         files = [p.relative_to(ROOT).with_suffix("") for p in PACKAGE.rglob("*.py")]
         ours = {".".join(p.parts).removesuffix(".__init__") for p in files} - {"verdiff", "verdiff.__main__"}
         code = "import importlib, pkgutil, verdiff; print(verdiff.__file__)\n"
@@ -208,6 +207,16 @@ def wheel():
 
 
 # ---------------------------------------------------------------- what they use
+
+
+@functools.cache
+def built_wheel():
+    """The package's wheel, built once for the steps that use it."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder.name, ROOT)
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
+    return next(Path(folder.name).glob("verdiff-*.whl"))
 
 
 @functools.cache
