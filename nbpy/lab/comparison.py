@@ -45,8 +45,9 @@ from verdiff.data.xray import XRaySet
 from verdiff.files import VerdiffError
 from verdiff.io.download import find_xray
 from verdiff.lab.comparison import (
-    LAPTOP, MEASURES, Result, compare, fit, measure, predict, records, score, table,
+    LAPTOP, MEASURES, Result, compare, measure, predict, records, score, table,
 )
+from verdiff.lab.fitting import fit
 from verdiff.lab.methods import METHODS, make_network, method
 from verdiff.lab.nnunet import run_nnunet
 from verdiff.metrics import dice, paired_difference, summary
@@ -299,6 +300,8 @@ print(table([run_nnunet(large, *parts, home, "cuda")]))
 # verdiff compare --data scoliosis-xray-single-view.zip      # --methods NAME,NAME for others
 # ```
 #
+# With `--minutes 60` every method gets the same minutes of one core instead, however many steps that makes. Not run yet: eleven methods would take eleven hours.
+#
 # The profile `comparison` has one learning rate, fixed before any of these results was seen. Two shorter budgets came before, at the same rate: 300 steps of 8 images at 96×32, in which FCN and DeepLabv3 marked nothing at all; and the same steps at 192×64, broken off after two methods, which were far from done. So all get more steps now.
 #
 # | | paper | ours | why |
@@ -313,7 +316,7 @@ print(table([run_nnunet(large, *parts, home, "cuda")]))
 #
 # ## One loop
 #
-# Equal conditions need one loop: the step is that of page [13](../13_training.ipynb), for anything with a `loss`. A killed run continues, a finished one is not repeated.
+# Equal conditions need one loop: [`fit`](fitting.ipynb), for anything with a `loss`; its budget is steps, or minutes. A killed run continues, a finished one is not repeated.
 
 # %%
 #| exports
@@ -322,8 +325,6 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -331,10 +332,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import verdiff
 from verdiff.data.canvas import fit_image
@@ -344,113 +342,12 @@ from verdiff.data.splits import image_subsets
 from verdiff.files import VerdiffError, git_revision, run_lock, write_csv, write_json
 from verdiff.io.masks import read_mask
 from verdiff.lab.ablation import NOT_COMPARED
+from verdiff.lab.fitting import check_minutes, fit
 from verdiff.lab.methods import METHODS, Missing, make_network
 from verdiff.metrics import dice, hd95, iou, paired_difference, summary, surface_dice
 from verdiff.segmentation.evaluation import check_shape
 from verdiff.settings import LATER, Settings
-from verdiff.training.batches import batches
-from verdiff.training.checkpoint import data_key, load_checkpoint, save_checkpoint
-from verdiff.training.loop import ema_update, make_optimizer, take_step
-from verdiff.training.run import polite_interrupt
-
-
-# %%
-#| exports
-#| code-fold: true
-class MethodLoss(nn.Module):
-    "A method's loss in the form that `take_step` of page 13 expects."
-
-    def __init__(self, network: nn.Module):  # with `loss`
-        super().__init__()
-        self.network = network
-
-    def forward(self, *batch: Tensor) -> dict[str, Tensor]:
-        "A `Batch` (image, mask, t, noise, ...) -> {\"total\": scalar}."
-        return {"total": self.network.loss(*batch[:4])}  # no method but ours recycles
-
-
-# %%
-#| exports
-#| code-fold: true
-@dataclass
-class FitState:
-    "A method's network while it learns."
-
-    network: nn.Module
-    average: nn.Module  # of its weights
-    optimizer: torch.optim.Optimizer
-    losses: list[float]  # of every step so far
-    seconds: float = 0.0
-
-    def state(self) -> dict[str, Any]:
-        "For a checkpoint."
-        parts = {k: getattr(self, k).state_dict() for k in ("network", "average", "optimizer")}
-        return parts | {"step": len(self.losses), "losses": self.losses, "seconds": self.seconds}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        "Go back to a checkpoint."
-        for k in ("network", "average", "optimizer"):
-            getattr(self, k).load_state_dict(state[k])
-        self.losses, self.seconds = state["losses"], state["seconds"]
-
-
-def start_fit(
-    network: nn.Module,  # with `loss`, on its device
-    settings: Settings,
-    data: Packed,
-    out: Path,  # folder of the checkpoint; made if missing
-) -> tuple[FitState, str]:  # where it stands, and what tells its images
-    "Step 0, or where the checkpoint in `out` left off; VerdiffError where that is another run's."
-    if not len(data):
-        raise VerdiffError("there is no image to train on")
-    out.mkdir(parents=True, exist_ok=True)
-    average = deepcopy(network).eval().requires_grad_(False)
-    run = FitState(network.train(), average, make_optimizer(network, settings), [])
-    key = data_key(data)
-    if state := load_checkpoint(out, settings, key):
-        run.restore(state)
-    return run, key
-
-
-# %%
-#| exports
-#| code-fold: true
-def fit(
-    network: nn.Module,  # with `loss`
-    settings: Settings,
-    data: Packed,  # at the network's size
-    out: Path,  # folder of the checkpoint
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-) -> FitState:  # `average` is what counts, in eval mode
-    """Train for max_steps, or go on from the checkpoint in `out`; KeyboardInterrupt after a save.
-
-    VerdiffError where there is no image, the checkpoint is another run's, or the loss is no number.
-    """
-    s, out = settings, Path(out)
-    run, key = start_fit(network.to(device), s, data.to(device), out)
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=s.mixed_precision, cpu=str(device) == "cpu")
-    objective = accelerator.prepare_model(MethodLoss(run.network), device_placement=False)
-    stream = batches(data.to(device), s, len(run.losses) * s.accumulate, device)
-    bar = tqdm(total=s.max_steps, initial=len(run.losses), desc=out.name, unit="step",
-               disable=None if progress else True)
-    with polite_interrupt() as asked, bar, closing(stream):
-        while (step := len(run.losses)) < s.max_steps:
-            start = time.perf_counter()
-            loss = take_step(objective, run.optimizer, stream, s, step, accelerator).item()
-            if not np.isfinite(loss):
-                raise VerdiffError(f"the loss or its gradient is {loss} at step {step + 1}; try a "
-                                   "smaller learning_rate with --set, or mixed_precision=no")
-            run.losses.append(loss)
-            ema_update(run.average, run.network, s.ema_decay, step)
-            run.seconds += time.perf_counter() - start
-            bar.update()
-            if asked.is_set() or (step + 1) % s.checkpoint_every == 0 or step + 1 == s.max_steps:
-                save_checkpoint(out, run.state() | {"settings": s.to_dict(), "data": key}, keep=1)
-            if asked.is_set() and step + 1 < s.max_steps:
-                raise KeyboardInterrupt
-    return run
+from verdiff.training.checkpoint import data_key
 
 
 # %% [markdown]
@@ -658,11 +555,13 @@ class Result:
             found = cls(**json.loads(path.read_text(encoding="utf-8")))
             there = LATER | found.about["settings"] | {
                 "films": len(found.names), "names": found.about.get("names"),
-                "pixels": found.about.get("pixels", about["pixels"])}
+                "pixels": found.about.get("pixels", about["pixels"]),
+                "minutes": found.about.get("minutes")}
         except (ValueError, TypeError, KeyError) as error:
             raise VerdiffError(f"{path} is damaged ({error}); remove it, or start over with "
                                "--fresh") from None
-        here = about["settings"] | {k: about[k] for k in ("films", "names", "pixels")}
+        here = about["settings"] | {
+            k: about.get(k) for k in ("films", "names", "pixels", "minutes")}
         if differ := [k for k, v in here.items() if there.get(k) != v and k not in NOT_COMPARED]:
             k = differ[0]
             said = "it is of other images or masks" if k in ("names", "pixels") else (
@@ -700,10 +599,11 @@ def run_method(
     out: Path,  # folder of the comparison
     device: torch.device | str = "cpu",
     progress: bool = True,
+    minutes: float | None = None,  # budget of training, as of `fit`; None: max_steps
 ) -> Result:
     "Train and score a method, or read its result; VerdiffError for a result of another run."
     entry, home = METHODS[name], Path(out) / name
-    about = describe(settings, train_data, test_data, device)
+    about = describe(settings, train_data, test_data, device) | {"minutes": minutes}
     if found := Result.load(home, about):
         return found
     try:
@@ -712,11 +612,12 @@ def run_method(
         return Result(name, entry.label, entry.note, str(error), [], {}, 0, 0.0, 0.0, about)
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
     with run_lock(home):
-        done = fit(network, settings, train_data, home, device, progress)
+        done = fit(network, settings, train_data, home, device, progress, minutes)
         scores, seconds = score(done.average, test_data, settings.size, device)
         result = Result(name, entry.label, entry.note, "", list(test_data.names),
                         {k: v.tolist() for k, v in scores.items()}, parameters, done.seconds,
-                        seconds, about | {"losses": done.losses})
+                        seconds, about | {"losses": done.losses, "steps": len(done.losses),
+                                          "cpu_seconds": done.cpu_seconds})
         result.save(home)
     return result
 
@@ -732,9 +633,10 @@ def compare(
     out: str | Path,  # folder; results that are there already are kept
     device: torch.device | str = "cpu",
     progress: bool = True,
+    minutes: float | None = None,  # budget of each method, as of `fit`; None: max_steps
 ) -> list[Result]:
     "All methods on the same images, one after the other; errors as of `run_method`."
-    return [run_method(n, settings, train_data, test_data, Path(out), device, progress)
+    return [run_method(n, settings, train_data, test_data, Path(out), device, progress, minutes)
             for n in names]
 
 
@@ -761,7 +663,8 @@ def records(
                 found = paired_difference(*(np.array(x.scores["dice"])[index] for x in (r, base)))
                 row |= dict(zip(("difference", "difference_low", "difference_high"), found,
                                 strict=True))
-            rows.append(row | {"parameters": r.parameters, "train_seconds": r.train_seconds,
+            rows.append(row | {"parameters": r.parameters, "steps": r.about.get("steps"),
+                               "train_seconds": r.train_seconds,
                                "seconds_per_image": r.seconds})
     return rows
 
@@ -950,9 +853,11 @@ def compare_data(
     limit: int | None = None,  # only the first test images
     device: torch.device | str = "cpu",
     fresh: bool = False,  # start over
+    minutes: float | None = None,  # budget of each method, as of `fit`; None: max_steps
 ) -> str:  # the table in words
     "All methods on both parts of a dataset, and the table; VerdiffError where none can run."
     s = settings
+    check_minutes(minutes)
     check_shape(s.size, s.eval_size, s.fit)
     test_set = open_dataset(data, "test", s.eval_size, s.fit)
     out.mkdir(parents=True, exist_ok=True)
@@ -963,13 +868,14 @@ def compare_data(
     for old in [p for n in names for p in (out / n).glob("*.*")] if fresh else ():
         if old.suffix in (".pt", ".json", ".csv"):
             old.unlink()
-    results = compare(names, s, train_data, test_data, out, device) + others
+    results = compare(names, s, train_data, test_data, out, device, minutes=minutes) + others
     if not (rows := records(results)):
         raise VerdiffError(f"no method could run: {results[0].label} {results[0].why_not}")
     write_json(out / "comparison.json", {
         "rows": rows, "not run": {r.method: r.why_not for r in results if r.why_not}})
     write_csv(out / "comparison.csv", rows)
-    return (f"{len(train_data)} images to learn from, {s.max_steps} steps of {s.batch_size} at "
+    budget = f"{s.max_steps} steps" if minutes is None else f"{minutes:g} minutes each, steps"
+    return (f"{len(train_data)} images to learn from, {budget} of {s.batch_size} at "
             f"{s.height}x{s.width}, scored at {s.eval_height}x{s.eval_width}; "
             f"mean ± sd [95 % interval]\n{table(results)}")
 

@@ -382,12 +382,12 @@ def compare_options(parser: argparse.ArgumentParser) -> None:
     "Words of `verdiff compare`."
     add = parser.add_argument
     add("--data", required=True, metavar="PATH", help="as for train")
-    add("--methods", default="laptop", metavar="LIST",
-        help="names with commas, laptop or all (default: laptop)")
+    add("--methods", default="laptop", metavar="LIST", help="names; laptop (default) or all")
     settings_options(parser, "comparison")
     add("--masks", action="append", default=[], metavar="NAME=DIR",
         help="score a folder of masks that another program made; may be repeated")
     add("--limit", type=positive, metavar="N", help="only the first N test images")
+    add("--minutes", type=float, help="train each so long (of CPU time), not max_steps")
     add("--out", default="runs/comparison", metavar="DIR", help="default: runs/comparison")
     add("--device", help="cpu, cuda, cuda:1, mps (default: the first GPU, else the CPU)")
     add("--fresh", action="store_true", help="start over instead of keeping what is finished")
@@ -399,9 +399,9 @@ def run_compare(args: argparse.Namespace) -> int:
     from verdiff.segmentation.segmenter import pick_device
 
     settings, names = load_settings(args.profile, args.set), chosen(args.methods)
-    out, device = output_folder(args.out), pick_device(args.device)
-    masks = named_folders(args.masks)
-    print(compare_data(args.data, names, settings, out, masks, args.limit, device, args.fresh))
+    out, masks = output_folder(args.out), named_folders(args.masks)
+    print(compare_data(args.data, names, settings, out, masks, args.limit,
+                       pick_device(args.device), args.fresh, args.minutes))
     return 0
 
 

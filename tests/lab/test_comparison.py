@@ -20,7 +20,6 @@ from verdiff.files import VerdiffError
 from verdiff.lab.comparison import (
     Result,
     compare,
-    fit,
     masks_result,
     measure,
     predict,
@@ -29,6 +28,7 @@ from verdiff.lab.comparison import (
     score,
     table,
 )
+from verdiff.lab.fitting import at_pace, fit
 from verdiff.lab.methods import (
     METHODS,
     Missing,
@@ -44,7 +44,7 @@ from verdiff.lab.methods import (
 from verdiff.lab.nnunet import run_nnunet, write_nnunet_raw
 from verdiff.metrics import dice, iou_from_dice
 from verdiff.settings import LATER, load_settings
-from verdiff.training.loop import take_step
+from verdiff.training.loop import learning_rate, take_step
 from verdiff.training.run import train
 
 TINY = ["height=64", "width=32", "channels=4,8", "max_steps=6", "batch_size=4", "checkpoint_every=3",
@@ -163,7 +163,7 @@ def test_interrupted_run_ends_with_the_same_weights(settings, films, tmp_path, m
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr("verdiff.lab.comparison.take_step", killed)
+    monkeypatch.setattr("verdiff.lab.fitting.take_step", killed)
     with pytest.raises(KeyboardInterrupt):
         fit(make_network("unet", settings), settings, films, tmp_path / "b", progress=False)
     again = fit(make_network("unet", settings), settings, films, tmp_path / "b", progress=False)
@@ -362,6 +362,80 @@ def test_samplers_of_others_take_the_seed(settings):
     assert torch.equal(first, again) and not torch.equal(first, method.probability(image))
 
 
+# ---------------------------------------------------------------- a budget of minutes
+
+
+class Clock:
+    "Each step costs ten seconds of the processor and a minute by the clock."
+
+    def __init__(self, monkeypatch):
+        self.asked = 0
+        monkeypatch.setattr("verdiff.lab.fitting.time", self)
+
+    def process_time(self):
+        return 10.0 * (self.asked // 2)
+
+    def perf_counter(self):
+        self.asked += 1  # at the start and at the end of each step
+        return 60.0 * (self.asked // 2)
+
+
+def test_minutes_of_the_processor_end_the_run_and_the_cosine(settings, films, tmp_path, monkeypatch):
+    Clock(monkeypatch)
+    s = replace(settings, warmup_steps=0, max_steps=2)
+    seen = []
+    monkeypatch.setattr("verdiff.lab.fitting.take_step",
+                        lambda *args: seen.append(learning_rate(args[3], args[4])) or take_step(*args))
+    run = fit(make_network("unet", s), s, films, tmp_path, progress=False, minutes=1.0)
+    assert len(run.losses) == 6 and run.cpu_seconds == 60 and run.seconds == 360  # not two steps
+    whole = replace(s, max_steps=6)
+    assert seen == pytest.approx([learning_rate(whole, k) for k in range(6)])
+
+
+def test_minutes_go_on_where_they_stopped(settings, films, tmp_path, monkeypatch):
+    Clock(monkeypatch)
+    s, calls = replace(settings, lr_schedule="constant", checkpoint_every=1), []
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return take_step(*args)
+
+    whole = fit(make_network("unet", s), s, films, tmp_path / "a", progress=False, minutes=1.0)
+    monkeypatch.setattr("verdiff.lab.fitting.take_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_network("unet", s), s, films, tmp_path / "b", progress=False, minutes=1.0)
+    Clock(monkeypatch)
+    again = fit(make_network("unet", s), s, films, tmp_path / "b", progress=False, minutes=1.0)
+    assert len(calls) == 7 and again.losses == whole.losses and again.cpu_seconds == 60
+    more = fit(make_network("unet", s), s, films, tmp_path / "b", progress=False, minutes=1.5)
+    assert len(more.losses) == 9  # a constant rate may go on
+
+
+def test_a_cosine_of_other_minutes_is_refused(settings, films, tmp_path, monkeypatch):
+    Clock(monkeypatch)
+    fit(make_network("unet", settings), settings, films, tmp_path, progress=False, minutes=0.5)
+    for other in (1.0, None):
+        with pytest.raises(VerdiffError, match="holds a run with another budget"):
+            fit(make_network("unet", settings), settings, films, tmp_path, progress=False, minutes=other)
+
+
+def test_the_pace_is_that_of_the_budget(settings):
+    assert at_pace(settings, 30, 0.25).max_steps == 120
+    assert at_pace(settings, 0, 0.0).max_steps == 10**9  # nothing is known yet
+
+
+def test_command_with_minutes(tmp_path, capsys):
+    words = [*WORDS[:-1], "prior", "--limit", "2", "--device", "cpu", "--minutes", "0.002", "--out", str(tmp_path)]
+    assert main(words) == 0 and "0.002 minutes each" in capsys.readouterr().out
+    about = json.loads((tmp_path / "prior" / "result.json").read_text())["about"]
+    assert about["minutes"] == 0.002 and about["cpu_seconds"] >= 0.12 and about["steps"] == len(about["losses"])
+    assert main(words) == 0  # only read
+    assert main([*words[:-3], "0.004", "--out", str(tmp_path)]) == 2
+    assert "minutes was 0.002 there and is 0.004 here" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- extras
 
 
@@ -466,6 +540,8 @@ def test_command(tmp_path, capsys):
     (["--out", __file__], "test_comparison.py is a file; name a folder"),
     (["--methods", "unet", "--set", "channels=8"], "U-Net (MONAI) cannot be built with channels = 8"),
     (["--device", "cuda:99"], "cuda:99"),
+    (["--minutes", "0"], "--minutes 0: give a number above 0"),
+    (["--minutes", "nan"], "--minutes nan: give a number above 0"),
 ])
 def test_bad_words_are_one_sentence(more, words, tmp_path, capsys):
     assert main([*WORDS, "--out", str(tmp_path / "out"), *more]) == 2
