@@ -5,6 +5,9 @@
 Folder: $VERDIFF_LONG, else ~/verdiff-long. It holds the code at the commit at which the run began,
 so that later commits do not change it, the run itself, log.txt and pid. A run that is stopped
 (`kill PID` saves a checkpoint, `kill -9` or a power cut loses a few minutes) goes on to the bit.
+
+A new folder begins with the averaged weights of the longest run so far, results/long, or with those
+of the package where there is none; `--keep` puts a run's averaged weights and its notes there.
 """
 import json
 import os
@@ -12,11 +15,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from verdiff.files import VerdiffError, run_lock
-from verdiff.training.checkpoint import checkpoints
+from verdiff.files import VerdiffError, run_lock, write_json
+from verdiff.networks.model import VerdiffNet
+from verdiff.segmentation.models import find_model
+from verdiff.training.checkpoint import checkpoints, read_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILE = "long"
+RELAY = "bench/results/long"
+BEGIN = (RELAY, "verdiff/weights/xray-384x128")  # with the first of these that is there
 
 
 def running(run: Path) -> bool:
@@ -38,9 +45,11 @@ def start(folder: Path, data: str, *words: str) -> None:
     code = folder / "code"
     if not code.exists():
         subprocess.run(["git", "clone", "-q", ROOT, code], check=True)
+    weights = [code / p for p in BEGIN if (code / p).exists()]
     new = (code / "verdiff" / "__main__.py").exists()  # older code had a module for each command
     command = ["-m", *(("verdiff", "train") if new else ("verdiff.training",)),
                "--data", data, "--profile", PROFILE,
+               *(("--start-from", weights[0]) if weights else ()),
                "--out", folder / "run", *words]
     env = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", **os.environ,
            "PYTHONPATH": str(code)}
@@ -63,8 +72,24 @@ def progress(run: Path) -> str:
     return said
 
 
+def keep(run: Path, home: Path) -> None:
+    "The averaged weights of the newest checkpoint, and how they came about, into a folder."
+    if not checkpoints(run) or (state := read_checkpoint(checkpoints(run)[-1])) is None:
+        sys.exit(f"{run}: no readable checkpoint; `make long` starts a run")
+    model = VerdiffNet.from_pretrained(find_model(str(run / "model")))
+    model.load_state_dict(state["average"])
+    before = json.loads((home / "runs.json").read_text()) if (home / "runs.json").exists() else []
+    about, history = (json.loads((run / f"{name}.json").read_text()) for name in ("run", "history"))
+    about = {k: about[k] for k in ("commit", "device", "torch", "step", "cpu_seconds", "settings")}
+    about["validated"] = [e for e in history if "prior_dice" in e]
+    model.save_pretrained(home)
+    write_json(home / "runs.json", [*(r for r in before if r["commit"] != about["commit"]), about])
+
+
 def main() -> None:
     folder = Path(os.environ.get("VERDIFF_LONG", "~/verdiff-long")).expanduser().resolve()
+    if sys.argv[1:] == ["--keep"]:
+        return keep(folder / "run", ROOT / RELAY)
     data, was = os.environ.get("VERDIFF_XRAY"), running(folder / "run")
     if not (was or data):
         sys.exit("set VERDIFF_XRAY to the zip or folder of the X-ray set (verdiff download)")

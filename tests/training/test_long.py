@@ -1,5 +1,6 @@
 "`make long`: starts in the background, says where it is, is not started twice, goes on."
 import importlib.util
+import json
 import os
 import signal
 import sys
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from verdiff.data.phantom_set import PhantomSet
 
@@ -21,6 +23,7 @@ def long(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "PROFILE", "smoke")
+    monkeypatch.setattr(module, "BEGIN", ())
     monkeypatch.setattr(sys, "argv", ["long.py", "--set", "max_steps=100000"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return module
@@ -62,3 +65,10 @@ def test_starts_once_and_goes_on(long, tmp_path, monkeypatch, capsys):
     finally:
         if long.running(folder / "run"):
             stop(long, folder)
+    kept = tmp_path / "kept"
+    long.keep(folder / "run", kept)
+    state = long.read_checkpoint(long.checkpoints(folder / "run")[-1])
+    weights = long.VerdiffNet.from_pretrained(kept).state_dict()
+    assert all(torch.equal(weights[k], v) for k, v in state["average"].items())
+    assert [run["step"] for run in json.loads((kept / "runs.json").read_text())] == [state["step"]]
+    assert (ROOT / long.RELAY / "model.safetensors").exists()  # what the next run begins with
