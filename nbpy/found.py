@@ -119,7 +119,10 @@ clip = found(
 )
 crowd = found("15_worth_it", rf"ensemble, 5 × 20  {INTERVAL}")
 walks = {
-    way: found("lab/why_steps", rf"one step, mean of five[\s\S]*?^{way} +{INTERVAL} ")
+    way: found(
+        "lab/why_steps",
+        rf"one step, mean of five[\s\S]*?^{way} +{INTERVAL} ",
+    )
     for way in ("plain", "scale", "recycle")
 }
 (lumbar,) = found("lab/xray", r"'L5': '(\d+)%'")
