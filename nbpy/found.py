@@ -206,15 +206,14 @@ answers = [
         "lab/comparison",
     ),
 ]
-lines = ["| question | answer | page |", "|---|---|---|"]
 names = {
     "lab/xray": "real radiographs",
     "15_worth_it": "lesson 15",
     "lab/ablation": "ablation",
     "lab/comparison": "comparison",
 }
-lines += [f"| **{q}** | {a} | [{names[p]}]({p}.ipynb) |" for q, a, p in answers]
-Markdown("\n".join(lines))
+lines = [f"**{q}** {a} ([{names[p]}]({p}.ipynb))" for q, a, p in answers]
+Markdown("\n\n".join(lines))
 
 # %% [markdown]
 # ## How the pieces fit

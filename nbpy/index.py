@@ -153,11 +153,13 @@ Picture(moving.getvalue(), format="png")
 #
 # ```sh
 # git clone https://github.com/verdiff/verdiff && cd verdiff
-# make demo     # install, train on drawn spines, segment unseen ones, picture in runs/demo/ (under 10 minutes, 2 cores)
-# make test     # every check: notebooks, exports, tests, formulas, pages, wheel (under 25 minutes, 2 cores)
+# make demo
+# make test
 # ```
 #
-# Both put what they need into `.venv` first. Neither needs a GPU or patient data.
+# `make demo` trains on drawn spines, segments unseen ones and leaves a picture in `runs/demo/` (under 10 minutes, 2 cores).
+# `make test` runs every check: notebooks, exports, tests, formulas, pages, wheel (under 25 minutes, 2 cores). Both put what they need
+# into `.venv` first. Neither needs a GPU or patient data.
 #
 # ## Does it help?
 #
@@ -212,11 +214,10 @@ Markdown("\n".join(lines))
 # ## Your own radiograph
 #
 # ```sh
-# pip install "verdiff @ git+https://github.com/verdiff/verdiff"               # the library and the command
-# pip install "verdiff[notebooks] @ git+https://github.com/verdiff/verdiff"    # to run the course as well
+# pip install "verdiff @ git+https://github.com/verdiff/verdiff"
 # ```
 #
-# Python 3.10 or newer. In Python three lines do:
+# Python 3.10 or newer; `verdiff[notebooks]` instead of `verdiff` installs what the course needs as well. In Python three lines do:
 
 # %%
 radiograph = draw_phantom(
@@ -250,13 +251,18 @@ for axis, (picture, cmap, top, title) in zip(axes, shown):
 # *A phantom again; the network has only ever seen real radiographs.* In a shell:
 #
 # ```sh
-# verdiff segment my_xray.png more/ -o results       # with the network that travels along
-# verdiff demo                                       # the whole way once, on phantoms
-# verdiff data xray --out data/xray                  # the public X-ray set that the paper used
+# # with the network that travels along
+# verdiff segment my_xray.png more/ -o results
+# # the whole way once, on phantoms
+# verdiff demo
+# # the public X-ray set that the paper used
+# verdiff data xray --out data/xray
 # verdiff train --data data/xray --profile laptop --out runs/xray
 # verdiff evaluate --data data/xray --model runs/xray --steps 1,5,10 -o results
-# verdiff train --data my_pairs/ --profile fine --start-from bundled   # your own images/ and masks/
-# verdiff calibrate --images my_images/ -o my_model  # a confidence for your clinic's images
+# # your own images/ and masks/
+# verdiff train --data my_pairs/ --profile fine --start-from bundled
+# # a confidence for your clinic's images
+# verdiff calibrate --images my_images/ -o my_model
 # ```
 #
 # The radiograph should be upright and show the whole spine from the front; the vertebrae come as one mask, neither separated nor

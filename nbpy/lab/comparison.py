@@ -179,7 +179,7 @@ for n in names:
               f"[{r[n]['difference_low']:+.3f}, {r[n]['difference_high']:+.3f}]")
 
 # %% [markdown]
-# With the first seed nnU-Net's network wins by a margin that its interval puts beyond doubt, and MedSegDiff is second. With the second, Verdiff-Net is ahead of both. Over the three, nnU-Net's network has the best mean, with many times the parameters, but by the interval of [the ablation](ablation.ipynb) over three seeds none of the differences to ours is decided. The seeds agree only that Verdiff-Net is a little ahead of its prior, for about one and a half times the minutes.
+# With the first seed nnU-Net's network wins by a margin that its interval decides, and MedSegDiff is second. With the second, Verdiff-Net is ahead of both. Over the three, nnU-Net's network has the best mean, with many times the parameters, but by the interval of [the ablation](ablation.ipynb) over three seeds none of the differences to ours is decided. The seeds agree only that Verdiff-Net is a little ahead of its prior, for about one and a half times the minutes.
 #
 # ### The ceiling of this size
 #

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # DICOM segmentations
-# > A mask that a hospital's viewer lays over its film, and back
+# > A mask that a hospital's viewer lays over its radiograph, and back
 
 # %% [markdown]
-# A viewer finds the film that a mask belongs to by its identifiers (UIDs), which therefore go into the file; the patient's name, number, sex and dates do not: they are written empty. highdicom fills in what the standard asks for. Segmentations are read with pydicom alone, those of other programs too: one segment a vertebra, fractions, label maps.
+# A viewer finds the radiograph that a mask belongs to by its identifiers (UIDs), which therefore go into the file; the patient's name, number, sex and dates do not: they are written empty. highdicom fills in what the standard asks for. Segmentations are read with pydicom alone, those of other programs too: one segment a vertebra, fractions, label maps.
 #
 # Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/dicom_seg.ipynb).
 

@@ -264,7 +264,7 @@ except DataError as error:
 
 # %% [markdown]
 # ## What every reader gives
-# The numbers of one picture, before anything is made of them: a film becomes 8-bit grey, a mask labels.
+# The numbers of one picture, before anything is made of them: a radiograph becomes 8-bit grey, a mask labels.
 
 # %%
 #| exports

@@ -391,7 +391,7 @@ with io.BytesIO() as file:
     assert not file.closed
 
 # %% [markdown]
-# The network's canvas is smaller than most films, and a JPEG can be decoded at half, a quarter or an eighth of its size, several times faster. The size of the original goes with it.
+# The network's canvas is smaller than most radiographs, and a JPEG can be decoded at half, a quarter or an eighth of its size, several times faster. The size of the original goes with it.
 
 # %%
 #| exports

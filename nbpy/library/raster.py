@@ -34,7 +34,7 @@ from verdiff.io.grey import Raw, check_size, choose_frame, plain_array
 
 # %% [markdown]
 # ## Tags
-# EXIF and TIFF number eight ways of holding a film. From 5 on rows and columns are exchanged first; then left and right, up and down.
+# EXIF and TIFF number eight ways of holding a radiograph. From 5 on rows and columns are exchanged first; then left and right, up and down.
 
 # %%
 #| exports
@@ -318,7 +318,7 @@ def read_tiff(
 
 
 # %% [markdown]
-# The same film in every depth, lying and negative, with its preview first:
+# The same radiograph in every depth, lying and negative, with its preview first:
 
 # %%
 stored = np.rot90(positive(letter)).repeat(3, 0).repeat(3, 1)

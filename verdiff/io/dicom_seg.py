@@ -1,4 +1,4 @@
-"""A mask that a hospital's viewer lays over its film, and back
+"""A mask that a hospital's viewer lays over its radiograph, and back
 
 Docs: https://verdiff.github.io/verdiff/library/dicom_seg.html.md"""
 
