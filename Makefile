@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c .ci/constraints.txt
 NAME ?=
 
-.PHONY: help demo test install dev nb pages preview screenshots docs readme export repo bench long clean
+.PHONY: help demo test install dev nb pages preview screenshots sliders docs readme export repo bench long clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ preview: .venv/dev  ## the site without Quarto, into _preview/: make preview [NA
 
 screenshots: .venv/dev  ## the same, photographed at 1280 and 390 pixels into _preview/shots/ (needs Chromium)
 	$(BIN)/python .ci/preview.py --shots $(NAME)
+
+sliders: .venv/dev  ## move every slider of the pages in JupyterLab, in a browser (needs Chromium): make sliders [NAME=06_forward]
+	$(BIN)/python .ci/sliders.py $(NAME)
 
 readme: .venv/dev  ## write README.md and nbs/llms.txt from the notebooks
 	$(BIN)/python .ci/check.py --write-readme
