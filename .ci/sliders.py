@@ -109,8 +109,11 @@ def lab(folder, settings):
         wait(up, 120, "JupyterLab to start")
         yield lambda name: f"http://127.0.0.1:{port}/doc/tree/{Path(name).name}.ipynb?token={token}"
     finally:
-        server.terminate()
-        server.wait(30)
+        server.terminate()  # it ends its kernels
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
         log.close()
 
 
