@@ -28,12 +28,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from verdiff.data.disturb import disturb
+
 # %%
 #| code-fold: true
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+from verdiff.data.disturb import KINDS
 from verdiff.data.landmarks import landmarks_to_mask
 from verdiff.data.phantoms import draw_phantom
 from verdiff.settings import load_settings, profiles
@@ -362,6 +365,11 @@ def other_machine(
     return images
 
 
+def random_seeds(shape: tuple[int, ...], generator: Any) -> Tensor:
+    "Whole numbers, each the start of a generator of its own."
+    return torch.randint(2**31, shape, generator=generator)
+
+
 def rows_kept(
     images: Tensor,  # (B, 1, H, W)
     cut: float,  # largest share of the height lost at either end
@@ -393,7 +401,21 @@ kept = rows_kept(images, 0.25, seeded(35))
 assert kept.mean((1, 2, 3)).min() >= 0.5 and kept.max() == 1
 
 # %% [markdown]
-# ## 6 · Everything at once
+# ## 6 · Training that meets the world
+#
+# Other hospitals' radiographs also hold things that no formula over a batch makes: metal, borders, letters. Some are stored inverted, many went through JPEG. These are drawn with Pillow, image by image; a library page has [the code](library/disturb.ipynb). Each has a probability, zero unless a profile says otherwise. Only a collimator hides mask, where its borders are; under metal and letters the vertebrae are where they were.
+
+# %%
+#| fig-alt: "One drawn radiograph six times, with the outline of its mask: plain, with drawn rods, inverted, with borders, with burnt-in letters, and with the blocks of JPEG."
+six, outlines = images[:1].repeat(6, 1, 1, 1), masks[:1].repeat(6, 1, 1, 1)
+for row, kind in enumerate(KINDS, 1):
+    pair = disturb(images[:1], masks[:1], [1], **{kind: 1.0})
+    six[row], outlines[row] = pair[0][0], pair[1][0]
+show(six, outlines, ["plain", *KINDS])
+assert outlines.sum((1, 2, 3)).max() == masks[0].sum()
+
+# %% [markdown]
+# ## 7 · Everything at once
 #
 # Rotation, scale, shift and elastic deformation are all *coordinates*. So they are composed into one field, and the picture is resampled once; resampling four times would blur it four times. The mask goes through the same field as the image and is cut at one half. What comes from outside the radiograph is black.
 #
@@ -416,13 +438,19 @@ class Augment:
     blur: float = 0.0
     noise: float = 0.0
     cut: float = 0.0  # see `rows_kept`
+    metal: float = 0.0  # from here on probabilities: see `disturb`
+    invert: float = 0.0
+    collimator: float = 0.0
+    letters: float = 0.0
+    jpeg: float = 0.0
 
     @classmethod
     def from_settings(cls, s: Any) -> "Augment":
         "From `Settings` or anything with its attributes."
         return cls(s.rotation, (s.shift_min, s.shift_max), s.elastic,
                    s.contrast, (s.scale_min, s.scale_max), s.flip,
-                   s.zoom_out, s.gamma, s.blur, s.noise, s.cut)
+                   s.zoom_out, s.gamma, s.blur, s.noise, s.cut,
+                   s.metal, s.invert, s.collimator, s.letters, s.jpeg)
 
     def grid(
         self,
@@ -474,12 +502,19 @@ class Augment:
         if self.zoom_out:
             image = F.grid_sample(images, widened(grid, generator),
                                   align_corners=False)
-        image = other_machine(image.clamp(0, 1), self.gamma, self.blur,
-                              self.noise, generator)
+        image, beam = image.clamp(0, 1), {"metal": self.metal,
+                                          "invert": self.invert}
+        screen = {"collimator": self.collimator, "letters": self.letters,
+                  "jpeg": self.jpeg}
+        if drawn := any((beam | screen).values()):
+            seeds = random_rows(random_seeds, len(image), (), generator)
+            image, mask = disturb(image, mask, seeds, **beam)
+        image = other_machine(image, self.gamma, self.blur, self.noise,
+                              generator)
         if self.cut:
             kept = rows_kept(image, self.cut, generator)
             image, mask = image * kept, mask * kept
-        return image, mask
+        return disturb(image, mask, seeds, **screen) if drawn else (image, mask)
 
 
 # %%
@@ -556,7 +591,7 @@ show(
 
 
 # %% [markdown]
-# ## 7 · How much is too much
+# ## 8 · How much is too much
 #
 # A rotation by 30° turns the ends of a spine out of an image that is three times as tall as wide. How much of the mask is lost?
 

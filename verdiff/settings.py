@@ -169,6 +169,11 @@ class Settings:
     blur: Share  # largest standard deviation, share of the width
     noise: Share  # largest standard deviation
     cut: Annotated[float, Between(0, 0.5)]  # largest share of the height lost at either end
+    metal: Share  # probability of drawn rods, screws and loose pieces
+    invert: Share  # probability of inverted grey
+    collimator: Share  # probability of borders
+    letters: Share  # probability of burnt-in signs
+    jpeg: Share  # probability of a passage through JPEG
     stream: Literal["auto", "true", "false"]  # decode when needed; auto: where memory is short
     # what is written on the way
     validate_every: Count  # steps
@@ -220,7 +225,8 @@ class Settings:
 # newer keys: what runs did before there were any
 LATER: dict[str, Any] = {
     "stem": 1, "input_scale": 1.0, "recycle": 0.0,
-    "zoom_out": 0.0, "gamma": 0.0, "blur": 0.0, "noise": 0.0, "cut": 0.0}
+    "zoom_out": 0.0, "gamma": 0.0, "blur": 0.0, "noise": 0.0, "cut": 0.0,
+    "metal": 0.0, "invert": 0.0, "collimator": 0.0, "letters": 0.0, "jpeg": 0.0}
 
 
 def known_values(

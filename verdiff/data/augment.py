@@ -6,7 +6,7 @@ Docs: https://verdiff.github.io/verdiff/augment.html.md"""
 
 # %% auto #0
 __all__ = ['Source', 'affine_matrix', 'random_rows', 'elastic_field', 'change_contrast', 'half_none', 'gaussian_blur',
-           'other_machine', 'rows_kept', 'widened', 'Augment']
+           'other_machine', 'random_seeds', 'rows_kept', 'widened', 'Augment']
 
 # %% ../../nbs/04_augment.ipynb #dd56a0c7
 import math
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .disturb import disturb
 
 # %% ../../nbs/04_augment.ipynb #637cee86
 def affine_matrix(
@@ -133,6 +135,11 @@ def other_machine(
     return images
 
 
+def random_seeds(shape: tuple[int, ...], generator: Any) -> Tensor:
+    "Whole numbers, each the start of a generator of its own."
+    return torch.randint(2**31, shape, generator=generator)
+
+
 def rows_kept(
     images: Tensor,  # (B, 1, H, W)
     cut: float,  # largest share of the height lost at either end
@@ -172,13 +179,19 @@ class Augment:
     blur: float = 0.0
     noise: float = 0.0
     cut: float = 0.0  # see `rows_kept`
+    metal: float = 0.0  # from here on probabilities: see `disturb`
+    invert: float = 0.0
+    collimator: float = 0.0
+    letters: float = 0.0
+    jpeg: float = 0.0
 
     @classmethod
     def from_settings(cls, s: Any) -> "Augment":
         "From `Settings` or anything with its attributes."
         return cls(s.rotation, (s.shift_min, s.shift_max), s.elastic,
                    s.contrast, (s.scale_min, s.scale_max), s.flip,
-                   s.zoom_out, s.gamma, s.blur, s.noise, s.cut)
+                   s.zoom_out, s.gamma, s.blur, s.noise, s.cut,
+                   s.metal, s.invert, s.collimator, s.letters, s.jpeg)
 
     def grid(
         self,
@@ -230,9 +243,16 @@ class Augment:
         if self.zoom_out:
             image = F.grid_sample(images, widened(grid, generator),
                                   align_corners=False)
-        image = other_machine(image.clamp(0, 1), self.gamma, self.blur,
-                              self.noise, generator)
+        image, beam = image.clamp(0, 1), {"metal": self.metal,
+                                          "invert": self.invert}
+        screen = {"collimator": self.collimator, "letters": self.letters,
+                  "jpeg": self.jpeg}
+        if drawn := any((beam | screen).values()):
+            seeds = random_rows(random_seeds, len(image), (), generator)
+            image, mask = disturb(image, mask, seeds, **beam)
+        image = other_machine(image, self.gamma, self.blur, self.noise,
+                              generator)
         if self.cut:
             kept = rows_kept(image, self.cut, generator)
             image, mask = image * kept, mask * kept
-        return image, mask
+        return disturb(image, mask, seeds, **screen) if drawn else (image, mask)
