@@ -649,7 +649,7 @@ def at(t):  # the same as a slider, in a running notebook
     plt.show()
 
 
-interact(at, t=IntSlider(500, 0, 999, 37, continuous_update=False));
+interact(at, t=IntSlider(518, 0, 999, 37, continuous_update=False));
 
 
 # %% [markdown]
