@@ -159,7 +159,8 @@ Picture(moving.getvalue(), format="png")
 #
 # `make demo` trains on drawn spines, segments unseen ones and leaves a picture in `runs/demo/` (under 10 minutes, 2 cores).
 # `make test` runs every check: notebooks, exports, tests, formulas, pages, wheel (under 25 minutes, 2 cores). Both put what they need
-# into `.venv` first. Neither needs a GPU or patient data.
+# into `.venv` first. Neither needs a GPU or patient data. To change something: pages are notebooks in `nbs/` and the same as text
+# in `nbpy/`; `.ci/nb 06_forward` brings an edited text into its notebook and module and runs it (CONTRIBUTING.md says the rest).
 #
 # ## Does it help?
 #

@@ -138,7 +138,7 @@ class ShiftedDiffusion:
         return row[at].view(-1, *[1] * (like.ndim - 1))
 
     def prior_or_zero(self, prior: Tensor | None, x: Tensor) -> Tensor:
-        "The prior, or zeros if there is none or no `shift`. ValueError: shapes."
+        "The prior; zeros without it or `shift`. ValueError if shapes differ."
         if prior is None or not self.shift:
             return torch.zeros_like(x)
         if prior.shape != x.shape:
