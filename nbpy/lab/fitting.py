@@ -59,6 +59,7 @@ from verdiff.training.run import polite_interrupt
 
 # %%
 #| exports
+#| code-fold: true
 class MethodLoss(nn.Module):
     "A method's loss in the form that `take_step` of page 13 expects."
 
@@ -73,6 +74,7 @@ class MethodLoss(nn.Module):
 
 # %%
 #| exports
+#| code-fold: true
 @dataclass
 class FitState:
     "A method's network while it learns."
@@ -105,6 +107,7 @@ class FitState:
 
 # %%
 #| exports
+#| code-fold: true
 def check_minutes(minutes: float | None) -> None:
     "VerdiffError for a budget that is no positive number."
     if minutes is not None and not 0 < minutes < inf:
@@ -128,6 +131,7 @@ def share_done(
 
 # %%
 #| exports
+#| code-fold: true
 def at_pace(
     settings: Settings,
     step: int,  # from 0
@@ -143,6 +147,7 @@ def at_pace(
 
 # %%
 #| exports
+#| code-fold: true
 def start_fit(
     network: nn.Module,  # with `loss`, on its device
     settings: Settings,
