@@ -1073,13 +1073,12 @@ def order(row):
     return kind, int(where.split("(")[1].split(")")[0]) if kind == 0 else 0
 
 
-table = (
-    "| where | verdict | the paper | the run | page |\n|---|---|---|---|---|\n"
-)
+table = "| where | the paper | verdict and run |\n|---|---|---|\n"
 Markdown(
     table
     + "\n".join(
-        f"| {a} | **{v}** | {b} | {c} | [{d}]({d}.ipynb) |"
+        f"| {a}, [{d.removeprefix('lab/').split('_')[0]}]({d}.ipynb) | {b} "
+        f"| **{v}** {c} |"
         for a, v, b, c, d in sorted(findings, key=order)
     )
 )
