@@ -9,6 +9,7 @@ pages: the X-ray set is absent, as for most readers.
 import argparse
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -43,8 +44,13 @@ def unpack(wheel, folder, data):
 
 
 def execute(path, package, env):
-    """Run one page: its seconds, and what went wrong or None."""
-    start = time.time()
+    """Run one page: its seconds by the clock and of the processor, and what went wrong or None."""
+
+    def spent():
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    start, cpu = time.time(), spent()
     nb = nbformat.read(path, as_version=4)
     nb.cells = [c for c in nb.cells if c.cell_type == "code" and not RECORDED.search(c.source)]
     where = f"import verdiff; assert verdiff.__file__.startswith({str(package)!r}), verdiff.__file__"
@@ -56,8 +62,8 @@ def execute(path, package, env):
         try:
             client.execute(env=env)
         except (CellControlSignal, DeadKernelError) as why:  # an error in a cell, too long a cell, a kernel that died
-            return time.time() - start, re.sub(r"\x1b\[[\d;]*m", "", str(why))[-3000:]
-    return time.time() - start, None
+            return time.time() - start, spent() - cpu, re.sub(r"\x1b\[[\d;]*m", "", str(why))[-3000:]
+    return time.time() - start, spent() - cpu, None
 
 
 def run_all(paths, package, env, workers=2):
@@ -66,8 +72,8 @@ def run_all(paths, package, env, workers=2):
     with ProcessPoolExecutor(workers) as pool:
         jobs = {pool.submit(execute, p, package, env): p.relative_to(NBS).with_suffix("").as_posix() for p in paths}
         for job in as_completed(jobs):
-            seconds, why = job.result()
-            print(f"  {jobs[job]:30s}{seconds:6.1f} s{'' if why is None else '   FAILED'}", flush=True)
+            seconds, cpu, why = job.result()
+            print(f"  {jobs[job]:30s}{seconds:6.1f} s, processor {cpu:5.1f} s{'' if why is None else '   FAILED'}", flush=True)
             if why is not None:
                 wrong[jobs[job]] = why
     return wrong

@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import Image as Picture, Markdown
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from verdiff.data.canvas import fit_image
@@ -66,9 +66,10 @@ def panels(x_t, x_0, title):
         [y for part in parts for y in (part[::2, ::2], gap)][:-1], 1
     )
     frame = Image.fromarray(row).resize((2 * row.shape[1], 2 * row.shape[0]), 0)
-    canvas = Image.new("L", (frame.width, frame.height + 20), 255)
-    canvas.paste(frame, (0, 20))
-    ImageDraw.Draw(canvas).text((4, 4), title, fill=0)
+    canvas = Image.new("L", (frame.width, frame.height + 32), 255)
+    canvas.paste(frame, (0, 32))
+    large = ImageFont.load_default(22)  # for phones
+    ImageDraw.Draw(canvas).text((2, 2), title, fill=0, font=large)
     return canvas
 
 
