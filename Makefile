@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c .ci/constraints.txt
 NAME ?=
 
-.PHONY: help demo test install dev nb pages preview screenshots sliders docs readme export repo bench long clean
+.PHONY: help demo test install dev nb pages preview screenshots sliders docs readme export repo bench long gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ bench: .venv/dev  ## seconds and ratios against other libraries, measured in one
 
 long: .venv/base  ## train for hours in the background, or go on with it (VERDIFF_XRAY, VERDIFF_LONG)
 	PYTHONPATH=. $(BIN)/python bench/long.py
+
+gpu: .venv/base  ## what only a GPU can do, resumable, a call within nine minutes (VERDIFF_XRAY; GPU="--parts roof")
+	PYTHONPATH=. $(BIN)/python bench/gpu.py $(GPU)
 
 clean:  ## remove .venv and whatever was built
 	rm -rf .venv _proc _docs _preview build *.egg-info
