@@ -194,7 +194,7 @@ write_names(axes[2], np.delete(boxes, 8, 0), np.delete(levels, 8))
 
 
 # %% [markdown]
-# A harmless border costs more than a lost vertebra. And the second picture, with the highest Dice of all wrong ones, gives all sixteen vertebrae that it shows a wrong name: follow L1, on red, from the first to the second. (T counts the vertebrae of the chest, L those of the lower back. The mask itself holds no names.)
+# A harmless border costs more than a lost vertebra. And the second picture, with the highest Dice of all wrong ones, gives all sixteen vertebrae that it shows a wrong name: follow L1, on red. (T counts the vertebrae of the chest, L those of the lower back.)
 #
 # So we also measure distances between *borders*. A border is what an erosion takes away, and a distance transform says of every pixel how far the nearest border is. From these distances, both ways, come **HD95**, the 95th percentile of the distance from one border to the other (after Hausdorff; the larger of the two ways), and **surface Dice**, the share of both borders that lies within a tolerance of the other. If one mask is empty there is no distance; we say infinity, and a share of zero. Both empty count as perfect.
 
@@ -285,11 +285,11 @@ assert hd95(missing, truth) > 5 > hd95(fat, truth)
 assert hd95(cases["one level off"], truth) == 0
 
 # %% [markdown]
-# HD95 tells the lost vertebra from the fat border, which Dice had in the wrong order. But *one level off* is a distance of zero: the vertebra that is gone holds less than 5 % of the border, and the 95th percentile forgives 5 %. No score of one binary mask can see a wrong name; that takes a mask for each vertebra. Exercise 2 goes half of that way.
+# HD95 tells the lost vertebra from the fat border, which Dice had in the wrong order. But *one level off* is a distance of zero: the vertebra that is gone holds less than 5 % of the border, and the 95th percentile forgives 5 %. No score of one binary mask can see a wrong name; that takes a mask for each vertebra (exercise 2).
 #
 # ## 3 · A mean, and how sure it is
 #
-# "88.74 ± 7.04" in Table 1: is that the spread of patients, or the uncertainty of the mean? Papers rarely say. We give both: the standard deviation of the scores, and a 95 % *bootstrap* interval of their mean. For that, draw as many images again, with replacement, ten thousand times, and look where the means fall.
+# "88.74 ± 7.04" in Table 1: is that the spread of patients, or the uncertainty of the mean? We give both: the standard deviation of the scores, and a 95 % *bootstrap* interval of their mean. For that, draw as many images again, with replacement, ten thousand times, and look where the means fall.
 
 # %%
 #| exports
@@ -386,7 +386,7 @@ axis.set(xlabel="trial", ylabel="mean Dice");
 
 
 # %% [markdown]
-# The first 80 trials; blue intervals hold the true mean, red ones miss it. A little fewer than it says: with 30 skewed scores the interval is somewhat too narrow. We keep it, because everybody can read it; a difference that it barely separates is not shown. (Radiographs of one study are not independent, which makes it too narrow again.)
+# The first 80 trials; blue intervals hold the true mean, red ones miss it. With 30 skewed scores the interval is somewhat too narrow. We keep it, because everybody can read it; a difference that it barely separates is not shown. (Radiographs of one study are not independent, which makes it too narrow again.)
 #
 # ### Two methods on the same images
 #
@@ -421,7 +421,7 @@ assert low > 0 and summary(second).hi > summary(first).lo
 # %% [markdown]
 # ## 4 · Jensen reads Table 1
 #
-# For *one* image one score gives the other: $\mathrm{IoU} = D/(2-D)$ with $D$ its Dice. That curve bends upwards (it is convex), so by Jensen's inequality the mean IoU over images is at least the IoU of the mean Dice. And since its second derivative, $4/(2-D)^3$, is at most 4, a standard deviation can lift it by no more than twice its square:
+# For *one* image one score gives the other: $\mathrm{IoU} = D/(2-D)$ with $D$ its Dice. That curve is convex, so by Jensen's inequality the mean IoU over images is at least the IoU of the mean Dice. And since its second derivative, $4/(2-D)^3$, is at most 4, a standard deviation can lift it by no more than twice its square:
 #
 # $$\frac{\bar D}{2-\bar D} \;\le\; \overline{\mathrm{IoU}} \;\le\; \frac{\bar D}{2-\bar D} + 2\,\mathrm{sd}^2 .$$
 
@@ -591,7 +591,7 @@ axis.set(xlim=(58, 96), ylim=(40, 94), xlabel="mean Dice, %",
 axis.legend();
 
 # %% [markdown]
-# Points below the curve, five, cannot be means over the same images, whatever the ± is. The eleven far above it cannot if the ± is the spread over images. Not only the paper's own rows (ringed): half of the table fails, baselines included, in both directions.
+# The five points below the curve cannot be means over the same images, whatever the ± is; the eleven far above it cannot if the ± is the spread over images. Half of the table fails, baselines included, not only the paper's own rows (ringed).
 #
 # Table 2 has no standard deviations, so only the lower bound applies. All four pairs respect it:
 
@@ -719,8 +719,6 @@ axis.legend(fontsize=8);
 # <details><summary>Answer</summary>
 #
 # The 90 others have 0.889, an IoU of 0.8; times 0.9 that is 0.72. The lower bound, 0.667, is reached only if all images score alike. The more uneven the scores, the higher the mean IoU.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -730,6 +728,8 @@ print(f"{mean:.3f}, lower bound {jensen_bound(0.8)[0]:.3f}")
 assert np.isclose(mean, 0.72)
 
 # %% [markdown]
+# </details>
+#
 # **2 · Implement.** Dice per *vertebra*: let each pixel of the prediction belong to the vertebra whose centre is nearest, give each of the seventeen its own Dice, and report the worst. Which of the cases of Section 2 have a vertebra with a score of zero?
 
 # %%
@@ -739,8 +739,6 @@ assert np.isclose(mean, 0.72)
 # <details><summary>Answer</summary>
 #
 # "One missing" and "one level off": both lack a vertebra, which the overall Dice hides. That "one level off" *names* the other sixteen wrongly is hidden still: the prediction would have to carry the names.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -760,6 +758,8 @@ assert worst["one missing"] == worst["one level off"] == 0
 assert worst["truth"] == 1 and worst["10 % too big"] > 0
 
 # %% [markdown]
+# </details>
+#
 # **3 · Diagnose (hard).** Two groups score the *same* predictions on the same radiographs. Both compute Dice without a mistake. One reports 0.86, the other 0.80, and neither has left out an image. What can differ, and which number would you believe about the next patient? Build predictions for which the two ways disagree by at least 0.05.
 
 # %%
@@ -769,8 +769,6 @@ assert worst["truth"] == 1 and worst["10 % too big"] > 0
 # <details><summary>Answer</summary>
 #
 # One takes the mean of the scores of images, the other pools all pixels and takes one score. Pooling weighs an image by the size of its mask: an image with few mask pixels (a short field of view, a child) may fail and hardly counts. If failures are on *small* masks, the pooled score is the flattering one; if on large ones, the mean is. The mean over images speaks about the next patient; the pooled score speaks about the next pixel.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -786,4 +784,6 @@ print(f"mean over images {mean:.2f}, all pixels at once {pooled:.2f}")
 assert pooled - mean > 0.05
 
 # %% [markdown]
-# Remember what a mean hides: the vertebra that is gone, the patient who failed, and where on *this* radiograph the mask cannot be trusted. One mask for one image cannot tell the last. Many masks of one image could: where they differ, the method is not sure. But a network gives one answer, always the same, unless chance comes in; and the paper brings it in as noise. How can noise help to find a mask? Next: [06 · The forward process](06_forward.ipynb).
+# </details>
+#
+# One mask for one image cannot tell where *on this radiograph* it cannot be trusted. Many masks of one image could: where they differ, the method is not sure. But a network gives one answer, always the same, unless chance comes in; and the paper brings it in as noise. How can noise help to find a mask? Next: [06 · The forward process](06_forward.ipynb).
