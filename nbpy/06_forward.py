@@ -3,7 +3,7 @@
 # > How a mask is drowned in noise, and pulled towards a first guess while it drowns
 
 # %% [markdown]
-# How can noise help to find a mask? A diffusion model adds noise to a mask, step by step, until nothing is left: the *forward process*. A network that has learned to walk back makes a mask out of noise, and out of other noise another one. You will build Verdiff-Net's forward process, find that the paper's rule for one step (its *kernel*) does not lead to it, derive the one that does, and discover the coordinate in which the whole method is plain diffusion. No network yet; a minute on a laptop. Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/06_forward.ipynb).
+# How can noise help to find a mask? A diffusion model adds noise to a mask, step by step, until nothing is left: the *forward process*. A network that has learned to walk back makes a mask out of noise, and out of other noise another one. You will build Verdiff-Net's forward process, find that the paper's rule for one step (its *kernel*) does not lead to it, and derive the one that does. No network yet; a minute on a laptop. Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/06_forward.ipynb).
 
 # %%
 #| hide
@@ -53,7 +53,7 @@ g = torch.Generator().manual_seed(35)
 # %% [markdown]
 # ## 1 · Symbols
 #
-# A mask has values 0 and 1, but noise is symmetric around 0. So inside the process masks live in $[-1, 1]$, $x_0 = 2m - 1$, and so does the prior $f$, the first guess of the conditional U-Net. Time runs over $t = 0, \dots, T-1$ with 0 the least noisy; our $t$ is the paper's $t - 1$. But $x_0$ keeps the paper's name: it is always the clean mask, which in our count stands at $t = -1$.
+# Noise is symmetric around 0, so inside the process masks live in $[-1, 1]$, $x_0 = 2m - 1$, and so does the prior $f(b)$, a small network's first guess from the image $b$. Time runs over $t = 0, \dots, T-1$ with 0 the least noisy; the clean mask $x_0$ stands at $t = -1$.
 #
 # | paper | code | meaning |
 # |---|---|---|
@@ -61,10 +61,6 @@ g = torch.Generator().manual_seed(35)
 # | $\alpha_t = 1 - \beta_t$ | `alphas[t]` | share of the signal's power that survives step $t$ |
 # | $\bar\alpha_t = \prod_{r \le t} \alpha_r$ | `alphas_cumprod[t]` | what survives all steps up to $t$; $\bar\alpha_{-1} = 1$ |
 # | $s_t = \sqrt{1 - \bar\alpha_t}$ | `sigmas[t]` | amplitude of the noise at $t$; $s_{-1} = 0$ |
-# | $f(b)$ | `prior` | first guess from the image $b$ |
-# | $x_0, x_t, \varepsilon$ | `x_0, x_t, noise` | mask, noisy mask, standard normal noise |
-#
-# (In shapes, $B$ is the number of images. `F` in the code is torch's `functional`.)
 #
 # ## 2 · Schedules
 #
@@ -88,7 +84,7 @@ assert len(betas) == 1000 and betas[0] == 1e-4 and betas[-1] == 0.02
 
 
 # %% [markdown]
-# Nichol and Dhariwal (2021) found that this wastes the last steps, where nothing is left to see, and let $\bar\alpha$ itself fall like a cosine. From $\bar\alpha$ back to the steps, $\beta_t = 1 - \bar\alpha_t / \bar\alpha_{t-1}$, works only if $\bar\alpha$ *falls*: a step can lose signal, never make any.
+# Nichol and Dhariwal (2021) let $\bar\alpha$ itself fall like a cosine, so that the last steps are not wasted. From $\bar\alpha$ back to the steps, $\beta_t = 1 - \bar\alpha_t / \bar\alpha_{t-1}$, works only if $\bar\alpha$ *falls*: a step can lose signal, never make any.
 
 # %%
 #| exports
@@ -156,7 +152,7 @@ axes[1].set(xlabel="t", ylabel="signal to noise", ylim=(1e-6, 1e4))
 axes[0].legend();
 
 # %% [markdown]
-# The paper names neither. Ours is the linear one unless a profile (a set of settings) says otherwise. Both agree with a public library:
+# The paper names neither; ours is the linear one. Both agree with a public library:
 
 # %%
 for ours, theirs in (("linear", "linear"), ("cosine", "squaredcos_cap_v2")):
@@ -166,7 +162,7 @@ for ours, theirs in (("linear", "linear"), ("cosine", "squaredcos_cap_v2")):
 # %% [markdown]
 # ## 3 · Plain diffusion drowns everything
 #
-# DDPM reaches any $t$ in one jump, by the *marginal* $x_t = \sqrt{\bar\alpha_t}\,x_0 + s_t\,\varepsilon$. Here it drowns a phantom's mask, and below, where the X-ray set is at hand, that of a real radiograph (drawn from the landmarks of SpineWeb's set 16, AASCE 2019); the same noise at every $t$.
+# DDPM reaches any $t$ in one jump, by the *marginal* $x_t = \sqrt{\bar\alpha_t}\,x_0 + s_t\,\varepsilon$. Here a phantom's mask, and below, where the X-ray set is at hand (SpineWeb set 16, AASCE 2019), a real one; the same noise at every $t$.
 
 # %%
 phantom = draw_phantom(3)
@@ -189,7 +185,7 @@ if XRAY := find_xray():
 
 # %%
 #| code-fold: true
-#| fig-alt: "Two rows of six pictures, a drawn and a real spine's mask at t = 0, 100, 250, 400, 600 and 999: bright vertebrae on dark, more and more speckled, then nothing but speckle."
+#| fig-alt: "Six pictures of a spine's mask at t = 0, 100, 250, 400, 600 and 999: bright vertebrae on dark, more and more speckled, then nothing but speckle; where the X-ray set is at hand, a second row with a real spine."
 def picture_strip(rows, titles, width=0.95, height=2.6):
     size = width * len(titles), height * len(rows)
     fig, axes = plt.subplots(
@@ -208,17 +204,17 @@ picture_strip(rows, [f"t = {t}" for t in strip])
 
 
 # %% [markdown]
-# At the end nothing of the spine is left. A network that walks back must put all of it together again from the image. But a small U-Net can guess at once where the vertebrae are. Why should the way back begin in the middle of nowhere?
+# At the end nothing of the spine is left. But a small U-Net can guess at once where the vertebrae are. Why should the way back begin in the middle of nowhere?
 #
 # ## 4 · Eq. (3): noise around a guess
 #
-# Verdiff-Net's idea: let the noise be centred at the guess. Eq. (3), and the same as a distribution, Eq. (5):
+# Verdiff-Net's idea: let the noise be centred at the guess. Eq. (3), as a distribution Eq. (5):
 #
 # $$x_t = \sqrt{\bar\alpha_t}\,x_0 + s_t\,f + s_t\,\varepsilon, \qquad s_t = \sqrt{1-\bar\alpha_t}.$$
 #
-# As $t$ grows the mask fades out, and the guess fades in at the pace of the noise. The end is $\mathcal N(f, I)$.
+# The mask fades out, and the guess fades in at the pace of the noise. The end is $\mathcal N(f, I)$.
 #
-# Helpers first. Two refuse a $\beta$ or a $t$ that cannot be meant; the range of `t` is looked at only on the CPU, since on a GPU each look would wait for all work in its queue. The third keeps rows of coefficients where the images are: they are float64 on the CPU (exercise 3 shows why), and a copy on a GPU, or in float32, is made once.
+# Helpers first: two refuse a $\beta$ or a $t$ that cannot be meant; the third keeps rows of coefficients where the images are, in float64 on the CPU (exercise 3 shows why).
 
 # %%
 #| exports
@@ -263,7 +259,7 @@ def _row_like(row: Tensor, x: Tensor) -> Tensor:
 
 
 # %% [markdown]
-# And the process itself: the coefficients, and Eq. (3) beside them.
+# And the process itself ($B$ in shapes is the number of images):
 
 # %%
 #| exports
@@ -335,7 +331,7 @@ noisy = [process.q_sample(x_0, torch.tensor([t]), f, noise) for t in strip]
 picture_strip([[f, *noisy]], ["guess f", *(f"t = {t}" for t in strip)])
 
 # %% [markdown]
-# The last picture still knows where the spine is. That is the whole idea. And it is where sampling will start:
+# The last picture still knows where the spine is. That is the idea, and there sampling will start:
 
 # %%
 gap = (process.prior_sample(f, noise) - noisy[-1]).abs().max()
@@ -343,7 +339,7 @@ print(f"N(f, I) and the end of the chain differ by at most {gap:.3f}")
 assert gap < 0.02
 
 # %% [markdown]
-# One trap: that holds only where $\bar\alpha_{T-1}$ is all but zero. A shorter chain with the same $\beta$ stops half-way, and sampling would start from noise that training never showed. The remedy is a larger $\beta$, by $1000/T$:
+# One trap: a shorter chain with the same $\beta$ stops half-way, and sampling would start from noise that training never showed. The remedy is a larger $\beta$, by $1000/T$:
 
 # %%
 for T in (1000, 250, 50):
@@ -360,7 +356,7 @@ assert left < 0.01
 #
 # $$q(x_t \mid x_{t-1}, f) = \mathcal N\bigl(\sqrt{\alpha_t}\,x_{t-1} + \sqrt{1-\alpha_t}\,f,\; (1-\alpha_t) I\bigr).$$
 #
-# It looks right: the coefficients of Eq. (3), without the bars. Iterate it. The weight of the guess in the mean, $w_t = \sqrt{\alpha_t}\,w_{t-1} + \sqrt{1-\alpha_t}$, should arrive at $s_t$.
+# It looks right: Eq. (3) without the bars. Iterate it. The weight of the guess in the mean, $w_t = \sqrt{\alpha_t}\,w_{t-1} + \sqrt{1-\alpha_t}$, should arrive at $s_t$.
 
 # %%
 weights = [torch.zeros(()).double()]
@@ -380,13 +376,13 @@ axis.legend();
 
 
 # %% [markdown]
-# Run literally, the chain drifts to fifteen times the prior. The reason: independent noises add as variances, means add plainly. $\sqrt{\beta_t}$ is the right amplitude for *noise*, which averages out from step to step; a *mean* with that amplitude piles up.
+# The chain drifts to fifteen times the prior: independent noises add as variances, means add plainly. $\sqrt{\beta_t}$ is the right amplitude for *noise*; a *mean* with that amplitude piles up.
 #
-# What must the pull $k_t$ towards $f$ be? Suppose Eq. (3) holds at $t-1$, and take one step $x_t = \sqrt{\alpha_t}\,x_{t-1} + k_t f + \sqrt{\beta_t}\,\varepsilon$. Its mean is
+# What must the pull $k_t$ towards $f$ be? If Eq. (3) holds at $t-1$, the mean of one step $x_t = \sqrt{\alpha_t}\,x_{t-1} + k_t f + \sqrt{\beta_t}\,\varepsilon$ is
 #
 # $$\sqrt{\alpha_t}\,\bigl(\sqrt{\bar\alpha_{t-1}}\,x_0 + s_{t-1} f\bigr) + k_t f = \sqrt{\bar\alpha_t}\,x_0 + \bigl(\sqrt{\alpha_t}\,s_{t-1} + k_t\bigr) f .$$
 #
-# The mask's part is right already. The guess's part must be $s_t$, so $k_t = s_t - \sqrt{\alpha_t}\,s_{t-1}$. The variance is $\alpha_t s_{t-1}^2 + \beta_t = \alpha_t - \bar\alpha_t + 1 - \alpha_t = s_t^2$, as in DDPM. So the kernel that leads to Eq. (3) is
+# The guess's part must be $s_t$, so $k_t = s_t - \sqrt{\alpha_t}\,s_{t-1}$. The variance is $\alpha_t s_{t-1}^2 + \beta_t = \alpha_t - \bar\alpha_t + 1 - \alpha_t = s_t^2$, as in DDPM. So the kernel that leads to Eq. (3) is
 #
 # $$q(x_t \mid x_{t-1}, f) = \mathcal N\bigl(\sqrt{\alpha_t}\,x_{t-1} + (s_t - \sqrt{\alpha_t}\,s_{t-1})\,f,\; \beta_t I\bigr).$$
 
@@ -422,7 +418,7 @@ wanted = process.q_sample(one, torch.tensor([999]), prior, zero)
 torch.testing.assert_close(x, wanted, rtol=1e-12, atol=0)
 
 # %% [markdown]
-# And with noise, the *distribution*. We send 20,000 walkers (independent pixels) down a chain of 200 steps (so $\beta$ is five times larger), all from $x_0 = -1$ with $f = 0.8$, and compare their mean and variance with Eq. (3). Chance allows a standard error of $s/\sqrt n$ for the mean and $s^2\sqrt{2/n}$ for the variance. With the same noise, other walkers follow the printed kernel.
+# And with noise, the *distribution*. We send 20,000 walkers (pixels) down a chain of 200 steps, all from $x_0 = -1$ with $f = 0.8$, and compare mean and variance with Eq. (3). Chance allows a standard error of $s/\sqrt n$ for the mean and $s^2\sqrt{2/n}$ for the variance. With the same noise, others follow the printed kernel.
 
 # %%
 n, short = 20_000, ShiftedDiffusion(linear_schedule(200, 5e-4, 0.1))
@@ -475,7 +471,7 @@ for axis in axes:
 #
 # $$y_t = x_t - s_t f = \sqrt{\alpha_t}\,(x_{t-1} - s_{t-1} f) + \sqrt{\beta_t}\,\varepsilon = \sqrt{\alpha_t}\,y_{t-1} + \sqrt{\beta_t}\,\varepsilon .$$
 #
-# **In $y$ the process is exactly plain DDPM.** It gives every sampler of the field for nothing: take the shift off, do the usual step, put the shift of the new time on. Number for number, with a public library, in the jump and in the step:
+# **In $y$ the process is exactly plain DDPM.** It gives every sampler of the field for nothing: take the shift off, do the usual step, put the shift of the new time on. Against a public library, jump and step:
 
 # %%
 times = torch.tensor([3, 250, 600])
@@ -497,7 +493,7 @@ torch.testing.assert_close(step, a * x0_3 + b * noise_3)
 # %% [markdown]
 # ## 7 · So why shift at all?
 #
-# Ask what $x_t$ says about the mask, pixel by pixel, for a prior that is perfect, blurred, wrong by one vertebra, or zero: how many pixels lie on the wrong side of zero? First for somebody who is *not* told $f$ and looks at $x_t$; then for somebody who is, and looks at $y_t$.
+# How many pixels lie on the wrong side of zero, for a prior that is perfect, blurred, wrong by one vertebra, or zero? First for somebody who is *not* told $f$ and looks at $x_t$; then for somebody who is, and looks at $y_t$.
 
 # %%
 lower = landmarks_to_mask(phantom.landmarks[4:] / 3, 192, 64)  # no top vertebra
@@ -548,17 +544,17 @@ axes[0].set_ylabel("share of pixels wrong")
 axes[0].legend(fontsize=8);
 
 # %% [markdown]
-# To somebody who is not told $f$ the shift says a lot, the prior's mistakes included. But Verdiff-Net's diffusion network *is* told: $f$ is one of its inputs (page [11](11_model.ipynb)). It can compute $y_t$, for which the prior makes no difference at all. So, honestly:
+# To somebody who is not told $f$ the shift says a lot, the prior's mistakes included. But Verdiff-Net's diffusion network *is* told ([11](11_model.ipynb)). It can compute $y_t$, for which the prior makes no difference at all. So:
 #
 # - **It adds no information.** For a perfect network the shifted and the plain process give the same masks.
-# - **It can only change how easily a network learns.** A shifted $x_t$ shows the guess in the main input: at loud times "keep what you see" is a good answer already. But the guess's mistakes look like the mask.
-# - **Whether that helps is a question for experiments**, and in ours it does not show: trained with and without shift, all else equal, the networks differ by nothing reliable ([Ablation](lab/ablation.ipynb), row `no-shift`). The runs are small and few, and *open* is not *equal*.
+# - **It can only change how easily a network learns.** A shifted $x_t$ shows the guess in the main input, but its mistakes look like the mask.
+# - **Whether that helps is a question for experiments**, and in ours it does not show ([ablation](lab/ablation.ipynb), row `no-shift`); the runs are small and few.
 #
-# We keep it because it is the paper's method; `shift=off` in the settings takes it out.
+# We keep it because it is the paper's; `shift=off` in the settings takes it out.
 #
 # ## 8 · Turn the knob
 #
-# The same noise at every $t$. From the left: the plain process, the shifted one, the values of $x_t$ in both (grey plain, orange shifted), and the place on the schedule. In a running notebook a slider moves $t$.
+# The plain process, the shifted one, the values of $x_t$ in both (grey plain, orange shifted), and the place on the schedule. In a running notebook a slider moves $t$.
 
 # %%
 #| code-fold: true
@@ -613,10 +609,8 @@ HTML(html.replace("<img ", f'<img alt="{alt}" '))
 #
 # | | paper | ours | why |
 # |---|---|---|---|
-# | marginal | Eq. (3), (5) | the same | |
-# | one step | $\sqrt{1-\alpha_t}\,f$, Eq. (2) | $(s_t - \sqrt{\alpha_t}\,s_{t-1})\,f$ | only this one leads to Eq. (3); the printed one piles the prior up |
-# | $T$, schedule | not given | 1000, linear $10^{-4}$ to 0.02 | the defaults of DDPM, on which the paper builds |
-# | start of sampling | $\mathcal N(0, I)$ in Algorithm 2, $\mathcal N(f, I)$ in Eq. (5) | $\mathcal N(f, I)$ | it is where the forward process ends |
+# | one step | $\sqrt{1-\alpha_t}\,f$, Eq. (2) | $(s_t - \sqrt{\alpha_t}\,s_{t-1})\,f$ | only this one leads to Eq. (3) |
+# | $T$, schedule | not given | 1000, linear $10^{-4}$ to 0.02 | the defaults of DDPM |
 #
 # ## Exercises
 #
@@ -628,9 +622,7 @@ HTML(html.replace("<img ", f'<img alt="{alt}" '))
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# At both ends. At the beginning $k_0 = s_0 = \sqrt{\beta_0} = 0.01$, because $s_t$, a root, rises most steeply from 0. Then it falls to a third. Towards the end $s_t \approx 1$, and $k_t \approx 1 - \sqrt{\alpha_t} \approx \beta_t/2$ grows again with $\beta_t$: the guess has to be kept alive against the factor $\sqrt{\alpha_t}$.
-#
-# </details>
+# At both ends. At the beginning $k_0 = s_0 = \sqrt{\beta_0} = 0.01$, because $s_t$, a root, rises most steeply from 0. Towards the end $s_t \approx 1$, and $k_t \approx 1 - \sqrt{\alpha_t} \approx \beta_t/2$ grows again with $\beta_t$: the guess is kept alive against the factor $\sqrt{\alpha_t}$.
 
 # %%
 #| code-fold: true
@@ -644,7 +636,9 @@ assert abs(pull[0] - 0.01) < 1e-12 and pull.min() > 0.003
 assert pull[1:-1].max() < pull[-1] < 0.0101
 
 # %% [markdown]
-# **2 · Implement.** CARD (Han et al. 2022) had the idea first, for regression. Its shift is $(1 - \sqrt{\bar\alpha_t})\,f$: what the signal loses, the guess gains. Write its one-step kernel without noise, and check it as we checked ours. How large does the mean become where mask and guess agree, in CARD and here?
+# </details>
+#
+# **2 · Implement.** CARD (Han et al. 2022) had the idea first, for regression, with the shift $(1 - \sqrt{\bar\alpha_t})\,f$. Write its one-step kernel without noise, and check it as we checked ours. How large does the mean become where mask and guess agree, there and here?
 
 # %%
 # your code here
@@ -652,9 +646,7 @@ assert pull[1:-1].max() < pull[-1] < 0.0101
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# The weight of $f$ is $w_t = 1 - \sqrt{\bar\alpha_t}$, so the pull is $w_t - \sqrt{\alpha_t}\,w_{t-1} = 1 - \sqrt{\alpha_t}$: the mean of a step is a weighted average of $x_{t-1}$ and $f$. Where $x_0 = f = 1$ it stays 1; ours bulges to $\sqrt2$ on the way.
-#
-# </details>
+# The pull is $w_t - \sqrt{\alpha_t}\,w_{t-1} = 1 - \sqrt{\alpha_t}$ with $w_t = 1 - \sqrt{\bar\alpha_t}$: a step's mean is a weighted average of $x_{t-1}$ and $f$. Where $x_0 = f = 1$ it stays 1; ours bulges to $\sqrt2$.
 
 # %%
 #| code-fold: true
@@ -667,7 +659,9 @@ bulge = (process.sqrt_alphas_cumprod + process.sigmas).max()
 assert abs(bulge - 2 ** 0.5) < 1e-3
 
 # %% [markdown]
-# **3 · Diagnose (hard).** A colleague keeps the rows in float16, "since the images are float16 anyway". Pictures of $x_t$ look right at every $t$ that you try. But now and then a training step finds $\hat\varepsilon = (y_t - \sqrt{\bar\alpha_t}\,x_0)/s_t$ infinite, about once in 125 images. Which line does it, and at which $t$? A second colleague advises the cosine schedule, which "starts more gently". Does that help?
+# </details>
+#
+# **3 · Diagnose (hard).** A colleague keeps the rows in float16, "since the images are float16 anyway". Pictures of $x_t$ look right. But about once in 125 images a training step finds $\hat\varepsilon = (y_t - \sqrt{\bar\alpha_t}\,x_0)/s_t$ infinite. Which line does it, and at which $t$? A second colleague advises the cosine schedule, which "starts more gently". Does that help?
 
 # %%
 half = (1 - betas).half().float().cumprod(0).half()  # the colleague's row
@@ -679,9 +673,7 @@ half_s = (1 - half).sqrt()
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# $\alpha_t$ near 1 is rounded: below 1 the next float16 is $1 - 2^{-11} \approx 1 - 0.0005$, so every $\beta_t$ below half of that becomes 0. Then $\bar\alpha_t = 1$ and $s_t = 0$, and the noise is divided by zero. The first steps of the linear schedule are that small, and more of the cosine schedule's, because it starts more gently: the advice makes it worse. The cell below counts them. Hence rows in float64 on the CPU, rounded once, after the root.
-#
-# </details>
+# $\alpha_t$ near 1 is rounded: below 1 the next float16 is $1 - 2^{-11} \approx 1 - 0.0005$, so every $\beta_t$ below half of that becomes 0. Then $\bar\alpha_t = 1$, $s_t = 0$, and the noise is divided by zero. The first steps of the linear schedule are that small, and more of the cosine's: the advice makes it worse. Hence rows in float64, rounded once, after the root.
 
 # %%
 #| code-fold: true
@@ -693,4 +685,6 @@ for name, row in schedules.items():
     assert dead and (ours > 0).all()
 
 # %% [markdown]
-# A mask can now be drowned to any depth in one jump. That helps only if there is a way out of the noise again. How does one walk back? Next: [07 · The posterior](07_posterior.ipynb).
+# </details>
+#
+# A mask can now be drowned to any depth in one jump. How does one walk back? Next: [07 · The posterior](07_posterior.ipynb).
