@@ -3,7 +3,7 @@
 # > The same road backwards: one step of it, exactly, and three ways to say what a network predicts
 
 # %% [markdown]
-# A mask drowns in noise in a thousand small steps. How does one walk back? If one knew where the walk began, one step back would have an exact answer, the *posterior* $q(x_{t-1} \mid x_t, x_0, f)$. You will derive it line by line, check each line against Bayes' rule done by brute force, see where the printed Eq. (6) goes wrong and by how much, and turn noise into masks into velocities and back. No network yet; a minute on a laptop. Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/07_posterior.ipynb).
+# A mask drowns in noise in a thousand small steps. How does one walk back? If one knew where the walk began, one step back would have an exact answer, the *posterior* $q(x_{t-1} \mid x_t, x_0, f)$. You will derive it line by line, check each line by brute force, and see where the printed Eq. (6) goes wrong and by how much. No network yet; a minute on a laptop. Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/07_posterior.ipynb).
 
 # %%
 #| hide
@@ -55,7 +55,7 @@ g = torch.Generator().manual_seed(35)
 # %% [markdown]
 # ## 1 · Take the shift off
 #
-# Page [06](06_forward.ipynb) found a coordinate in which the process is plain DDPM: $y_t = x_t - s_t f$. Two functions go there and back. The way back knows one more time, $t = -1$: the end, where $s_{-1} = 0$ and nothing is left to put on.
+# In the coordinate $y_t = x_t - s_t f$ the process is plain DDPM ([06](06_forward.ipynb)). Two functions go there and back. The way back knows one more time, $t = -1$: the end, where nothing is left to put on.
 
 # %%
 #| exports
@@ -91,7 +91,7 @@ torch.testing.assert_close(reshift(process, y, t, f), x)
 assert torch.equal(reshift(process, x, end, f), x)
 
 # %% [markdown]
-# Five walkers, each one pixel, all from $x_0 = -1$ and with the same noise, but each with another prior. In $x$ they part. In $y$ there is only one walker:
+# Five walkers (pixels), all from $x_0 = -1$ and with the same noise, but each with another prior. In $x$ they part. In $y$ there is only one:
 
 # %%
 guesses = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0]).double()
@@ -118,7 +118,7 @@ for axis, paths, title in zip(axes, (walk, plain), titles):
 axes[1].legend(fontsize=7, loc="upper left");
 
 # %% [markdown]
-# So everything that is known of DDPM can be used in $y$ and carried back to $x$; first, the step backwards.
+# So everything that is known of DDPM can be used in $y$ and carried back to $x$.
 #
 # ## 2 · One step back, line by line
 #
@@ -126,9 +126,9 @@ axes[1].legend(fontsize=7, loc="upper left");
 #
 # $$q(z \mid y_t, x_0) \;\propto\; \underbrace{q(y_t \mid z)}_{\text{the step}}\;\underbrace{q(z \mid x_0)}_{\text{the marginal}} .$$
 #
-# Both factors are known from page 06, and both are Gaussian. Their logarithms are parabolas in $z$, so their product is a Gaussian again. **Line 1**, the sum of the two logarithms up to a constant, for $t \ge 1$:
+# Both factors are Gaussians known from page 06. Their logarithms are parabolas in $z$, so their product is a Gaussian again. **Line 1**, the sum of the two logarithms up to a constant, for $t \ge 1$:
 #
-# $$\ell(z) = -\frac{(y_t - \sqrt{\alpha_t}\,z)^2}{2\beta_t} - \frac{(z - \sqrt{\bar\alpha_{t-1}}\,x_0)^2}{2 (1-\bar\alpha_{t-1})} .$$
+# $$\log q(z) = -\frac{(y_t - \sqrt{\alpha_t}\,z)^2}{2\beta_t} - \frac{(z - \sqrt{\bar\alpha_{t-1}}\,x_0)^2}{2 (1-\bar\alpha_{t-1})} .$$
 #
 # We follow every line with numbers, on a grid of candidates $z$, for one pixel at $t = 300$:
 
@@ -147,9 +147,9 @@ line1 = step + marginal
 # %% [markdown]
 # **Line 2**: multiply out and sort by powers of $z$. What does not contain $z$ only scales the density; we leave it out.
 #
-# $$\ell(z) = -\frac{P}{2}\,z^2 + Q\,z + \dots, \qquad P = \frac{\alpha_t}{\beta_t} + \frac{1}{1-\bar\alpha_{t-1}}, \qquad Q = \frac{\sqrt{\alpha_t}}{\beta_t}\,y_t + \frac{\sqrt{\bar\alpha_{t-1}}}{1-\bar\alpha_{t-1}}\,x_0 .$$
+# $$\log q(z) = -\frac{P}{2}\,z^2 + Q\,z + \dots, \qquad P = \frac{\alpha_t}{\beta_t} + \frac{1}{1-\bar\alpha_{t-1}}, \qquad Q = \frac{\sqrt{\alpha_t}}{\beta_t}\,y_t + \frac{\sqrt{\bar\alpha_{t-1}}}{1-\bar\alpha_{t-1}}\,x_0 .$$
 #
-# So on the grid the difference of line 1 and line 2 must not depend on $z$.
+# On the grid the two lines may differ by a constant only.
 
 # %%
 def same_up_to_a_constant(one, two):
@@ -201,7 +201,7 @@ assert abs((weight * (z - mean) ** 2).sum() - variance) < 1e-9
 #
 # $$x_{t-1} \sim \mathcal N\bigl(A_t\,x_0 + B_t\,x_t + C_t\,f,\; \sigma_t^2 I\bigr), \qquad C_t = s_{t-1} - B_t\,s_t .$$
 #
-# The paper's Eq. (6) has the same $A$, $B$ and $\sigma^2$, and prints $C_t = s_t$. The four rows of a process are computed once, and kept as long as the process lives.
+# The paper's Eq. (6) has the same $A$, $B$ and $\sigma^2$, and prints $C_t = s_t$.
 
 # %%
 #| exports
@@ -262,7 +262,7 @@ axis.legend();
 
 
 # %% [markdown]
-# The exact weight is tiny: $B_t x_t$ already holds most of the shift, $B_t s_t f$, and one step adds only what that lacks of $s_{t-1} f$. The printed one pays the whole shift again at every step. It is the weight that Eq. (5) gives the prior in the marginal, not in a step.
+# The exact weight is tiny: $B_t x_t$ already holds most of the shift, $B_t s_t f$, and one step adds only what that lacks of $s_{t-1} f$. The printed one pays the whole shift again at every step.
 
 # %%
 #| exports
@@ -300,7 +300,7 @@ def q_posterior_printed(
 # %% [markdown]
 # ## 3 · Ask Bayes
 #
-# Derivations can err; Bayes' rule cannot. The posterior density of $x_{t-1}$ is proportional to $q(x_t \mid x_{t-1}, f)\; q(x_{t-1} \mid x_0, f)$, this time in $x$, with the shift. We multiply both factors on a fine grid and compute mean and variance as sums.
+# Derivations can err; Bayes' rule cannot. The posterior of $x_{t-1}$ is proportional to $q(x_t \mid x_{t-1}, f)\; q(x_{t-1} \mid x_0, f)$, this time in $x$, with the shift. We multiply both on a fine grid and compute mean and variance as sums.
 
 # %%
 def logs(t, x_0, x_t, f, z):
@@ -336,7 +336,7 @@ print(f"largest difference to Bayes' rule: {worst:.1e}")
 assert worst < 1e-9
 
 # %% [markdown]
-# In pictures: where the walker could have been a step ago if one only knew $x_0$ and $f$ (the marginal), how well each place explains $x_t$ (the step), and their product, the posterior, each scaled to height one; $x_0 = 1$, $x_t = 0.4$ and $f = 0.8$ throughout. At small $t$ the start $x_0$ has a say, and pulls the posterior from the green curve towards the orange one; at large $t$ only $x_t$ counts. The red line moves away from the posterior, and stays far off. (A slider moves $t$ in a running notebook.)
+# In pictures: where the walker could have been a step ago if one only knew $x_0$ and $f$ (the marginal, orange), how well each place explains $x_t$ (the step, green), and their product, the posterior (black), each scaled to height one; $x_0 = 1$, $x_t = 0.4$, $f = 0.8$. At small $t$ the start $x_0$ has a say; at large $t$ only $x_t$ counts. Our mean is dashed blue; that of Eq. (6), red, stays far off.
 
 # %%
 #| code-fold: true
@@ -395,7 +395,7 @@ for how in (q_posterior, q_posterior_printed):
     print(f"{how.__name__}: {off.item():.0e} standard deviations off")
 
 # %% [markdown]
-# One wrong step is not the end, since the next can correct it. But a chain of them? We give the chain a *perfect* network (it always knows $x_0$) and let 4,000 walkers go home from $\mathcal N(f, I)$, once with each posterior.
+# The next step can correct a wrong one. But a chain of them? We give it a *perfect* network (it always knows $x_0$) and let 4,000 walkers go home from $\mathcal N(f, I)$, once with each posterior.
 
 # %%
 def walk_home(posterior, n=4000):
@@ -431,9 +431,9 @@ axis.set_yscale("symlog")
 axis.legend();
 
 # %% [markdown]
-# The exact posterior keeps to the road. With the printed one the walkers spend the walk far out, where no network was ever trained. They come home all the same, because this network is perfect; page [14](14_sampling.ipynb) measures why, and what happens with one that is not.
+# The exact posterior keeps to the road. With the printed one the walkers spend the walk far out, where no network was ever trained. They come home all the same, because this network is perfect; [14](14_sampling.ipynb) says why.
 #
-# With $f = 0$ the posterior must be that of a public DDPM, at every step of a whole chain. (The "network" is any smooth function, the noise is the same for both. The library's tables are float32; we lend it ours in float64, so that formulas are compared and not rounding.)
+# With $f = 0$ the posterior must be that of a public DDPM, at every step of a whole chain. (The "network" is any smooth function; the library gets our tables in float64, so that formulas are compared and not rounding.)
 
 # %%
 public = DDPMScheduler(
@@ -509,7 +509,7 @@ if hasattr(get_ipython(), "kernel"):
     interact(lambda t: triangle(t), t=slider);
 
 # %% [markdown]
-# Reading the picture backwards: the mask is $y_t$ minus the noise, rescaled; or $y_t$ turned back by the angle. The paper's loss, Eq. (8), asks for the noise: `epsilon`.
+# Backwards: the mask is $y_t$ minus the noise, rescaled; or $y_t$ turned back by the angle. In the code the three are called as in diffusers: `"epsilon"` (the paper's Eq. 8), `"sample"` for $x_0$, and `"v_prediction"`.
 #
 # $$x_0 = \frac{y_t - s_t\,\varepsilon}{\sqrt{\bar\alpha_t}} = \sqrt{\bar\alpha_t}\,y_t - s_t\,v_t .$$
 
@@ -575,7 +575,7 @@ def training_target(
 
 
 # %% [markdown]
-# Round trips, all three ways, with a prior, from the quietest time to the loudest; and the velocity against the public library:
+# Round trips, and the velocity against the public library:
 
 # %%
 x_0, noise, f = torch.randn(3, 5, 1, 6, 4, generator=g).double()
@@ -592,7 +592,7 @@ for kind in PREDICTION_TYPES:
 torch.testing.assert_close(said, public.get_velocity(x_0, noise, t))
 
 # %% [markdown]
-# In exact arithmetic the three are the same; for a network that errs a little they are not. Let each output be wrong by 0.05 and see what that does to the mask:
+# In exact arithmetic the three are the same; for a network that errs they are not. Let each output be wrong by 0.05:
 
 # %%
 times, zeros = torch.arange(1000), torch.zeros(1000, 1).double()
@@ -617,7 +617,7 @@ axis.set(xlabel="t", ylabel="error of the mask")
 axis.legend();
 
 # %% [markdown]
-# At quiet times the noise is safer to say than the mask. But at the start of sampling an error in $\varepsilon$ is multiplied by more than a hundred: $y_t$ is almost at the top of the circle, and of the mask only its small lean to the right is left. Later steps can mend that in a chain of a thousand; it is ruinous for a segmenter that wants to take one. The velocity is safe at both ends. But it contains noise, and a mask is nothing but $-1$ and $1$; a network can say it outright. So outside the profile `paper` our networks predict $x_0$ (`sample`); the noise is one word away in the settings, and [17](17_paper_checked.ipynb) compares them.
+# At quiet times the noise is safer to say than the mask. But at the start of sampling an error in $\varepsilon$ is multiplied by more than a hundred: of the mask, $y_t$ holds only a small lean to the right. Later steps can mend that in a chain of a thousand; it is ruinous for a segmenter that wants to take one. The velocity is safe at both ends. But it contains noise, and a mask is nothing but $-1$ and $1$; a network can say it outright. So outside the profile `paper` our networks predict $x_0$; [17](17_paper_checked.ipynb) compares.
 #
 # One step from the loudest time, with $f = x_0/2$, if the output is wrong by about 0.05 per pixel:
 
@@ -653,7 +653,7 @@ for axis, picture, title in zip(axes, shown, titles, strict=True):
 # |---|---|---|---|
 # | prior in the posterior, Eq. (6) | $s_t\,f$ | $(s_{t-1} - B_t s_t)\,f$ | Bayes' rule |
 # | mean of a step with the network's noise, Eq. (7) | $\frac{1}{\sqrt{\alpha_t}}\bigl(x_t - \frac{\beta_t}{s_t}\hat\varepsilon\bigr)$ | $\frac{1}{\sqrt{\alpha_t}}\bigl(x_t - s_t f - \frac{\beta_t}{s_t}\hat\varepsilon\bigr) + s_{t-1} f$ | take the shift off, step, put the next one on (exercise 2) |
-# | prediction | $\varepsilon$, Eq. (8) | $x_0$; $\varepsilon$ in `paper` | an error of $\varepsilon$ is multiplied by more than a hundred at the start |
+# | prediction | $\varepsilon$, Eq. (8) | $x_0$; $\varepsilon$ in `paper` | section 4 |
 #
 # ## Exercises
 #
@@ -666,8 +666,6 @@ for axis, picture, title in zip(axes, shown, titles, strict=True):
 # <details><summary>Answer</summary>
 #
 # The variance is zero, because $\bar\alpha_{-1} = 1$. The last step is not random: it says what the network believes $x_0$ to be. There $A = 1$ and $B = C = 0$.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -675,6 +673,8 @@ first = torch.stack([row[0] for row in exact])
 torch.testing.assert_close(first, torch.tensor([1.0, 0, 0, 0]).double())
 
 # %% [markdown]
+# </details>
+#
 # **2 · Implement.** Write the repaired mean of Eq. (7) (third column above) for a network that predicts noise, and show that it is `q_posterior` fed with `predict_x_0`.
 
 # %%
@@ -684,8 +684,6 @@ torch.testing.assert_close(first, torch.tensor([1.0, 0, 0, 0]).double())
 # <details><summary>Answer</summary>
 #
 # The two are one formula: insert $\hat x_0 = (y_t - s_t\hat\varepsilon)/\sqrt{\bar\alpha_t}$ into $A_t \hat x_0 + B_t y_t$ and sort.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -703,7 +701,9 @@ torch.testing.assert_close(mean_of_eq_7(x_t, t, eps, f), mean)
 
 
 # %% [markdown]
-# **3 · Diagnose (hard).** A colleague steps in $y$, as we do, and gives the walk a perfect network. All walkers should end exactly at $x_0 = 1$. They end at 1.008, every time, whatever the noise, and it is no rounding. With $f = 0$ they end at 1. Where do the 0.008 come from, and what does the same line do to the steps before the last?
+# </details>
+#
+# **3 · Diagnose (hard).** A colleague steps in $y$ and gives the walk a perfect network. All walkers should end exactly at $x_0 = 1$. They end at 1.008, whatever the noise; with $f = 0$ at 1. Where do the 0.008 come from, and what does the same line do to the steps before the last?
 
 # %%
 def colleague(process, x_0, x_t, t, f):
@@ -720,9 +720,7 @@ print(f"{walk_home(colleague)[0]:.4f}")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# The shift that is put on is that of the *old* time. The step leads to $t-1$, so it must be `reshift(process, mean, t - 1, f)`; there the end, $t = -1$, adds nothing. As it stands the last step adds $s_0 f = 0.01 \cdot 0.8$. Each step before leaves $(s_t - s_{t-1})f$ too much in $x_{t-1}$, so the walk runs beside its marginal: the network is asked about places that training never showed, and a real one is not as forgiving.
-#
-# </details>
+# The shift that is put on is that of the *old* time. The step leads to $t-1$, so it must be `reshift(process, mean, t - 1, f)`. As it stands the last step adds $s_0 f = 0.01 \cdot 0.8$. Each step before leaves $(s_t - s_{t-1})f$ too much in $x_{t-1}$, so the walk runs beside its marginal: the network is asked about places that training never showed.
 
 # %%
 #| code-fold: true
@@ -736,4 +734,6 @@ assert abs(walk_home(colleague)[0] - 1.008) < 1e-9
 torch.testing.assert_close(walk_home(repaired), home[q_posterior])
 
 # %% [markdown]
+# </details>
+#
 # Every step back asks for a mask: $\hat x_0$ from what is left in the noise, and before that the guess $f$ from the image alone. Both must look at a whole spine and still draw each border to the pixel. What kind of network can do that? Next: [08 · U-Nets](08_unet.ipynb).
