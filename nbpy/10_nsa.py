@@ -340,7 +340,7 @@ assert fine_weight(features, prior).shape == (1, 1, 96, 32)
 
 
 # %% [markdown]
-# One trap is not the paper's but the machine's. In *mixed precision* ([13](13_training.ipynb)) convolutions run in bf16, numbers of 16 bits. On a CPU, channels last, torch then gives the *weights* of a dilated depth-wise convolution a gradient that nobody computed: whatever lay in that memory. No error, and the loss still falls. So these convolutions stay in float32 there:
+# One trap is not the paper's but the machine's. In *mixed precision* ([13](13_training.ipynb)) convolutions run in bf16, numbers of 16 bits. On a CPU torch then gives the *weights* of a dilated depth-wise convolution a gradient that nobody computed: whatever lay in that memory. No error, and the loss still falls. So these convolutions stay in float32 there:
 
 # %%
 #| exports
@@ -522,11 +522,11 @@ background = torch.full((1, 1, 96, 32), -1.0)
 torch.testing.assert_close(ours(features, background), lsk(features))
 
 # %% [markdown]
-# Equal, number for number. The adapter **is** LSKNet's block plus one idea: a second, finer kernel where the mask is.
+# Equal. The adapter **is** LSKNet's block plus one idea: a second, finer kernel where the mask is.
 #
 # ## 5 · The gate while $t$ falls
 #
-# What does a *trained* gate do? The network that travels with the package was trained on radiographs ([the laboratory](lab/xray.ipynb)) and has an adapter at each level but the first; we listen to the finest. Two calls of [11](11_model.ipynb) are enough: `condition(image)` gives the prior, `denoise(x_t, t, ...)` one answer of the diffusion U-Net. $x_t$ is made by Eq. (3) from the *true* mask, as in training: at $t = 0$ the network is shown the mask itself.
+# What does a *trained* gate do? The network that travels with the package was trained on radiographs ([the laboratory](lab/xray.ipynb)) and has an adapter at each level but the first; we listen to the finest. Two calls are enough ([11](11_model.ipynb) builds them): `condition(image)` gives the prior, `denoise(x_t, t, ...)` one answer of the diffusion U-Net. $x_t$ is made by Eq. (3) from the *true* mask, as in training: at $t = 0$ the network is shown the mask itself.
 
 # %%
 folder = Path(verdiff.__file__).parent / "weights" / "xray-384x128"
@@ -636,9 +636,10 @@ axes[0].legend(fontsize=8);
 fig, axes = plt.subplots(1, 5, figsize=(8, 4.4), dpi=55, layout="constrained")
 anim = FuncAnimation(fig, lambda t: column(axes, gates_at(t, tests[1])),
                      frames=range(999, -1, -111), interval=350)
-html = HTML(anim.to_jshtml(default_mode="loop"))
+html = anim.to_jshtml(default_mode="loop")
 plt.close(fig)
-html
+alt = "The five pictures of one phantom while t falls from 999 to 0"
+HTML(html.replace("<img ", f'<img alt="{alt}" '))
 
 # %%
 #| eval: false
@@ -655,7 +656,7 @@ interact(at, t=IntSlider(518, 0, 999, 37, continuous_update=False));
 # %% [markdown]
 # ## 6 · Where it sits
 #
-# Forward and backward of one adapter, batch 8, at the four levels of a 192×64 network, a pixel's channels lying together in memory (*channels last*, as [11](11_model.ipynb) has it):
+# Forward and backward of one adapter, batch 8, at the four levels of a 192×64 network:
 
 # %%
 def milliseconds(c, h, w, best=float("inf")):
@@ -696,9 +697,7 @@ for c, h, w in [(16, 192, 64), (32, 96, 32), (64, 48, 16), (128, 24, 8)]:
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# A fine kernel of side $k$ fills the gaps of a comb with distance $d$ exactly when $d \le k$. The paper keeps 3 behind both.
-#
-# </details>
+# All up to the side of the kernel in front: 1 to 3, and 1 to 5. The paper keeps 3 behind both.
 
 # %%
 #| code-fold: true
@@ -712,6 +711,8 @@ assert [d for d in range(1, 7) if solid(3, d)] == [1, 2, 3]
 assert [d for d in range(1, 7) if solid(5, d)] == [1, 2, 3, 4, 5]
 
 # %% [markdown]
+# </details>
+#
 # **2 · Implement.** Write a third choice, "straight-through": the hard value going forward, the soft slope going back. (`y.detach()` has the value of `y` and no gradient.)
 
 # %%
@@ -721,8 +722,6 @@ assert [d for d in range(1, 7) if solid(5, d)] == [1, 2, 3, 4, 5]
 # <details><summary>Answer</summary>
 #
 # `soft + (hard - soft).detach()`: the value is `hard`, the gradient that of `soft`.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -734,6 +733,8 @@ assert torch.autograd.grad(w.sum(), p)[0].abs().sum() > 0
 
 
 # %% [markdown]
+# </details>
+#
 # **3 · Diagnose.** Somebody's adapter finds the column in every puzzle above and is called done. In a network that also gives it a prior it disappoints. The prior is good, every shape is right. Compare `kernel_choice` with what this one does to `edge`, and say what was mixed up.
 
 # %%
@@ -750,8 +751,6 @@ def their_choice(prior, threshold=0.25, window=5, sharpness=10.0):
 # <details><summary>Answer</summary>
 #
 # The difference stands the wrong way round: much mask gives the 5×5. The puzzle has no prior, so $w = 1/2$, and no test on it can see the choice. A smaller slip: without `count_include_pad=False` the border counts as background. Test a module with *all* of its inputs.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -761,4 +760,6 @@ torch.testing.assert_close(their_choice(edge)[inside],
 assert not torch.allclose(their_choice(edge), 1 - kernel_choice(edge))
 
 # %% [markdown]
+# </details>
+#
 # Two U-Nets, an eye, an adapter, a process. **How do the parts fit?** Next: [11 · Verdiff-Net](11_model.ipynb).
