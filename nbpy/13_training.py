@@ -3,7 +3,7 @@
 # > Algorithm 1 on one screen, and what each of its lines is for
 
 # %% [markdown]
-# [Lesson 12](12_loss.ipynb) wrote down what is rewarded; now the networks shall earn it. You will put the paper's Algorithm 1 right, write it in ten lines, look for the weaknesses of these ten, and mend one at a time, each with its picture, until the whole loop stands on one screen. Two minutes on a laptop, no GPU. Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/13_training.ipynb).
+# [Lesson 12](12_loss.ipynb) wrote down what is rewarded. How do the networks earn it? You will put the paper's Algorithm 1 right, write it in ten lines, look for the weaknesses of these ten, and mend one at a time, each with its picture, until the whole loop stands on one screen. Two minutes on a laptop, no GPU. Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/13_training.ipynb).
 
 # %%
 #| default_exp training.loop
@@ -95,7 +95,7 @@ tiny = load_settings("smoke", small)
 source = PhantomSet(size=tiny.size, n_training=24, n_test=2)
 phantoms = pack(source, progress=False)
 
-
+# %%
 def phantoms_at(where):
     return phantoms.images[where].float() / 255, phantoms.masks[where].float()
 
@@ -105,6 +105,8 @@ image, mask = phantoms_at(slice(0, 2))
 torch.manual_seed(0)
 model = VerdiffNet(VerdiffConfig.from_settings(tiny))
 optimizer, curve = torch.optim.AdamW(model.parameters(), 3e-3), []
+
+# %%
 for k in range(240):
     t = torch.randint(1000, (2,), generator=g)
     noise = torch.randn(mask.shape, generator=g)
@@ -149,6 +151,7 @@ def attempt(rate=lambda k: 0.02, clip=math.inf, half=False, spoil=None,
     return list(zip(*curve))
 
 
+# %%
 @torch.no_grad()
 def held_out(net):
     "The loss on six phantoms that no attempt trains on."
@@ -197,6 +200,7 @@ def both(net, k):
     return held_out(net), held_out(average[0])
 
 
+# %%
 plain, _, raw, calm = attempt(look=both)
 ratio = roughness(calm, 20) / roughness(raw, 20)
 print(f"change of the held-out loss from step to step: {ratio:.2f} times")
@@ -235,6 +239,8 @@ assert learning_rate(brief, 6) == 0.05 and learning_rate(brief, 40) < 1e-12
 # %%
 tried = {name: attempt(rate, look=lambda net, k: [held_out(net)])[2]
          for name, rate in rates.items()}
+
+# %%
 for name, values in tried.items():
     print(f"{name}: worst {max(values):.2f}, "
           f"change a step at the end {roughness(values):.4f}")
@@ -255,6 +261,8 @@ draw(axes[1], tried, ["C0", "C2"], title="held-out loss")
 # %%
 unclipped, clipped = (attempt(clip=c, spoil=6)
                       for c in (math.inf, 1.0))
+
+# %%
 after = [float(np.mean(x[0][-10:])) for x in (unclipped, clipped)]
 print(f"loss, mean of the last 10 steps: {after[0]:.2f}; "
       f"clipped {after[1]:.2f}")
@@ -285,6 +293,8 @@ mixed = attempt(half=True)
 apart = np.abs(np.array(plain) - mixed[0])
 print(f"largest difference in the first 5 steps {apart[:5].max():.4f}, "
       f"in all {apart.max():.3f}")
+
+# %%
 assert apart[0] < 0.02
 assert abs(np.mean(mixed[0][-10:]) / np.mean(plain[-10:]) - 1) < 0.25
 
@@ -303,11 +313,13 @@ net = VerdiffNet(channels=(16, 32, 64))
 for p in net.parameters():
     if not p.any():
         nn.init.normal_(p, std=0.1)  # what starts at zero lets no gradient pass
+
+# %%
 b, m = large.images[:4].float() / 255, large.masks[:4].float()
 t = random_times(4, 1000, torch.Generator().manual_seed(0))
 noise = torch.randn(m.shape)
 
-
+# %%
 def kernel_gradients(half):
     net.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -321,6 +333,8 @@ def kernel_gradients(half):
 exact, rough = kernel_gradients(False), kernel_gradients(True)
 off = {name: float((rough[name] - g).norm() / g.norm())
        for name, g in exact.items()}
+
+# %%
 worst = max(off, key=off.get)
 print(f"{len(off)} kernels, off by {np.median(list(off.values())):.1%}; "
       f"the worst by {off[worst]:.1%}: {worst}")
@@ -358,6 +372,8 @@ def gradient(parts):
 # %%
 eight = (*phantoms_at(slice(0, 8)), random_times(8, 1000, generator_for(4)),
          torch.randn(8, 1, *tiny.size, generator=generator_for(5)))
+
+# %%
 memory_1, gradient_1 = gradient([slice(0, 8)])
 memory_2, gradient_2 = gradient([slice(0, 4), slice(4, 8)])
 close = 1e-4 * gradient_1.abs().max().item()
@@ -389,6 +405,8 @@ def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
         weight_decay=settings.weight_decay)
 
 
+# %%
+#| exports
 def make_accelerator(settings: Settings, **more: Any) -> Accelerator:
     "Device and precision, which a second call may want to be another."
     AcceleratorState._reset_state()  # or the first one's would stay
@@ -466,16 +484,19 @@ def train_loop(
 words = ("max_steps=120 batch_size=4 learning_rate=0.01 warmup_steps=5 "
          "rotation=10 ema_decay=0.9 validate_every=20")
 short = load_settings("smoke", [*small, *words.split()])
+
+# %%
 b, m = (x.to(make_accelerator(short).device)
         for x in phantoms_at(slice(18, 24)))
 seen = {}
 
-
+# %%
 @torch.no_grad()
 def look(net, step):
     seen[step] = dice(net.condition(b).prior > 0, m).tolist()
 
 
+# %%
 torch.manual_seed(0)
 network = VerdiffNet(VerdiffConfig.from_settings(short))
 trained = train_loop(network, phantoms.subset(range(18)), short, look)
@@ -517,11 +538,9 @@ for k, axis in enumerate(axes[1:]):
 # your code here
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Answer</summary>
 #
 # After three: $d_0 d_1 d_2=\frac1{10}\cdot\frac2{11}\cdot\frac3{12}$, half a per cent: the early $d_k$ are small on purpose. With $d=0.9$ from the first step it would be $0.9^3=73\,\%$. After 100 nothing is left in both cases.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -536,17 +555,17 @@ for updates in (3, 100):
     assert start.weight.item() < 0.01
 
 # %% [markdown]
+# </details>
+#
 # **2 · Change.** Write `mse_at(t)`: the `mse` of the trained network on the unseen phantoms, all at time $t$. Where is it largest, and why?
 
 # %%
 # your code here
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Answer</summary>
 #
 # With the mask as target, at large $t$: there $x_t$ shows only prior and noise, and the network must rely on them and on the radiograph. At small $t$, copying $x_t$ would nearly do. (With the noise as target it is the other way round.)
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -565,6 +584,8 @@ plt.ylabel("mse")
 assert mse_at(0) < mse_at(999)
 
 # %% [markdown]
+# </details>
+#
 # **3 · Diagnose (hard).** Two runs with the same seed on the same machine: `batch_size=8, accumulate=1` and `batch_size=4, accumulate=2`. By the picture above their gradients should agree. After one step the conditional U-Nets agree to rounding, the diffusion U-Nets do not. It is no bug. Find out what differs, and why only one of the two feels it.
 
 # %%
@@ -576,6 +597,7 @@ def after_one_step(*words):
     return net.state_dict()
 
 
+# %%
 one = after_one_step("batch_size=8")
 two = after_one_step("batch_size=4", "accumulate=2")
 for layer in ("conditional.out.2.weight", "diffusion.out.2.weight"):
@@ -585,11 +607,9 @@ for layer in ("conditional.out.2.weight", "diffusion.out.2.weight"):
 # your code here
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Answer</summary>
 #
 # The images are the same eight in the same order, and so are augmentation and noise: these are seeded by the place of an image in the stream. But the times are spread evenly over each *batch*, seeded by the number of the batch: eight times from batch 0 are not four from batch 0 and four from batch 1. The conditional U-Net never sees a time: `bce` and `dice` do not depend on it, and `detach_prior` keeps the `mse` out. Look at the batches themselves:
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -605,4 +625,6 @@ for name, a, c in zip(Batch._fields, drawn(8), drawn(4)):
     assert torch.allclose(a.float(), c.float(), atol=1e-5) == (name != "t")
 
 # %% [markdown]
-# We have a trained network, which answers questions about noisy masks. Next: [14 · Sampling](14_sampling.ipynb), where it is made to draw masks.
+# </details>
+#
+# We have a trained network, but it only answers questions about noisy masks. How does one draw a mask from it? Next: [14 · Sampling](14_sampling.ipynb).

@@ -64,7 +64,7 @@ def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
         model.parameters(), lr=settings.learning_rate,
         weight_decay=settings.weight_decay)
 
-
+# %% ../../nbs/13_training.ipynb #00af6709
 def make_accelerator(settings: Settings, **more: Any) -> Accelerator:
     "Device and precision, which a second call may want to be another."
     AcceleratorState._reset_state()  # or the first one's would stay
