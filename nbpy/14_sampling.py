@@ -3,7 +3,7 @@
 # > From noise around a guess to a mask: in a thousand steps, in ten, in one
 
 # %% [markdown]
-# [Lesson 13](13_training.ipynb) left a trained network, which answers questions about noisy masks. How are masks drawn from it? You will run Algorithm 2 with a *perfect* network, so that every error is the algorithm's; find out why its misprints hide so well; take a hundred times fewer steps; and turn many samples into a probability and an uncertainty. Half a minute on a laptop, no GPU. Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/14_sampling.ipynb).
+# [Lesson 13](13_training.ipynb) left a trained network, which answers questions about noisy masks. How does one draw a mask from it? You will run Algorithm 2 with a *perfect* network, so that every error is the algorithm's; find out why its misprints hide so well; take a hundred times fewer steps; and turn many samples into a probability and an uncertainty. Half a minute on a laptop, no GPU. Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/14_sampling.ipynb).
 
 # %%
 #| default_exp diffusion.sampling
@@ -78,13 +78,13 @@ def panel(rows, titles, **look):
 #
 # $$\hat x_0(x_t) = \sum_k w_k\, m_k, \qquad w_k \propto \exp\Bigl(-\frac{\lVert y_t - \sqrt{\bar\alpha_t}\, m_k\rVert^2}{2 s_t^2}\Bigr), \qquad y_t = x_t - s_t f .$$
 #
-# Our set: one spine as eight doctors ("readers") might have drawn it; the prior $f$ is their average, blurred.
+# Our set: one spine as eight "readers" might have drawn it; the prior $f$ is their average, blurred.
 
 # %%
 size = 96, 32
 quads = draw_phantom(3).landmarks / 6
 
-
+# %%
 def reading(k):
     "Reader k's mask: the spine, shifted by a pixel or two."
     shift = 1.5 * torch.randn(2, generator=torch.Generator().manual_seed(k))
@@ -92,6 +92,7 @@ def reading(k):
     return torch.from_numpy(mask).double()[None]
 
 
+# %%
 masks = torch.stack([reading(k) for k in range(8)])  # 8 1 96 32
 modes = 2 * masks - 1
 average = modes.mean(0, keepdim=True)  # 1 1 96 32
@@ -109,6 +110,7 @@ def weights(x_t, t, f):
     return torch.softmax(-far / (2 * s**2), 1)
 
 
+# %%
 def perfect(f):
     "The faultless network for the prior f."
 
@@ -123,6 +125,8 @@ def perfect(f):
 t, reader_4 = torch.tensor([100, 999]), modes[[4, 4]]
 noise = torch.randn(2, 1, *size, generator=g).double()
 x_t = process.q_sample(reader_4, t, prior.expand(2, -1, -1, -1), noise)
+
+# %%
 gap = (perfect(prior)(x_t, t) - reader_4).abs().mean((1, 2, 3))
 print(f"off by {gap[0]:.3f} at t = 100 and by {gap[1]:.3f} at t = 999")
 assert gap[0] < 1e-6 < 0.1 < gap[1]
@@ -151,13 +155,16 @@ Noise = Callable[[Tensor], Tensor]
 # sees t, x_t before the step, and x_0 as predicted
 Callback = Callable[[int, Tensor, Tensor], None]
 
-
+# %%
+#| exports
 def randn(generator: torch.Generator | None = None) -> Noise:
     "Noise from one generator on the CPU, whatever the device."
     return lambda x: torch.randn(
         x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
 
+# %%
+#| exports
 def _all(x: Tensor, value: int) -> Tensor:
     "One time for every row of x."
     return torch.full((len(x),), value, dtype=torch.int64, device=x.device)
@@ -181,6 +188,8 @@ def _guess(
     return x_0.clamp(-1, 1) if clip else x_0
 
 
+# %%
+#| exports
 def ddpm_sample(
     process: ShiftedDiffusion,
     predict: Predictor,
@@ -219,6 +228,7 @@ def nearest(x):
     return ((x[:, None] - modes) ** 2).flatten(2).mean(2).min(1)
 
 
+# %%
 far, whose = nearest(got)
 reached = sorted(set(whose.tolist()))
 print(f"readers reached: {reached}, off by at most {far.max():.0e}")
@@ -233,7 +243,7 @@ panel([[strip[t][k][0] for t in times] for k in (0, 1)],
 
 
 # %% [markdown]
-# The guess $\hat x_0$ (lower row) turns from a blur of all readers into one of them: the walk *chooses*. When? Below is the same walk as an animation, and stopped at $t = 700$; in a notebook, a slider stops it anywhere.
+# The guess $\hat x_0$ (lower row) turns from a blur of all readers into one of them: the walk *chooses*. When? The same walk, animated, and stopped at $t = 700$; in a notebook, a slider stops it anywhere.
 
 # %%
 #| code-fold: true
@@ -260,7 +270,8 @@ movie = FuncAnimation(
     frames=[*range(999, 500, -33), 400, 300, 200, 100, 0])
 html = movie.to_jshtml(default_mode="loop")
 plt.close(fig)
-HTML(html)
+alt = "x_t, the guess and whose it is, as t falls from 999 to 0"
+HTML(html.replace("<img ", f'<img alt="{alt}" '))
 
 
 # %%
@@ -316,12 +327,13 @@ f1 = torch.full((3000, 1), 0.8).double()
 s, root = process.sigmas, process.alphas_cumprod.sqrt()
 wanted = root + 0.8 * s  # the mean of Eq. (3)
 
-
+# %%
 def oracle(x, t):
     i = int(t[0])
     return (x - wanted[i]) / s[i]
 
 
+# %%
 def exact(x, noise, see):
     return ddpm_sample(process, oracle, x, f1, "epsilon", noise, False, see)
 
@@ -346,6 +358,7 @@ def bundle(walk, centre):
     return path, walk(noise(f1) + centre, noise, see).mean().item()
 
 
+# %%
 runs = {"exact, from N(f, I)": bundle(exact, f1),
         "Eq. (7), from N(0, I)": bundle(eq_7, 0),
         "Algorithm 2 as printed": bundle(algorithm_2, 0)}
@@ -355,6 +368,8 @@ for name, (path, end) in runs.items():
     gap, spread = (path.mean(1) - wanted).abs().max(), path[500].std() / s[500]
     print(f"{name:23s} mean off by up to {gap:.2f}, spread at t = 500 "
           f"{spread:.2f} times Eq. (3)'s, end {end:.3f}")
+
+# %%
 gaps = [(path.mean(1) - wanted).abs().max() for path, _ in runs.values()]
 assert gaps[0] < 0.1 < 0.5 < gaps[1]
 
@@ -386,6 +401,8 @@ still = shrink.flip(0).cumprod(0).flip(0)  # left of an error at T, after step t
 left = 0.8 * s[0] / process.alphas[0].sqrt()
 print(f"of an error at the start {still[500]:.0e} is left at t = 500; "
       f"predicted end {1 + left:.4f}")
+
+# %%
 for name in list(runs)[1:]:
     print(f"{name}: end {runs[name][1]:.4f}")
     assert abs(runs[name][1] - 1 - left) < 1e-9
@@ -402,7 +419,7 @@ right_axis.set(xlabel="t", ylabel="mean − Eq. (3)")
 right_axis.legend();
 
 # %% [markdown]
-# So a good end is no proof of an equation. A network that had to learn is no oracle: it was trained only where Eq. (3) leads, and on these detours it is asked about pictures it never saw. What that costs is measured in [15](15_worth_it.ipynb); we take the exact form.
+# So a good end is no proof of an equation. A network that had to learn is no oracle: it was trained only where Eq. (3) leads, and on these detours it is asked about pictures it never saw. [15](15_worth_it.ipynb) measures what that costs.
 #
 # ## 4 · A hundred times fewer steps
 #
@@ -482,6 +499,7 @@ def toward(x, t):
     return torch.tanh(x)  # any smooth "network"
 
 
+# %%
 short = ShiftedDiffusion(linear_schedule(40, 0.002, 0.4))
 a, b = (randn(torch.Generator().manual_seed(1)) for _ in range(2))
 ddpm = ddpm_sample(short, toward, x_T, f3, noise=a)
@@ -503,6 +521,7 @@ def public(kind, steps, **options):
     return x
 
 
+# %%
 theirs = public(DDIMScheduler, 10)
 ours = ddim_sample(process, toward, x_T, steps=10)
 torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
@@ -519,6 +538,8 @@ for steps in (1, 2, 3, 5, 10, 50):
     grey = (ends[steps].abs() < 0.9).double().mean()
     print(f"steps {steps:2d}: {grey:.1%} of pixels undecided, "
           f"{nearest(ends[steps])[0].mean():.4f} from the nearest reader")
+
+# %%
 assert nearest(ends[10])[0].mean() < 0.1 * nearest(ends[1])[0].mean()
 
 # %%
@@ -530,7 +551,7 @@ panel([shown], ["prior", *(f"{k} steps" for k in ends), "reader"],
       vmin=-1, vmax=1)
 
 # %% [markdown]
-# **Which number of steps, where?** The course and `settings.ini` (`sample_steps`, used while training validates) say **10**: enough for a walk to choose, which is what these lessons are about. Where the result counts, `verdiff segment` ([16](16_segment.ipynb)) and the [comparison](lab/comparison.ipynb), the default is **1**: Dice rewards the mean, not a choice, and [15](15_worth_it.ipynb) and the [radiographs](lab/xray.ipynb) find that further steps lose. `--steps` and `sample_steps` change either.
+# **Which number of steps, where?** The course and `settings.ini` (`sample_steps`, used while training validates) say **10**: enough for a walk to choose, which is what these lessons are about. Where the result counts, `verdiff segment` ([16](16_segment.ipynb)) and the [comparison](lab/comparison.ipynb), the default is **1**: Dice rewards the mean, not a choice, and [15](15_worth_it.ipynb) and the [radiographs](lab/xray.ipynb) find that further steps lose.
 #
 # ### Second order for the same price
 #
@@ -582,8 +603,6 @@ print(f"off diffusers' by {(ours - theirs).abs().max():.0e} (float32 there)")
 torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)
 
 # %% [markdown]
-# (Where the exact road is known, a test finds the errors to fall with the square of the number of steps, DDIM's in proportion.)
-#
 # ## 5 · Ensembles
 #
 # Several samples (*members*) of one image show what else was possible. Their mean, or the share that calls a pixel vertebra (the *vote*), is a probability; their standard deviation is our *uncertainty*. Each member has its own noise, seeded by (seed, image, member), whatever else is in the batch.
@@ -646,13 +665,15 @@ print(f"mean {three.mean.item():.2f}, vote {three.vote.item():.2f}, "
 assert abs(three.vote.item() - 2 / 3) < 1e-6
 
 # %% [markdown]
-# Forty walks of the perfect network should have the mean and the spread of the eight readers.
+# Forty walks of the perfect network should have the readers' mean and spread.
 
 # %%
 f40 = prior.expand(40, -1, -1, -1)
 x_T = process.prior_sample(f40, randn(g)(f40))
 x = ddim_sample(process, perfect(f40), x_T, f40, steps=20)
 many = SegmentationSamples((prior + 1) / 2, (x[:, None] + 1) / 2)
+
+# %%
 both = torch.stack([many.std.flatten(), masks.std(0).flatten()])
 agree = torch.corrcoef(both)[0, 1]
 print(f"the uncertainty and the readers' spread correlate with {agree:.2f}")
@@ -704,6 +725,8 @@ def in_batches(
     return join(done)
 
 
+# %%
+#| exports
 def join_parts(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     "Named tuples of tensors, batch after batch, as one."
     return type(parts[0])(*map(torch.cat, zip(*parts, strict=True)))
@@ -720,12 +743,13 @@ def cramped(first, end):
     return torch.arange(first, end)
 
 
+# %%
 assert torch.equal(in_batches(cramped, 11), torch.arange(11))
 print("batches tried:", tried)
 
 
 # %% [markdown]
-# `sample` asks the model for its prior and features *once* an image (`condition`); only the diffusion U-Net (`denoise`) runs for every member and step. Then: $N(f, I)$, the sampler, back to $[0, 1]$.
+# `sample` (the function) asks the model for its prior and features *once* an image (`condition`); only the diffusion U-Net (`denoise`) runs for every member and step. Then: $N(f, I)$, the sampler, back to $[0, 1]$.
 
 # %%
 #| exports
@@ -746,6 +770,8 @@ def _walk(model: nn.Module, sampler: str, steps: int) -> Callable[..., Tensor]:
     return walk
 
 
+# %%
+#| exports
 @torch.no_grad()
 def sample(
     model: nn.Module,  # `VerdiffNet`: condition, denoise, process, config
@@ -786,9 +812,13 @@ def sample(
 torch.manual_seed(0)
 model = VerdiffNet(channels=(8, 16), height=48, width=16, timesteps=50).eval()
 nn.init.normal_(model.diffusion.out[-1].weight, std=0.3)  # it starts at zero
+
+# %%
 image = torch.rand(4, 1, 48, 16)
 together = sample(model, image, steps=5, ensemble=3)
 alone = sample(model, image[2:3], steps=5, ensemble=3, first_index=2)
+
+# %%
 gap = (together.samples[:, 2:3] - alone.samples).abs().max()
 print(f"alone or in company: {gap:.0e} apart")
 assert gap < 1e-4 and together.std.max() > 1e-3
@@ -803,9 +833,7 @@ for sampler, steps in (("dpm", 5), ("ddpm", 5), ("ddpm", 50)):
 #
 # | | paper | ours | why |
 # |---|---|---|---|
-# | start | $\mathcal N(0, I)$ in Algorithm 2 | $\mathcal N(f, I)$ | the end of Eq. (5) |
-# | step | Eq. (7) without the shift | exact posterior | stays on the marginal that the network knows |
-# | $\sqrt{1-\alpha_t}$ | in Algorithm 2 | $\sqrt{1-\bar\alpha_t}$ | Eq. (7) |
+# | start and step | Algorithm 2 | $\mathcal N(f, I)$, exact posterior | section 2: stays on the marginal that the network knows |
 # | steps | $T$ | 10 of DDIM; 1 in `verdiff segment` | section 4 |
 # | ensemble | "uncertainty" is mentioned, no size given | 5 | mean, vote and spread |
 #
@@ -817,11 +845,9 @@ for sampler, steps in (("dpm", 5), ("ddpm", 5), ("ddpm", 50)):
 # your code here
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Answer</summary>
 #
 # Only through the network: the result *is* $\hat x_0(x_T)$. At $t = 999$ all readings are nearly equally likely, and all samples nearly the mean.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -830,17 +856,17 @@ print(apart)
 assert apart[1] < 0.3 * apart[10]
 
 # %% [markdown]
+# </details>
+#
 # **2 · Change.** Give the perfect network a *wrong* prior, $f = +1$ everywhere, and let it walk from $\mathcal N(f, I)$. Where do the walks end? Would a trained network's end there too?
 
 # %%
 # your code here
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Answer</summary>
 #
 # At a reader's mask all the same: the shift is put on and taken off again. A *learned* network is another matter: it has seen right priors only, and leans on them.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -850,6 +876,8 @@ out = ddim_sample(process, perfect(bad), x_T, bad, steps=50)
 assert nearest(out)[0].max() < 1e-3
 
 # %% [markdown]
+# </details>
+#
 # **3 · Diagnose (hard).** A colleague's DDIM below is tested with a network that knows the truth, and arrives to the ninth digit. With his trained network it is bad all the same. Find the line, and write the test that should have found it: one that looks at the way, not at the end.
 
 # %%
@@ -866,17 +894,16 @@ def colleague(process, predict, x_T, prior, steps, callback):
     return x
 
 
+# %%
 x_T = process.prior_sample(f3, randn(g)(f3))
 out = colleague(process, lambda x, t: truth, x_T, f3, 10, lambda *a: None)
 print(f"off by {(out - truth).abs().max():.0e}")
 # your code here
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Answer</summary>
 #
 # The shift is taken off at every step and put on never again: the last line lacks `reshift`. A network that knows the truth cannot notice, and the last step, with $s = 0$, forgets. On the way, what is left of $x_t$ after mask and shift should be noise: mean 0. At the start it is; one step later it is $-f$.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -897,4 +924,6 @@ print(f"{ours[1]:+.2f} with the shift put on again, {his[1]:+.2f} without")
 assert ours.abs().max() < 0.1 and his[1] < -0.9
 
 # %% [markdown]
-# Masks can be drawn, in one step or in a thousand. Next: [15 · Is it worth it?](15_worth_it.ipynb)
+# </details>
+#
+# Masks can be drawn, in one step or in a thousand. Is all this worth it? Next: [15 · Is it worth it?](15_worth_it.ipynb)

@@ -33,13 +33,13 @@ Noise = Callable[[Tensor], Tensor]
 # sees t, x_t before the step, and x_0 as predicted
 Callback = Callable[[int, Tensor, Tensor], None]
 
-
+# %% ../../nbs/14_sampling.ipynb #9410c4aa
 def randn(generator: torch.Generator | None = None) -> Noise:
     "Noise from one generator on the CPU, whatever the device."
     return lambda x: torch.randn(
         x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
-
+# %% ../../nbs/14_sampling.ipynb #192b65af
 def _all(x: Tensor, value: int) -> Tensor:
     "One time for every row of x."
     return torch.full((len(x),), value, dtype=torch.int64, device=x.device)
@@ -54,7 +54,7 @@ def _guess(
     x_0 = predict_x_0(process, x, t, said, prior, prediction_type)
     return x_0.clamp(-1, 1) if clip else x_0
 
-
+# %% ../../nbs/14_sampling.ipynb #577cb506
 def ddpm_sample(
     process: ShiftedDiffusion,
     predict: Predictor,
@@ -241,7 +241,7 @@ def in_batches(
             torch.cuda.empty_cache()  # here, where what the error held is gone
     return join(done)
 
-
+# %% ../../nbs/14_sampling.ipynb #fdb1eb38
 def join_parts(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     "Named tuples of tensors, batch after batch, as one."
     return type(parts[0])(*map(torch.cat, zip(*parts, strict=True)))
@@ -263,7 +263,7 @@ def _walk(model: nn.Module, sampler: str, steps: int) -> Callable[..., Tensor]:
 
     return walk
 
-
+# %% ../../nbs/14_sampling.ipynb #72f4145d
 @torch.no_grad()
 def sample(
     model: nn.Module,  # `VerdiffNet`: condition, denoise, process, config
