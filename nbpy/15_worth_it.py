@@ -3,7 +3,7 @@
 # > Printed or exact, one step or many, one sample or a crowd: networks that had to learn
 
 # %% [markdown]
-# [Lesson 14](14_sampling.ipynb) drew masks with a network that knows everything, in any number of steps. Is all this worth it with networks that had to learn: the diffusion, the steps, the samples, the repaired equations? The verdict comes first, then how it was measured, on phantoms, with a plain U-Net beside. Reading takes twenty minutes; the training was recorded and takes ten more if you repeat it, without a GPU. Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/15_worth_it.ipynb).
+# [Lesson 14](14_sampling.ipynb) drew masks with a network that knows everything. Is all this worth it with networks that had to learn: the diffusion, the steps, the samples, the repaired equations? The verdict comes first, then how it was measured, on phantoms, with a plain U-Net beside. The training was recorded and takes ten minutes if you repeat it, without a GPU. Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/15_worth_it.ipynb).
 
 # %%
 #| hide
@@ -71,23 +71,30 @@ size = 96, 32
 #
 # **Are the repaired equations?** Yes, but for another reason than one thinks: they give back $\hat x_0$, which can be clipped (section 7).
 #
-# **Not shown**: readers who truly disagree, as in [14](14_sampling.ipynb), where their mean is nobody's mask and choosing is the point; long training, large networks, radiographs (pages [real radiographs](lab/xray.ipynb), [the comparison](lab/comparison.ipynb)).
+# **Not shown**: readers who truly disagree, as in [14](14_sampling.ipynb), where their mean is nobody's mask and choosing is the point; long training, large networks, [real radiographs](lab/xray.ipynb), [other methods](lab/comparison.ipynb).
 #
 # ## 2 · What was trained
 #
-# *Recorded run, as above, to the end of section 6.* Three seeds, each with a Verdiff-Net (predicting the mask, $T = 1000$, with the fusion module of [09](09_msfm.ipynb) but without the adapters of [10](10_nsa.ipynb), which double the time of an evaluation) and a plain U-Net with the prior's loss. Both train on the same 96 phantoms in the same order for as many CPU seconds. Nothing was chosen on the 16 unseen phantoms ("films" in what was printed then) that measure them.
+# *Recorded run, as above, to the end of section 6.* Three seeds, each with a Verdiff-Net (predicting the mask, $T = 1000$, with the fusion module of [09](09_msfm.ipynb) but without the adapters of [10](10_nsa.ipynb), which double the time of an evaluation) and a plain U-Net with the prior's loss. Both train on the same 96 phantoms in the same order for as many CPU seconds. Nothing was chosen on the 16 unseen phantoms that measure them. (What was printed then says *film* where the code now says *image*.)
 
 # %%
 #| slow
-#| fig-alt: "Eight small phantom radiographs side by side, the true outline of the vertebrae in orange."
 packed = {
     split: pack(
         PhantomSet(split=split, size=size, n_training=96, n_test=16),
         progress=False)
     for split in ("training", "test")
 }
+
+# %%
+#| slow
 looks, answers = packed["test"].images.float() / 255, packed["test"].masks
 augment = Augment(rotation=5, elastic=0.01, contrast=0.1)
+
+# %%
+#| slow
+#| code-fold: true
+#| fig-alt: "Eight small phantom radiographs side by side, the true outline of the vertebrae in orange."
 fig, axes = plt.subplots(1, 8, figsize=(6.4, 2.4), layout="constrained")
 for i, axis in enumerate(axes):
     axis.imshow(looks[i, 0], cmap="gray")
@@ -104,6 +111,8 @@ def batch(seed, step):
         packed["training"].images[index], packed["training"].masks[index], g)
 
 
+# %%
+#| slow
 def fit(module, seed, loss_of, steps=300, seconds=None):
     "Train for so many steps, or CPU seconds; both are given back."
     optimiser, begin = (
@@ -136,6 +145,8 @@ def verdiffnet(seed, **options):
     return net.eval(), spent
 
 
+# %%
+#| slow
 def interval(values):
     "Mean and half a 95 % t-interval over seeds."
     v = np.asarray(values, dtype=float)
@@ -149,6 +160,8 @@ def count(module):
     return sum(p.numel() for p in module.parameters())
 
 
+# %%
+#| slow
 def plain_unet(seed, seconds, parameters):
     "A U-Net of that many parameters, trained for that many CPU seconds."
     torch.manual_seed(seed)
@@ -188,6 +201,9 @@ for seed in range(3):
 # %%
 #| slow
 steps_of, few = [1, 2, 3, 5, 10, 20, 50, 250, 1000], 3
+
+# %%
+#| slow
 single = {}  # (seed, sampler, steps): one sample, (b, 1, h, w)
 for seed, net in nets.items():
     for k in steps_of:
@@ -196,12 +212,16 @@ for seed, net in nets.items():
     for k in (2, 3, 5, 10, 20):
         single[seed, "dpm", k] = sample(
             net, looks, k, 1, sampler="dpm").samples[0]
+
+# %%
+#| slow
 with torch.no_grad():
     guess = {seed: net.condition(looks).logits.sigmoid()
              for seed, net in nets.items()}
     plainly = {seed: net(looks).sigmoid() for seed, net in plain.items()}
 
-
+# %%
+#| slow
 def mean_dice(probs, n=16):
     "One mean a seed, over the first n phantoms."
     return np.array([dice(p[:n] > 0.5, answers[:len(p)][:n]).mean().item()
@@ -210,7 +230,6 @@ def mean_dice(probs, n=16):
 
 # %%
 #| slow
-#| fig-alt: "Dice against the number of steps on a logarithmic axis: DDIM and DPM-Solver++ fall slowly from 0.916 at one step to 0.908 at fifty; the prior's line lies above them, the plain U-Net's above that; on three phantoms the fall goes on to a thousand steps."
 curve = {
     how: {
         k: mean_dice([single[s, how, k] for s in nets])
@@ -219,8 +238,16 @@ curve = {
     }
     for how in ("ddim", "dpm")
 }
+
+# %%
+#| slow
 rows = {"prior": mean_dice(guess.values()),
         "plain U-Net": mean_dice(plainly.values())}
+
+# %%
+#| slow
+#| code-fold: true
+#| fig-alt: "Dice against the number of steps on a logarithmic axis: DDIM and DPM-Solver++ fall slowly from 0.916 at one step to 0.908 at fifty; the prior's line lies above them, the plain U-Net's above that; on three phantoms the fall goes on to a thousand steps."
 fig, axis = plt.subplots(figsize=(5.6, 3), layout="constrained")
 for how, colour, name in (
     ("ddim", "tab:blue", "DDIM, 1 sample"),
@@ -244,6 +271,7 @@ axis.legend(fontsize=7);
 
 # %%
 #| slow
+#| code-fold: true
 print(
     "prior {:.3f} ± {:.3f}, plain U-Net {:.3f} ± {:.3f}   "
     "(mean ± half a 95 % interval over 3 seeds)".format(
@@ -271,9 +299,15 @@ print(
 # %%
 #| slow
 crowd = {seed: sample(net, looks, 5, 20) for seed, net in nets.items()}
+
+# %%
+#| slow
 size_of = [1, 2, 3, 5, 10, 20]
 by_size = {e: mean_dice([c.samples[:e].mean(0) for c in crowd.values()])
            for e in size_of}
+
+# %%
+#| slow
 spend = {"1 × 20": {}, "2 × 10": {}, "5 × 4": {}, "10 × 2": {},
          "20 × 1": {}}  # steps x samples
 for name in spend:
@@ -287,6 +321,7 @@ equal = {name: mean_dice(probs.values()) for name, probs in spend.items()}
 
 # %%
 #| slow
+#| code-fold: true
 #| fig-alt: "Left: Dice of the mean of 1 to 20 samples rises for each seed, steeply at first. Right: the same twenty evaluations spent from 1 step times 20 samples to 20 steps times 1 sample; Dice falls towards the right. Dotted lines: each seed's prior."
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.7), sharey=True,
                          layout="constrained")
@@ -301,6 +336,10 @@ for seed in nets:
     axes[0].axhline(rows["prior"][seed], color=f"C{seed}", lw=0.8, ls=":")
     axes[1].axhline(rows["prior"][seed], color=f"C{seed}", lw=0.8, ls=":")
 fig.suptitle("dotted: the prior of the same seed", fontsize=8)
+
+# %%
+#| slow
+#| code-fold: true
 print(
     "samples:",
     {e: f"{v.mean():.3f}" for e, v in by_size.items()},
@@ -317,7 +356,7 @@ print(
 # %%
 #| slow
 def judge(prob, doubt=None):
-    "Dice, HD95 in pixels, ECE, AURC x 1000 over pixels, and Dice by film."
+    "Dice, HD95 in pixels, ECE, AURC x 1000 over pixels, and Dice by image."
     found, doubt = (
         prob > 0.5, 0.5 - (prob - 0.5).abs() if doubt is None else doubt)
     wrong = (found != answers.bool()).float()
@@ -330,6 +369,8 @@ def judge(prob, doubt=None):
     ), films.numpy()
 
 
+# %%
+#| slow
 contenders = {
     "prior alone": guess,
     "one step": {s: single[s, "ddim", 1] for s in nets},
@@ -337,11 +378,15 @@ contenders = {
     "ensemble, 5 × 20": {s: c.mean for s, c in crowd.items()},
     "plain U-Net": plainly,
 }
+
+# %%
+#| slow
 verdicts = {name: [judge(probs[s]) for s in nets]
             for name, probs in contenders.items()}
 
 # %%
 #| slow
+#| code-fold: true
 print(
     f"mean ± half a 95 % interval over 3 "
     f"seeds\n{'':18s}{'Dice':>17s}{'HD95, pixels':>17s}{'ECE':>17s}"
@@ -351,7 +396,11 @@ for name, rows_ in verdicts.items():
     cells = ["{:.3f} ± {:.3f}".format(*interval(v))
              for v in zip(*(r for r, _ in rows_))]
     print(f"{name:18s}" + "".join(f"{c:>17s}" for c in cells))
-print("\nDice by film, mean over seeds, minus the prior's "
+
+# %%
+#| slow
+#| code-fold: true
+print("\nDice by image, mean over seeds, minus the prior's "
       "(95 % bootstrap over the 16 phantoms):")
 films = {name: np.mean([f for _, f in rows_], 0)
          for name, rows_ in verdicts.items()}
@@ -364,6 +413,7 @@ for name in list(films)[1:]:
 
 # %%
 #| slow
+#| code-fold: true
 #| fig-alt: "Left: calibration curves of the five contenders around the diagonal; one step and ensemble are steeper than it, too shy. Right: the share of wrong pixels among those kept, surest first; that of 50 steps lies far above the others, the plain U-Net's lowest."
 fig, axes = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
 for name in contenders:
@@ -389,9 +439,13 @@ axes[1].set(
 
 # %%
 #| slow
-#| fig-alt: "Five pictures of one phantom: the radiograph, the mean of twenty samples, twice their spread, the errors and the true mask; spread and errors both trace the borders of the vertebrae."
 worst = int(dice(crowd[0].mean > 0.5, answers).argmin())
 missed = ((crowd[0].mean > 0.5) != answers.bool()).float()
+
+# %%
+#| slow
+#| code-fold: true
+#| fig-alt: "Five pictures of one phantom: the radiograph, the mean of twenty samples, twice their spread, the errors and the true mask; spread and errors both trace the borders of the vertebrae."
 fig, axes = plt.subplots(1, 5, figsize=(5.6, 3), layout="constrained")
 shown = {
     "image": looks,
@@ -405,10 +459,17 @@ for axis, (name, picture) in zip(axes, shown.items()):
                 cmap="gray" if name == "image" else "magma", vmin=0, vmax=1)
     axis.set_axis_off()
     axis.set_title(name, fontsize=8)
+
+# %%
+#| slow
 border = (
     F.max_pool2d(answers.float(), 3, 1, 1)
     + F.max_pool2d(1 - answers.float(), 3, 1, 1) > 1.5
 )  # within a pixel of a border
+
+# %%
+#| slow
+#| code-fold: true
 print(
     f"within one pixel of a border lie {border.float().mean():.0%} "
     f"of the pixels, "
@@ -423,6 +484,10 @@ doubts = {
     "their mean near 1/2": lambda s: 0.5 - (crowd[s].mean - 0.5).abs(),
     "the prior near 1/2": lambda s: 0.5 - (guess[s] - 0.5).abs(),
 }
+
+# %%
+#| slow
+#| code-fold: true
 for name, doubt in doubts.items():
     areas, links = [], []
     for s in nets:
@@ -434,11 +499,15 @@ for name, doubt in doubts.items():
                         1 - dice(crowd[s].mean > 0.5, answers))[0, 1]
         )
     print(
-        "{:22s} AURC × 1000 {:.2f} ± {:.2f}; by film, "
+        "{:22s} AURC × 1000 {:.2f} ± {:.2f}; by image, "
         "correlation with the error {:+.2f} ± {:.2f}".format(
             name, *interval(areas), *interval(links)
         )
     )
+
+# %%
+#| slow
+#| code-fold: true
 wrongs = [((c.mean > 0.5) != answers.bool()).float() for c in crowd.values()]
 best = 1e3 * np.mean(
     [risk_coverage(w.flatten(), w.flatten())[2] for w in wrongs])
@@ -455,7 +524,7 @@ print(f"{'a perfect order':22s} AURC × 1000 {best:.2f}; "
 #| slow
 @torch.no_grad()
 def four_ways(net, seed):
-    """Dice of each film, and the size of the noise at each t, for each way
+    """Dice of each image, and the size of the noise at each t, for each way
     to sample."""
     road, seen, true = net.process(), net.condition(looks[:12]), answers[:12]
     z, wanted = (
@@ -492,6 +561,10 @@ noisy = {seed: verdiffnet(seed, **options)[0] for seed in range(5)}
 outcomes = {seed: four_ways(net, seed) for seed, net in noisy.items()}
 by_way = {way: np.array([outcomes[s][0][way].mean() for s in outcomes])
           for way in outcomes[0][0]}
+
+# %%
+#| slow
+#| code-fold: true
 for way, d in by_way.items():
     gap, half = interval(d - by_way["exact"])
     print(
@@ -502,6 +575,7 @@ for way, d in by_way.items():
 
 # %%
 #| slow
+#| code-fold: true
 #| fig-alt: "Left: Dice of four ways to sample, a line a seed; exact scatters between 0.2 and 0.8, exact and clipped is high for all, Eq. (7) lies between, Algorithm 2 is at zero. Right: the noise left of Eq. (3) on a logarithmic axis; all ways leave the wanted 1 as the walk ends, the clipped one least and latest."
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 2.8), layout="constrained")
 for k, (way, d) in enumerate(by_way.items()):
@@ -544,13 +618,14 @@ axis.axhline(1, color="k", lw=0.6, ls=":")
 axis.set(xlabel="t", ylabel="error of mask / error of noise");
 
 # %% [markdown]
-# At the start of a walk the guess of the mask is wrong by many times its size, in the exact form as in Eq. (7), and beside that a missing shift of at most 1 is a trifle. Which of the two ends better, five seeds do not settle (the interval of the difference includes zero). But masks lie in $[-1, 1]$: clipped, the guess can be wrong by 2 at most. Only the exact form can clip, since it computes $\hat x_0$; Eq. (7) has no place for it, because the shift must be taken off first. That is what the repair is worth. (Our default, a network that says the *mask*, never has the problem.) The networks are small, the chain is short and the intervals are wide; we claim no more.
+# At the start of a walk the guess of the mask is wrong by many times its size, in the exact form as in Eq. (7), and beside that a missing shift of at most 1 is a trifle. Which of the two ends better, five seeds do not settle (the interval of the difference includes zero). But masks lie in $[-1, 1]$: clipped, the guess can be wrong by 2 at most. Only the exact form can clip, since it computes $\hat x_0$; Eq. (7) has no place for it, because the shift must be taken off first. That is what the repair is worth. (Our default, a network that says the *mask*, never has the problem.)
 #
 # ## 8 · What a radiograph costs
 #
-# `bench/segment.py` times a radiograph of 768×256 with its uncertainty: ours as `verdiff segment` does it; ours at full size, with as many parameters as MONAI's tutorial network; that network; and med-seg-diff-pytorch. Rows marked ~ multiply the time of one evaluation; "times" compares with the first row.
+# `bench/segment.py` times a radiograph of 768×256 with its uncertainty: ours on its own canvas, with the ten steps of the lessons (`verdiff segment` takes one); ours at full size, with as many parameters as MONAI's tutorial network; that network; and med-seg-diff-pytorch. Rows marked ~ multiply the time of one evaluation; "times" compares with the first row.
 
 # %%
+#| code-fold: true
 record = Path("../bench/results/segment.json")  # `make bench` in a clone
 bench = json.loads(record.read_text()) if record.exists() else {}
 rows = bench.get("rows", [])
@@ -596,11 +671,9 @@ readers = torch.stack([spine.roll(by, (0, 1)) for by in shifts])[:, None]
 # your code here
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Answer</summary>
 #
 # The mean. A copy is right for one reader and wrong twice at each other's borders; the mean is half wrong at all of them. That is why one step, which gives a mean, beats the sharp sample of fifty.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -612,6 +685,8 @@ print(f"mean {by_mean:.3f}, a copy of another reader's {others:.3f}")
 assert by_mean > others + 0.05
 
 # %% [markdown]
+# </details>
+#
 # **2 · Change.** Section 7 prints five Dice values for "exact" and for "Eq. (7)". Is the second really better? Compute a 95 % interval of the paired difference, then find the fewest seeds (with the same mean and spread of differences) that would settle it.
 
 # %%
@@ -620,11 +695,9 @@ eq_7 = np.array([0.548, 0.770, 0.743, 0.853, 0.342])
 # your code here
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Answer</summary>
 #
-# The interval is 0.25 ± 0.26: it just includes zero, so five seeds do not tell. One more would do, if the spread stays. (And then one has looked until it was significant; better decide on the number first.)
-#
-# </details>
+# The interval just includes zero, so five seeds do not tell. One more would do, if the spread stays. (And then one has looked until it was significant; better decide on the number first.)
 
 # %%
 #| code-fold: true
@@ -639,17 +712,17 @@ print(f"{mean:+.3f} ± {half(5):.3f} with five; {enough} would do")
 assert half(5) > mean and enough == 6
 
 # %% [markdown]
+# </details>
+#
 # **3 · Diagnose (hard).** The table of section 1 says of 50 steps: ECE 0.012, better than one step's 0.020, but an AURC of 4.46 against 0.96, the worst of all. How can a probability be better calibrated and yet know less about its errors? Build the simplest forecast with a small ECE and the worst possible AURC.
 
 # %%
 # your code here
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Answer</summary>
 #
 # A sharp sample says 0 or 1 everywhere. Its ECE is then just its share of wrong pixels, which is small when most of the image is background, and its distance from one half is the same everywhere, so it orders nothing: the AURC is that of no order at all. ECE rewards being right; AURC asks whether you know where you are not.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -665,4 +738,6 @@ for name, p in (("sharp", sharp), ("shy, but knows", shy)):
     print(f"{name:15s} ECE {ece:.3f}   AURC × 1000 {aurc:.2f}")
 
 # %% [markdown]
+# </details>
+#
 # So the diffusion earns little on phantoms, and its honest use is an ensemble of short walks. What remains is the question a reader brings: does it work on *my* file? Next: [16 · One radiograph in, a mask out](16_segment.ipynb).
