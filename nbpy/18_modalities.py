@@ -3,7 +3,7 @@
 # > The same spine three ways, and what a loader must know of each
 
 # %% [markdown]
-# Three of the paper's four data sets are CT and MR. You will put one phantom spine into all three machines, see why a number means something in CT and nothing in MR, fall into the three traps of volumes (squashed voxels, axes, labels), and end with a data set that trains like the radiographs of page [03](03_xray_set.ipynb). Under a minute on a laptop, no GPU, no data.
+# All that the course built was tried on radiographs. But three of the paper's four data sets are CT and MR: what must one know to read those? You will put one phantom spine into all three machines, see why a number means something in CT and nothing in MR, fall into the three traps of volumes (squashed voxels, axes, labels), and end with a data set that trains like the radiographs of page [03](03_xray_set.ipynb). Under a minute on a laptop, no GPU, no data.
 #
 # Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/18_modalities.ipynb).
 
@@ -61,7 +61,7 @@ ct.image.shape
 # %%
 mu = 0.02 * (ct.image + 1000).clip(0) / 1000  # water: 0.02 a millimetre
 intensity = np.exp(-(mu * 2).sum(1))  # along front-back; r s
-radiograph = -np.log(intensity)  # bright bone, as on film
+radiograph = -np.log(intensity)  # bright bone, as radiographs are shown
 
 # %%
 #| code-fold: true
@@ -234,43 +234,80 @@ assert len({(c.patient, c.split) for c in cases}) == len(set(whole.groups))
 #
 # ## Exercises
 # **1 · Predict.** Which is brighter in T2, a disc or the rim of a vertebra? And in CT? Predict, then measure with `labels > 200`.
-#
+
+# %%
+disc = ct.labels > 200
+# your code here
+
+# %% [markdown]
 # <details><summary>Answer</summary>
 #
 # In T2 the disc (water), in CT the rim (calcium).
-#
-# </details>
 
 # %%
 #| code-fold: true
-disc = ct.labels > 200
-assert np.median(mr.image[disc]) > np.percentile(mr.image[marrow], 20)
-assert np.median(ct.image[disc]) < np.median(bone)
+for name, x in (("T2", mr.image), ("CT", ct.image)):
+    rim = np.percentile(x[marrow], 20 if name == "T2" else 80)  # the dense part
+    print(f"{name}: disc {np.median(x[disc]):.0f}, rim about {rim:.0f}")
+    assert (np.median(x[disc]) > rim) == (name == "T2")
 
 # %% [markdown]
-# **2 · Change.** Shine through from the side instead of from the front. Which parts of a vertebra no longer overlap?
+# </details>
 #
+# **2 · Change.** Shine through from the side instead of from the front. Which parts of a vertebra no longer overlap?
+
+# %%
+# your code here
+
+# %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Sum over axis 0: `(mu * 2).sum(0)`. The body and the spinous process stand apart; left and right overlap.
-#
-# </details>
+# Sum over axis 0. The body and the spinous process stand apart; left and right overlap.
 
 # %%
 #| code-fold: true
+#| fig-alt: "The phantom spine shone through from the side: the column of vertebral bodies in front, the spinous processes behind it, apart from each other."
 lateral = (mu * 2).sum(0)
+show(lateral.T[::-1, ::-1])
 assert lateral.shape == ct.image.shape[1:]
 
 # %% [markdown]
-# **3 · Implement.** Turn `raw["verse20"]` to right, front, up with `transpose` and `[::-1]` alone, without `read_volume`. Its axes run to the back, down and to the right.
-#
-# <details><summary>Answer</summary>
-#
-# `raw["verse20"].transpose(2, 0, 1)[:, ::-1, ::-1]`
-#
 # </details>
+#
+# **3 · Implement.** Turn `raw["verse20"]` to right, front, up with `transpose` and `[::-1]` alone, without `read_volume`. Its axes run to the back, down and to the right.
+
+# %%
+# your code here
 
 # %%
 #| code-fold: true
+#| code-summary: "Answer and check"
 mine = raw["verse20"].transpose(2, 0, 1)[:, ::-1, ::-1]
 assert np.array_equal(mine, turned["verse20"])
+
+# %% [markdown]
+# **4 · Diagnose (hard).** A colleague scales each CT slice between its own minimum and maximum. Her validation Dice is good. In the clinic the network does well, but for patients with a metal screw it finds hardly a vertebra, not even far from the screw. Nothing is wrong with the network. What happened to the bone, which number shows it without any training, and why did her validation not?
+
+# %%
+screw = side.copy()
+screw[20:24, 20:24] = 8000  # metal, far from most of the bone
+# your code here
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# The maximum is the metal's, so all bone is pushed down to the grey that soft tissue had in training. The number is the grey of bone, with and without the screw: it moves, and under a fixed window it does not. Her validation patients carried no metal; a set that lacks a case cannot warn of it.
+
+# %%
+#| code-fold: true
+spine = ((ct.labels > 0) & (ct.labels < 26))[middle].T[::-1, ::-1]
+for name, ends in (("own minimum and maximum", None), ("window", (-500, 1300))):
+    grey = [np.median(window(s, *(ends or (s.min(), s.max())))[spine])
+            for s in (side, screw)]
+    print("{:24s} bone {:.2f}, with a screw {:.2f}".format(name, *grey))
+    assert (abs(grey[0] - grey[1]) < 0.02) == (ends is not None)
+
+# %% [markdown]
+# </details>
+#
+# That was the last lesson. What did the course find? [All answers, with their intervals](found.ipynb).
