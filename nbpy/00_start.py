@@ -76,6 +76,7 @@ for axis, (title, (x, colours, top)) in zip(axes, panels.items()):
 # | [15 Worth it?](15_worth_it.ipynb) | What does the walk gain over the first guess? |
 # | [16 Segment](16_segment.ipynb) | Does it work on my file? |
 # | [17 The paper, checked](17_paper_checked.ipynb) | Which of the paper's claims hold? |
+# | [18 X-ray, CT and MR](18_modalities.ipynb) | What must one know to read the other machines? |
 #
 # Beside the course stand the **library** (how the subject becomes a tool: files, settings, checkpoints, the command line) and the **laboratory**, where results come
 # first: [what each part is worth](lab/ablation.ipynb), [real radiographs](lab/xray.ipynb), [other methods](lab/comparison.ipynb).
@@ -90,7 +91,7 @@ for axis, (title, (x, colours, top)) in zip(axes, panels.items()):
 #
 # - **Run every cell** and change a number in it. Nothing needs a download; cells with real radiographs are skipped where the set is missing ([03](03_xray_set.ipynb) says how to get it).
 # - **Recorded runs.** What takes long was run once, and the line beside it says when, on what, and from which commit.
-# - **Exercises.** Three a page: predict, do, diagnose. Answers fold out; do not look before you have written yours down.
+# - **Exercises.** Three a page: predict, do, diagnose. Answers, with what their code prints, fold out; do not look before you have written yours down.
 # - **The paper** ([Zhang et al., 2024](https://doi.org/10.3390/bioengineering11101031)) need not lie open: its equations stand beside the lines that compute them, and where it contradicts itself or is silent, a table says what it prints,
 #   what we do, and why.
 #
@@ -99,7 +100,7 @@ for axis, (title, (x, colours, top)) in zip(axes, panels.items()):
 #
 # ## 4 · Symbols
 #
-# One meaning each, on all pages. The paper counts time from 1 to $T$, the code from 0 to $T-1$: the least noisy mask is `t = 0` in the code and $x_1$ in the paper, and $x_0$ is always the clean mask. (All words: [glossary](glossary.ipynb).)
+# These letters mean the same on all pages; where the paper uses one of them twice, the page says so. The paper counts time from 1 to $T$, the code from 0 to $T-1$: the least noisy mask is `t = 0` in the code and $x_1$ in the paper, and $x_0$ is always the clean mask. (All words: [glossary](glossary.ipynb).)
 #
 # | paper | code | meaning | range |
 # |---|---|---|---|
@@ -150,13 +151,18 @@ except VerdiffError as error:
 # **1 · Predict.** `load_settings("smoke", ["MAX_STEPS = 7"])`: an error, or not? Decide, then run.
 
 # %%
-print(load_settings("smoke", ["MAX_STEPS = 7"]).max_steps)
+# your code here
 
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
 # No error. Keys of an ini file are not sensitive to case, and blanks around the equals sign do not count; `--set` follows the same rules.
-#
+
+# %%
+#| code-fold: true
+print(load_settings("smoke", ["MAX_STEPS = 7"]).max_steps)
+
+# %% [markdown]
 # </details>
 #
 # **2 · Implement.** A function `changed(a, b)` that gives the keys in which two settings differ (`to_dict()` gives a settings' keys and values).
@@ -190,8 +196,6 @@ laptop = load_settings("laptop")
 #
 # Pixels (`height` times `width`), the `max_steps`, and `sample_steps`, which is paid at every look at the validation images. (Widths of the networks and the size of a batch count
 # as well; a batch of one makes a step cheaper.) The first two multiply in training, the first and the third in sampling.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -206,4 +210,6 @@ print(f"pixels {pixels:.0f}x, steps {factor('max_steps'):.0f}x, "
 assert pixels > 10
 
 # %% [markdown]
-# What is the very first thing that a network needs? Next: [01 · A radiograph and its mask](01_radiograph.ipynb).
+# </details>
+#
+# What does a network need before anything else? Next: [01 · A radiograph and its mask](01_radiograph.ipynb).
