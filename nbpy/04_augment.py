@@ -647,8 +647,6 @@ for name in profiles():
 # <details><summary>Answer</summary>
 #
 # Control points lie half a width apart. At 0.3 widths, displacements of neighbours overtake one another all the time; 0.1 folds in places already; 0.03 does not. The cell below measures it.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -664,6 +662,8 @@ print({s: f"{folded(s):.1%} folded" for s in (0.03, 0.1, 0.3)})
 assert folded(0.03) == 0 < folded(0.1) < folded(0.3)
 
 # %% [markdown]
+# </details>
+#
 # **2 · Implement.** Rotate the batch by 17°, then back. Compare the loss of sharpness with that of a single resampling by the composed field, which is the identity.
 
 # %%
@@ -673,8 +673,6 @@ assert folded(0.03) == 0 < folded(0.1) < folded(0.3)
 # <details><summary>Answer</summary>
 #
 # Two interpolations blur; the composed field is exact. Hence: compose coordinates and sample once.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -692,6 +690,8 @@ assert once < 1e-4 < twice
 
 
 # %% [markdown]
+# </details>
+#
 # **3 · Diagnose (hard).** A colleague's augmentation passes every test of shape, range and repeatability, yet a network that learned from it is right in the middle of the spine and a little off towards both of its ends. The code is below. Which line is it, how far are image and mask apart and in which direction, and which check of this page finds it?
 
 # %%
@@ -712,8 +712,6 @@ def colleague(images, masks, generator):
 # <details><summary>Answer</summary>
 #
 # The mask's grid is made with `align_corners=True` (−1 is the *middle* of the first pixel) and read without (−1 is its *edge*). So the mask is sampled at coordinates too large by $H/(H-1)$: it is drawn towards the centre, by half a pixel at each border. Vertebrae of the upper half come out too low and those of the lower half too high; in the middle nothing is wrong, which is why it looks right. The check is the twin: give the mask as the image, and both must come out equal.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -724,4 +722,6 @@ print(f"pixels that differ: upper third {apart[:64].mean():.2%}, "
 assert apart.sum() > 0
 
 # %% [markdown]
+# </details>
+#
 # A network that learns from these will give a mask. Is it a good one? Next: [05 · Metrics](05_metrics.ipynb), how to count what a mask is worth, and what a count hides.

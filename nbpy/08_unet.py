@@ -3,7 +3,7 @@
 # > One net that guesses, one that is told the time; both take images of any size
 
 # %% [markdown]
-# [07](07_posterior.ipynb) left a question: one step back needs $x_0$, and who says $x_0$? A network does, for every pixel at once. You will measure why a plain stack of convolutions cannot know a spine, build a **U-Net** from small parts, tell it what time it is, and see what its skip connections are for, what a *stem* saves at full size, and what batch norm does with a batch of one. Two minutes on a laptop, no GPU. Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/08_unet.ipynb).
+# [07](07_posterior.ipynb) left a question: what kind of network can look at a whole spine and still draw each border to the pixel? You will measure why a plain stack of convolutions cannot know a spine, build a **U-Net** from small parts, tell it what time it is, and see what its skip connections are for, what a *stem* saves at full size, and what batch norm does with a batch of one. Two minutes on a laptop, no GPU. Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/08_unet.ipynb).
 
 # %%
 #| hide
@@ -468,7 +468,7 @@ assert stack_work > unet_work
 # %% [markdown]
 # ## 6 · A stem for full-size radiographs
 #
-# Where the pixels quarter the channels only double, so most of the work is done on the first level, at full size. A **stem** of $s$ saves most of that: $s \times s$ neighbouring pixels become the channels of one (`pixel_unshuffle`, Shi et al. 2016, backwards), all levels work at $1/s$ of the height and width, and the last layer's $s^2$ channels become pixels again. Seconds of one processor core for a forward and a backward pass at full size:
+# Where the pixels quarter the channels only double, so most of the work is done on the first level, at full size. A **stem** of 4 saves most of that: 4×4 neighbouring pixels become the channels of one (`pixel_unshuffle`, Shi et al. 2016, backwards), all levels work at a quarter of the height and width, and the last layer's 16 channels become pixels again. Seconds of one processor core for a forward and a backward pass at full size:
 
 # %%
 def seconds(net, x):
@@ -654,8 +654,6 @@ plt.legend(fontsize=8);
 # <details><summary>Answer</summary>
 #
 # Almost exactly four times: nearly all are in convolutions, whose size is inputs times outputs.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -667,6 +665,8 @@ once = count(UNet(1, channels=(16, 32, 64)))
 assert 3.8 < count(UNet(1, channels=(32, 64, 128))) / once < 4.05
 
 # %% [markdown]
+# </details>
+#
 # **2 · Change.** Give `UNet(18, channels=(16, 32, 64, 128), time_dim=64)` at 192×64 one more level of 128 channels at the bottom. By what factor do parameters and `work` grow? And with one more level of 16 at the *top*, for twice the sides?
 
 # %%
@@ -676,8 +676,6 @@ assert 3.8 < count(UNet(1, channels=(32, 64, 128))) / once < 4.05
 # <details><summary>Answer</summary>
 #
 # At the bottom the parameters more than double and the work grows by less than a quarter. At the top it is the other way round: hardly a parameter, and the work more than doubles. When a network is called large, ask which of the two is meant.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -695,6 +693,8 @@ assert bottom[0] > 2 and bottom[1] < 1.25 and top[0] < 1.1 and top[1] > 2
 
 
 # %% [markdown]
+# </details>
+#
 # **3 · Diagnose.** Somebody "tidied" `pad`. Every shape is right and at 96×32 the Dice is what it was. At 93×29 it is not. Find out what is wrong by experiments on `ill` alone, without reading its code.
 
 # %%
@@ -720,8 +720,6 @@ for h, w in ((96, 32), (93, 29)):
 # <details><summary>Answer</summary>
 #
 # Move its answer about and see where it fits best: three pixels up and to the left. It pads above and left of the image, but the crop still takes the upper left corner. No shape shows it. Moral: test odd sizes by *values*.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -734,4 +732,6 @@ print("best moved by", best, f"Dice {fit[best]:.3f}")
 assert best == (3, 3)
 
 # %% [markdown]
+# </details>
+#
 # Both nets see the image as one grey channel. Is that enough? **What should the image contribute?** Next: [09 · Multi-scale fusion](09_msfm.ipynb).

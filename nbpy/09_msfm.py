@@ -492,8 +492,6 @@ row_of({"b": whole[0, 0], **{f"$X_{{{n}}}$": X[n] for n in range(8)}}, 7.5)
 # <details><summary>Answer</summary>
 #
 # One third each, for every image: the layer norm of a single number is zero, so $A_n z = B_n z = C_n z = 0$. It is the trap of the batch of one again, in another dimension. With $d = 2$ the norm leaves only a sign, a switch of two positions; from $d = 3$ on the choice is free.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -502,6 +500,8 @@ one = MultiScaleFusion(1, 8, 1).select(images)
 torch.testing.assert_close(one, torch.full_like(one, 1 / 3))
 
 # %% [markdown]
+# </details>
+#
 # **2 · Implement.** Show that with *fixed* weights and no ELU the whole module would be one 7×7 convolution: build that kernel from `msfm.branches` and `msfm.select(images[:1])[0]`.
 
 # %%
@@ -511,8 +511,6 @@ torch.testing.assert_close(one, torch.full_like(one, 1 / 3))
 # <details><summary>Answer</summary>
 #
 # Pad the smaller kernels with zeros to 7×7 and add them with the weights. That is a second reason for the ELU.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -527,6 +525,8 @@ torch.testing.assert_close(F.conv2d(images[:1], kernel, bias, padding=3),
                            linear, atol=1e-5, rtol=1e-4)
 
 # %% [markdown]
+# </details>
+#
 # **3 · Diagnose.** Somebody initialises the module "neutrally": the rows $A_n, B_n, C_n$ all zero, so that training starts from equal weights. After one backward pass, which parameters have no gradient at all? Does the module ever learn to choose?
 
 # %%
@@ -541,8 +541,6 @@ nn.init.zeros_(neutral.choose.weight)
 # <details><summary>Answer</summary>
 #
 # `compress` and `norm`: what they do passes through the zeros of `choose` and arrives as nothing. `choose` itself has a gradient, so one step later its rows are no longer zero and the others wake up. A zero layer delays what stands *before* it by one step; two zero layers in a row would sleep for ever. [11](11_model.ipynb) uses one on purpose.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -551,4 +549,6 @@ asleep = {name.split(".")[0] for name, p in neutral.named_parameters()
 assert asleep == {"compress", "norm"} and neutral.choose.weight.grad.any()
 
 # %% [markdown]
+# </details>
+#
 # Both networks now have an eye. **Where should it look?** The guess of the mask itself may tell: [10 · Noise semantic adapter](10_nsa.ipynb).

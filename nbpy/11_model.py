@@ -126,7 +126,7 @@ print([type(give(c)).__name__ for c in (16, 32, 64)])
 
 
 # %% [markdown]
-# With a stem of $s$ ([08](08_unet.ipynb)), the features see $s \times s$ pixels as the channels of one:
+# With a stem ([08](08_unet.ipynb)), the features see stem × stem pixels as the channels of one:
 
 # %%
 #| exports
@@ -657,8 +657,6 @@ for r, label in zip(timed, labels):
 # <details><summary>Answer</summary>
 #
 # Only `process.q_sample`: `model.process()` returns a process that ignores the prior. Doors 2 and 3 stay.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -669,6 +667,8 @@ assert torch.equal(plain.q_sample(x_0, t, -x_0, noise),
                    plain.q_sample(x_0, t, x_0, noise))
 
 # %% [markdown]
+# </details>
+#
 # **2 · Change.** Freeze the conditional half (features and conditional U-Net) of `model` and show that a step of training moves only the diffusion U-Net.
 
 # %%
@@ -678,8 +678,6 @@ assert torch.equal(plain.q_sample(x_0, t, -x_0, noise),
 # <details><summary>Answer</summary>
 #
 # `requires_grad_(False)` on the two children; an optimiser over the remaining parameters. With `norm="batch"` also `.eval()` on the two, or their running averages move.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -695,6 +693,8 @@ assert moved == {"diffusion"}
 
 
 # %% [markdown]
+# </details>
+#
 # **3 · Diagnose.** Somebody's evaluation gives each image an ensemble of five. For one image the Dice is right; for eight at once it collapses, with no error and the right shapes. Where is the mistake, and why does one image not show it? (Here every member is the prior itself, so that no noise disturbs you.)
 
 # %%
@@ -718,8 +718,6 @@ print(f"one at a time {alone:.3f}, eight at once "
 # <details><summary>Answer</summary>
 #
 # `Tensor.repeat` gives 0 1 2 … 0 1 2 …, but `unflatten` takes five *neighbours* as the members of one image: the mean mixes five patients. `Conditioning.repeat` gives 0 0 0 0 0 1 1 …. With one image both orders are the same, so a test with a batch of one cannot find it.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -729,4 +727,6 @@ right = dice(mean > 0, masks[64:]).mean().item()
 assert abs(right - alone) < 1e-4 and right > evaluate(images[64:], masks[64:])
 
 # %% [markdown]
+# </details>
+#
 # One class with two questions, `condition` and `denoise`. It knows nothing yet: **how does it learn?** Next: [12 · The loss](12_loss.ipynb).

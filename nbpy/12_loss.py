@@ -129,7 +129,7 @@ right.legend();
 #
 # ## 3 · Eq. (10), as it must be meant
 #
-# But the paper's conditional U-Net gives a mask, and the natural loss of a mask is a cross entropy against the *true mask*. So we read Eq. (9), and Eq. (10) is the sum of both. With $p=\sigma(\text{logits})$ of the conditional U-Net and $m$ the mask,
+# But the paper's conditional U-Net gives a mask, and the natural loss of a mask is a cross entropy against the *true mask*. So we read Eq. (9), and Eq. (10) is the sum of both. With $p=\mathrm{sigmoid}(\text{logits})$ of the conditional U-Net and $m$ the mask,
 #
 # $$\mathcal L=\underbrace{\lVert\text{target}-\Phi(x_t,t,f(b))\rVert^2}_{\text{Eq. (8)}}+w_1\,\underbrace{\mathrm{BCE}(p,m)}_{\text{Eq. (9), as it must be meant}}+w_2\,\underbrace{\mathrm{softDice}(p,m)}_{\text{ours}}.$$
 #
@@ -315,11 +315,9 @@ assert tuple(again) == LOSSES and torch.equal(again["total"], parts["total"])
 # your code here
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Answer</summary>
 #
 # Mask: the target is $\pm1$, so exactly 1. Noise: standard normal, so about 1. For $v$: the mean square is $\bar\alpha_t\cdot1+s_t^2\cdot1=1$ again, up to chance. All three begin at 1, which is why their curves can be compared at all.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -330,17 +328,17 @@ for kind in ("sample", "epsilon", "v_prediction"):
     assert abs(first - 1) < (1e-6 if kind == "sample" else 0.07)
 
 # %% [markdown]
+# </details>
+#
 # **2 · Change.** Leave the two ones out of `soft_dice_loss` and give it a radiograph without any vertebra. What is the loss of a network that rightly finds nothing, or nearly nothing? What does its gradient say?
 
 # %%
 # your code here
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Answer</summary>
 #
 # Without the ones it is $1-0/\sum p=1$ however little is found: the worst loss, and a gradient of exactly zero. Such an image teaches nothing, and if all $p$ round to 0 the loss is nan. With the ones the loss falls to 0 as $\sum p$ does.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -358,6 +356,8 @@ for loss in (without_ones, soft_dice_loss):
 
 
 # %% [markdown]
+# </details>
+#
 # **3 · Diagnose (hard).** A colleague's run: `bce` and `dice` fall as they should, samples are blank, and `mse` stays at 1.0 for ever. His loss is below. Without training anything, write a check that tells it from `training_loss`, and say what is wrong. (Hint: which network would have an `mse` of zero?)
 
 # %%
@@ -370,11 +370,9 @@ def colleague(model, image, mask, t):
 # your code here
 
 # %% [markdown]
-# <details><summary>Solution</summary>
+# <details><summary>Answer</summary>
 #
 # The noise is drawn twice: the network is asked for noise that is not in what it sees. The best answer is then the mean, zero, with an error of 1. The check: an oracle that knows $x_0$ and computes the noise from $x_t$ must have a loss of 0. With `training_loss` it does; for the colleague it has 2, the variance of a difference, worse than saying nothing.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -394,4 +392,6 @@ print(f"an oracle's mse: {ours:.1e} here, {his:.2f} for the colleague")
 assert ours < 1e-4 and his > 1.8
 
 # %% [markdown]
-# We know what is rewarded. Next: [13 · Training](13_training.ipynb), the loop that collects the reward.
+# </details>
+#
+# We know what is rewarded. How do the networks earn it? Next: [13 · Training](13_training.ipynb).
