@@ -5,6 +5,8 @@
 # %% [markdown]
 # The paper counts time from 1, the code from 0: its $t$ is our $t + 1$. Masks live in $[-1, 1]$ inside the process and in $\{0, 1\}$ outside of it. $x_0$ is always the clean
 # mask, never an entry of the chain. Shapes are written `b c h w`: images in the batch, channels, height, width.
+#
+# Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/glossary.ipynb).
 
 # %% [markdown]
 # ## The process
@@ -25,7 +27,7 @@
 # | $y_t = x_t - s_t f$ | `unshift` | the same without its shift: plain DDPM | [06](06_forward.ipynb) |
 # | $q(x_{t-1} \mid x_t, x_0, f)$ | `q_posterior` | where the mask came from, given where it is and where it began | [07](07_posterior.ipynb) |
 # | $\Phi$ | `UNet` | the network that predicts the noise (or the mask, or $v$) | [08](08_unet.ipynb) |
-# | $v_t = \sqrt{\bar\alpha_t}\,\varepsilon - s_t x_0$ | `prediction_type="v_prediction"` | a target between noise and mask | [12](12_loss.ipynb) |
+# | $v_t = \sqrt{\bar\alpha_t}\,\varepsilon - s_t x_0$ | `prediction_type="v_prediction"` | a target between noise and mask | [07](07_posterior.ipynb) |
 
 # %% [markdown]
 # ## The networks
@@ -46,7 +48,7 @@
 # |---|---|---|---|
 # | Dice | `dice` | twice the overlap over the sum of both areas, 0 to 1 | [05](05_metrics.ipynb) |
 # | IoU | `iou` | overlap over union; for one image Dice / (2 − Dice) | [05](05_metrics.ipynb) |
-# | interval | `bootstrap_interval` | where the mean of new images of the same kind would lie in 95 of 100 cases | [05](05_metrics.ipynb) |
+# | interval | `bootstrap_interval` | a range, so made that in 95 of 100 such studies it holds the true mean | [05](05_metrics.ipynb) |
 # | DDIM | `sampler="ddim"` | a sampler without new noise, which may leave steps out | [14](14_sampling.ipynb) |
 # | ensemble | `ensemble` | several samples of one radiograph; their mean is the probability | [14](14_sampling.ipynb) |
 # | uncertainty | `uncertainty` | the standard deviation of these samples, pixel by pixel | [16](16_segment.ipynb) |
@@ -54,5 +56,17 @@
 # | twin | `find_duplicates` | two files that show the same radiograph | [03](03_xray_set.ipynb) |
 # | letterbox | `fit_image` | scaling an image into a size without stretching it | [01](01_radiograph.ipynb) |
 # | profile | `load_settings` | a named section of `settings.ini`: all numbers of a run | [library](library/settings.ipynb) |
+#
+# ## Letters that the paper uses twice
+#
+# | letter | nearly everywhere | but |
+# |---|---|---|
+# | $A, B, C$ | weights of $x_0$, $x_t$ and $f$ in the posterior ([07](07_posterior.ipynb)) | the three branches of the MSFM, $a, b, c$ their weights ([09](09_msfm.ipynb)); $C$ alone: number of channels |
+# | $f$, $F$ | the prior | $F$: the fine branch of the NSA ([10](10_nsa.ipynb)); `F` in code: `torch.nn.functional` |
+# | $T$ | number of steps | the gate of the NSA ([10](10_nsa.ipynb)) |
+# | $s$, $z$ | $s_t$: amplitude of the noise; $z$: fresh noise ([14](14_sampling.ipynb)) | descriptor of the MSFM and its squeezed form ([09](09_msfm.ipynb)) |
+# | $\sigma$ | $\sigma_t$: the posterior's standard deviation ([07](07_posterior.ipynb)) | `sigmas` in code holds $s_t$ |
+# | $b$ | the radiograph | $b_n$: a weight of the MSFM ([09](09_msfm.ipynb)) |
+# | `sample` | the function that draws masks ([14](14_sampling.ipynb)) | as `prediction_type`: the network says $x_0$ ([07](07_posterior.ipynb)) |
 #
 # Whatever a name above does not say, its page in the library does. The papers behind the names are in the [references](references.qmd).
