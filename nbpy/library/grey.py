@@ -3,7 +3,7 @@
 # > From whatever a detector counts in to the 256 shades that the networks know
 
 # %% [markdown]
-# Everything that is read ends here: an array of numbers becomes 8-bit grey. Detectors count in 12 or 14 bits, CT in signed Hounsfield units, programs in floats; a *window* of two percentiles brings them to 0 to 255. A value that stands apart from all others (padding, a lead marker, a collimator's edge) would push the window off the film, so it is left out of it. What a library throws becomes one sentence.
+# Everything that is read ends here: an array of numbers becomes 8-bit grey. Detectors count in 12 or 14 bits, CT in signed Hounsfield units, programs in floats; a *window* of two percentiles brings them to 0 to 255. A value that stands apart from all others (padding, a lead marker, a collimator's edge) would push the window off the radiograph, so it is left out of it. What a library throws becomes one sentence.
 #
 # Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/grey.ipynb).
 

@@ -3,7 +3,7 @@
 # > The numbers that a picture file holds, upright, with white bright
 
 # %% [markdown]
-# A picture file holds numbers, and tags that say how to look at them: which way up, whether zero is black or white, which of several pages is the picture. Libraries obey these tags by halves. Pillow 11 to 13 read an uncompressed grey TIFF with an orientation tag as stripes when it is opened by its path, and turn zero-is-white round in some depths only; tifffile ignores the orientation; both take a preview for the film if it comes first. So the tags are read here, once, the libraries are asked for the bare numbers, and everything is opened from bytes.
+# A picture file holds numbers, and tags that say how to look at them: which way up, whether zero is black or white, which of several pages is the picture. Libraries obey these tags by halves. Pillow 11 to 13 read an uncompressed grey TIFF with an orientation tag as stripes when it is opened by its path, and turn zero-is-white round in some depths only; tifffile ignores the orientation; both take a preview for the radiograph if it comes first. So the tags are read here, once, the libraries are asked for the bare numbers, and everything is opened from bytes.
 #
 # Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/raster.ipynb).
 
