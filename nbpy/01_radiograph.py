@@ -3,7 +3,7 @@
 # > 68 clicks a spine, and the masks and angles that follow from them
 
 # %% [markdown]
-# A network that marks vertebrae learns from masks. But nobody ever painted one for the paper's radiographs: all there is are points that an expert
+# What does a network need before anything else? One that marks vertebrae learns from masks. But nobody ever painted one for the paper's radiographs: all there is are points that an expert
 # clicked. How do points become pixels that can be trusted? You will fill vertebrae (first wrongly), repair crooked ones, and
 # measure how bent a spine is. Half a minute on a laptop; one cell shows a real radiograph where the X-ray set is at hand.
 #
@@ -362,20 +362,25 @@ for seed in (2, 7):
 # ## Exercises
 #
 # **1 · Predict.** A phantom of 35°, 576 pixels high and 240 wide, goes to the paper's canvas of 750×250 in two ways: letterboxed, and squashed.
-# What does `cobb_angles` say in each? Write your guesses down, then run.
+# What does `cobb_angles` say in each? (`place(576, 240, (750, 250), fit).points(landmarks)` moves the points; `fit` is `"letterbox"` or `"squash"`.) Write your guesses down, then run.
 
 # %%
 p = draw_phantom(7, image_size=(576, 240), cobb=35)
-for fit in ("letterbox", "squash"):
-    points = place(576, 240, (750, 250), fit).points(p.landmarks)
-    print(f"{fit:9s} {cobb_angles(points, 750)[0]:.1f} degrees")
+# your code here
 
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
 # One scale for both axes keeps every angle: 35°. Squashing stretches this phantom more along its height than across, so that every tilt grows steeper, and a patient
 # would have gained some degrees of scoliosis. (A phantom 192 wide would keep its angles even then: it has the canvas's shape.)
-#
+
+# %%
+#| code-fold: true
+for fit in ("letterbox", "squash"):
+    points = place(576, 240, (750, 250), fit).points(p.landmarks)
+    print(f"{fit:9s} {cobb_angles(points, 750)[0]:.1f} degrees")
+
+# %% [markdown]
 # </details>
 #
 # **2 · Implement.** The area of a ring of corners is $A = \tfrac12 \bigl| \sum_i x_i\, y_{i+1} - x_{i+1}\, y_i \bigr|$, the shoelace formula. Write it, and use it to check
@@ -414,8 +419,6 @@ small = phantom.landmarks / 3  # on 192 x 64
 # `ImageDraw.polygon` also takes every pixel that the border touches, so each vertebra grows by about half a pixel on every side. Half a pixel is nothing for a vertebra of 100 pixels
 # and much for one of ten; the discs between them, thinner still, close. A finer grid makes the pixel, and with it the error, smaller. Testing centres, as `fill_convex` does, removes
 # it on any grid.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -435,5 +438,7 @@ for n in (1, 5):
     assert excess[0] > 2 * abs(excess[1])
 
 # %% [markdown]
+# </details>
+#
 # Masks from clicks, then. But a course cannot wait for patients' data: where do a thousand radiographs come from that anybody may have?
 # Next: [02 · Phantoms](02_phantoms.ipynb).

@@ -468,20 +468,25 @@ if XRAY := find_xray():
 #
 # ## Exercises
 #
-# **1 · Predict.** `draw_phantom(0)` and `draw_phantom(0, implant=True)` have the same seed. Do they show the same spine? The same ribs? The same noise? Decide, then run.
+# **1 · Predict.** `draw_phantom(0, implant=False)` and `draw_phantom(0, implant=True)` have the same seed. Do they show the same spine? The same ribs? The same noise? Decide, then run.
 
 # %%
 plain, metal = draw_phantom(0, implant=False), draw_phantom(0, implant=True)
-print("landmarks differ by", np.abs(plain.landmarks - metal.landmarks).max())
-difference = plain.image.astype(int) - metal.image
-print("pixels that differ:", f"{(difference != 0).mean():.0%}")
+# your code here
 
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
 # Same spine and same ribs: they are drawn before the metal. The choice of screws then takes numbers from the same generator, so that exposure and noise are others,
 # nearly everywhere. That is the price of one generator in a fixed order; a generator for each layer would cure it.
-#
+
+# %%
+#| code-fold: true
+print("landmarks differ by", np.abs(plain.landmarks - metal.landmarks).max())
+difference = plain.image.astype(int) - metal.image
+print("pixels that differ:", f"{(difference != 0).mean():.0%}")
+
+# %% [markdown]
 # </details>
 #
 # **2 · Implement.** A layer of your own, `marker(plate, body, rng)`: the letter or square of lead that tells left from right, bright, sharp, in an upper corner.
@@ -520,8 +525,6 @@ bent = [draw_phantom(i, (288, 96), cobb=55) for i in range(40)]
 # It learned where spines usually are. The number is the Dice of the *average mask*, cut at some level, with each single mask: the second simplest method there is, which does not look at the
 # picture at all. Straight spines lie almost on top of each other, bent ones less. Drawing more curves helps, and so does moving pictures about, which is
 # lesson [04](04_augment.ipynb). A score says little without the scores of such simple methods beside it.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -539,4 +542,6 @@ print("straight {:.2f}, bent {:.2f}".format(*blind))
 assert blind[0] > blind[1] + 0.1
 
 # %% [markdown]
+# </details>
+#
 # Phantoms are honest: each is new, and nothing is in two places at once. Is the public set? Next: [03 · The X-ray set and its traps](03_xray_set.ipynb).

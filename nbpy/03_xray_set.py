@@ -392,14 +392,20 @@ assert drawn_split("spine7") == parts["spine7"]  # whatever else is there
 # **1 · Predict.** Two radiographs of one study, and half of them wanted for validation. What does `grouped_split` give? Write it down, then run.
 
 # %%
-print(grouped_split(["x-5 A AP.jpg", "x-5 B AP.jpg"], fraction=0.5))
+two = ["x-5 A AP.jpg", "x-5 B AP.jpg"]
+# your code here
 
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
 # Both to train on and nothing to validate on. There is one study, it can only be on one side, and the last study of the draw always stays in training: a split that
 # trains on nothing would help nobody.
-#
+
+# %%
+#| code-fold: true
+print(grouped_split(two, fraction=0.5))
+
+# %% [markdown]
 # </details>
 #
 # **2 · Implement.** `folds(names, k)`: a list of $k$ lists of indices for cross validation, in which no study is in two folds and every image is in one.
@@ -438,8 +444,6 @@ assert all(leak(r, f) == 0 for r, f in zip(rest, five))
 # Train twice, with all and without the training radiographs that have a twin in the test part (and, to be fair, without as many others in the first run). Compare the *same* sixteen images between
 # the two networks, with the other 112 as the control: memory shows as a loss on the sixteen alone, ease as none. One seed each can mislead; several, compared in pairs, do less
 # ([lesson 05](05_metrics.ipynb) has the interval).
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -451,4 +455,6 @@ print(len(out), "training radiographs, of", len(patients), "studies;",
       sum(study(n) in patients for n in names), "if whole studies go")
 
 # %% [markdown]
+# </details>
+#
 # The set is small, its halves differ, and more of it cannot be had. How does one make much of little? Next: [04 · Augmentation](04_augment.ipynb).
