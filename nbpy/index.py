@@ -134,8 +134,8 @@ Picture(moving.getvalue(), format="png")
 # ::: {.doors}
 #
 # ::: {.door}
-# **Read the course.** Eighteen lessons from a radiograph to a trained model, each within an hour, about fifteen hours in all. You
-# need Python, some PyTorch, and what a normal distribution is. Start at [00](00_start.ipynb).
+# **Read the course.** Lesson by lesson from a radiograph to a trained model and what it is worth, each within an hour, ten to fifteen
+# hours in all. You need Python, some PyTorch, and what a normal distribution is. [00](00_start.ipynb) lists the lessons.
 # :::
 #
 # ::: {.door}
