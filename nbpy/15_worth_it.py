@@ -400,7 +400,7 @@ for name, rows_ in verdicts.items():
 # %%
 #| slow
 #| code-fold: true
-print("\nDice by image, mean over seeds, minus the prior's "
+print("Dice by image, mean over seeds, minus the prior's "
       "(95 % bootstrap over the 16 phantoms):")
 films = {name: np.mean([f for _, f in rows_], 0)
          for name, rows_ in verdicts.items()}

@@ -80,7 +80,7 @@ for axis, picture, (low, high), name in zip(axes, pictures, ends, names):
 
 # %% [markdown]
 # ## 2 · Numbers that mean something
-# Air is -1000, water 0, fat about -100, spongy bone 100 to 300, in every CT of the world. So the grey values come from a fixed *window*, not from the picture's own minimum and maximum. Look at one row of voxels, then at three windows:
+# Air is -1000, water 0, fat about -100, spongy bone 100 to 300, in every CT of the world. So the grey values come from a fixed *window*, not from the picture's own minimum and maximum. Look at the numbers, then at three windows:
 
 # %%
 bone = ct.image[(ct.labels > 0) & (ct.labels < 26)]
