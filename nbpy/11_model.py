@@ -99,7 +99,9 @@ assert numbers.select([0, 5]).prior.tolist() == [0, 2]
 # %% [markdown]
 # ## 2 · The model
 #
-# $$ X = \mathrm{MSFM}(b), \qquad f(b) = 2\,\mathrm{sigmoid}(\mathrm{cond}(X)) - 1, \qquad \text{output} = \Phi\big([x_t,\; f(b),\; X],\; t,\; f(b)\big) $$
+# $$ X = \mathrm{MSFM}(b), \qquad f(b) = 2\,\mathrm{sigmoid}(\mathrm{cond}(X)) - 1, $$
+#
+# $$ \text{output} = \Phi\big([x_t,\; f(b),\; X],\; t,\; f(b)\big) $$
 #
 # The first $f(b)$ is an input channel, the second drives the adapters. Everything that decides what the model computes stands in one `VerdiffConfig`, saved beside the weights. The smallest profile's:
 
