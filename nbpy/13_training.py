@@ -253,6 +253,7 @@ assert roughness(cosine) < roughness(flat) and max(cosine) < max(flat)
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.1))
 draw(axes[0], {name: [rate(k) for k in range(40)]
                for name, rate in rates.items()}, ["C0", "C2"], title="rate")
+axes[0].legend(loc=(0.2, 0.05))
 draw(axes[1], tried, ["C0", "C2"], title="held-out loss")
 
 # %% [markdown]
@@ -276,6 +277,8 @@ draw(axes[0], {"norm of the gradient": unclipped[1], "clipped": [1] * 40},
      ["C3", "C2--"], yscale="log")
 draw(axes[1], {"as it comes": unclipped[0], "clipped at 1": clipped[0]},
      ["C3", "C2"], ylabel="loss", ylim=(0.4, 4), yscale="log")
+axes[1].set_yticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
+axes[1].minorticks_off()
 
 # %% [markdown]
 # **Half the bits.** A GPU multiplies matrices of bf16 (bfloat16) many times faster than float32. But bf16 has 8 significant bits: in *weights* of bf16 a small step vanishes.
