@@ -126,7 +126,7 @@ demo = load_settings("demo")
 print(demo.size, demo.channels, demo.max_steps, demo.seed)
 
 # %% [markdown]
-# `smoke` is for tests, `demo` for phantoms, `laptop` and `fine` for real radiographs on two cores, `gpu` for the full size; `paper` is Section 3.3 to the letter:
+# `smoke` is for tests, `demo` for phantoms, `laptop` and `fine` for real radiographs on two cores, `gpu` for the full size, `gpu-fine` for ten minutes of a GPU from the weights of the package; `paper` is Section 3.3 to the letter:
 
 # %%
 paper = load_settings("paper")

@@ -4,9 +4,10 @@
 
 # %% [markdown]
 # Every lesson so far built what the paper must mean. What does it say? **Three lines matter most: the kernel of Eq. (2), the prior's
-# weight in Eq. (6), and the target of Eq. (9). Whoever implements the first two as printed leaves the paper's own Eq. (3); the third
-# has no minimum. Most of the rest holds, or holds after a slip is mended.** All of it stands in one table, [the verdicts](#the-verdicts).
+# weight in Eq. (6), and the target of Eq. (9).** Whoever implements the first two as printed leaves the paper's own Eq. (3); the third
+# has no minimum. Most of the rest holds, or holds after a slip is mended. All of it stands in one table, [the verdicts](#the-verdicts).
 # Before it, each formula runs as printed, beside the form that works, and four small networks compete on phantoms; a minute on a laptop.
+#
 # **Holds.** **Holds after correction**: a slip, and the row says which. **Cannot hold**: not as printed, whatever single
 # sign or symbol one mends, and the row says why. **Not stated**: the paper leaves it open, and we had to choose.
 #

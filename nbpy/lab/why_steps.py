@@ -66,13 +66,12 @@ if stored:
     prior = [np.mean(stored["results"]["prior"][s]["dice"]) for s in seeds]
     print(f"{len(seeds)} seeds, {stored['validation']} validation images of {stored['data']}; "
           "the prior's Dice by seed: " + ", ".join(f"{p:.3f}" for p in prior))
-    rows = ["| samples | way | " + " | ".join(f"{n} step{'s' * (n > 1)}" for n in STEPS) + " |",
-            "|---" * (2 + len(STEPS)) + "|"]
-    for what, title in (("mean", "mean of five"), ("one", "one")):
-        for way in ways:
-            cells = (said(by_image(way, n, what)).replace(" ", "<br>", 1) for n in STEPS)
-            rows.append(f"| {title} | {way} | " + " | ".join(cells) + " |")
-    display(Markdown("\n".join(rows)))
+    for what, title in (("mean", "mean of five"), ("one", "one sample")):
+        rows = [f"| {title} | " + " | ".join(ways) + " |", "|---" * (1 + len(ways)) + "|"]
+        for n in STEPS:
+            cells = (said(by_image(way, n, what)).replace(" ", "<br>", 1) for way in ways)
+            rows.append(f"| {n} step{'s' * (n > 1)} | " + " | ".join(cells) + " |")
+        display(Markdown("\n".join(rows)))
 
 # %%
 #| code-fold: true
