@@ -32,7 +32,7 @@ from verdiff.files import DataError
 
 # %% [markdown]
 # ## The spine
-# The column's centre line bends forwards at the loins and backwards at the chest; a person may also lean to a side.
+# The column's centre line bends forwards in the lumbar part and backwards in the chest; a person may also lean to a side.
 
 # %%
 #| export
