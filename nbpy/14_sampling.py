@@ -142,8 +142,7 @@ assert gap[0] < 1e-6 < 0.1 < gap[1]
 # | 2 | for $t=T,\dots,1$: | the same |
 # | 3 | $z\sim\mathcal N(0, I)$ if $t>1$, else $z=0$ | the same |
 # | 4 | $x_{t-1}=\frac1{\sqrt{\alpha_t}}\Bigl(x_t-\frac{1-\alpha_t}{\sqrt{1-\alpha_t}}\,\Phi\Bigr)+\sigma_t z$ | $x_{t-1}=\frac1{\sqrt{\alpha_t}}\Bigl(x_t-s_t f-\frac{1-\alpha_t}{\sqrt{1-\bar\alpha_t}}\,\Phi\Bigr)+s_{t-1}f+\sigma_t z$ |
-# | 5 | end for | the same |
-# | 6 | return $x_0$ | the same |
+# | 5, 6 | end; return $x_0$ | the same |
 #
 # ($\Phi=\Phi(x_t,t,f(b))$ says the noise; $\sigma_t^2$ is the posterior's variance; Eq. (7) has $\bar\alpha_t$ under the root but no shift.) The repaired line is the posterior of [07](07_posterior.ipynb) with $\hat x_0$ in place of $x_0$. We write it that way, so that the network may say mask, noise or $v$, and $\hat x_0$ can be kept in $[-1, 1]$: *ancestral sampling*. A sampler needs no more of a network than a function, and no more of chance than another.
 
@@ -293,7 +292,7 @@ interact(stop, t=slider);
 # %% [markdown]
 # ## 3 · The printed algorithm, and why it hides its errors
 #
-# Does the left column of the table do as well? (`bar=True` is Eq. (7).)
+# Does the left column do as well? (`bar=True` is Eq. (7).)
 
 # %%
 #| exports

@@ -637,7 +637,7 @@ for r in rows:
 print(bench.get("machine", "no record here: run `make bench` in a clone"))
 
 # %% [markdown]
-# The factor comes from fewer steps (open to everybody: MONAI's DDIM row), a cheaper network, and a smaller canvas with a smaller network. [The comparison](lab/comparison.ipynb) trains the tutorial network beside ours, for its Dice.
+# The factor comes from fewer steps (open to everybody: MONAI's DDIM row), a cheaper network, and a smaller canvas with a smaller network. [The comparison](lab/comparison.ipynb) trains the tutorial network beside ours.
 
 # %%
 #| code-fold: true
@@ -661,7 +661,7 @@ if rows:
 # %% [markdown]
 # ## Exercises
 #
-# **1 · Predict.** Eight readers draw the same spine, each shifted a little. You hand in either a copy of one reader's mask or the readers' mean cut at one half, and are scored by Dice against each reader in turn. Which is better, and by how much? Guess, then compute.
+# **1 · Predict.** Eight readers draw the same spine, each shifted a little. You hand in either a copy of one reader's mask or the readers' mean cut at one half, and are scored by Dice against each reader in turn. Which is better, and by how much? Guess, compute.
 
 # %%
 spine = pack(PhantomSet(size=size, n_training=1, n_test=1),
