@@ -1093,26 +1093,33 @@ Markdown(
 # ## Exercises
 #
 # **1 · Predict.** Table 1 gives CT-Pri 93.84 ± 1.56 for Verdiff-Net. What is the largest mean IoU that can go with it?
-#
+
+# %%
+# your code here
+
+# %% [markdown]
 # <details><summary>Answer</summary>
 #
 # $\bar D / (2 - \bar D) + 2\sigma^2 = 0.8839 + 0.0005 = 88.4\,\%$. Printed is 91.87.
-#
-# </details>
 
 # %%
+#| code-fold: true
 low, high = jensen_bound(0.9384, 0.0156)
 print(f"between {low:.4f} and {high:.4f}")
 assert high < 0.9187
 
 # %% [markdown]
-# **2 · Change.** Is the drift of Eq. (2) a matter of the schedule? Try the cosine one.
+# </details>
 #
+# **2 · Change.** Is the drift of Eq. (2) a matter of the schedule? Try the cosine one.
+
+# %%
+# your code here
+
+# %% [markdown]
 # <details><summary>Answer</summary>
 #
 # No: the cosine schedule ends nearer to the right number, and still not at it.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -1126,13 +1133,17 @@ print(
 assert abs(x.item() - 1) > 0.05
 
 # %% [markdown]
-# **3 · Implement.** How many images would be needed to tell Verdiff-Net's 88.74 from nnU-Net's 89.77 on X-rays, if the standard deviation of the *difference* per image were 5?
+# </details>
 #
+# **3 · Implement.** How many images would be needed to tell Verdiff-Net's 88.74 from nnU-Net's 89.77 on X-rays, if the standard deviation of the *difference* per image were 5?
+
+# %%
+# your code here
+
+# %% [markdown]
 # <details><summary>Answer</summary>
 #
 # The standard error $5/\sqrt n$ must be below $1.03/1.96$: $n > (1.96 \cdot 5/1.03)^2 \approx 90.5$. That many find a true difference of 1.03 half of the time; for four times in five it takes $(2.8 \cdot 5/1.03)^2 \approx 185$. The 128 test images lie between, if they are paired, and if each number were not one training run.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -1141,4 +1152,6 @@ print(round(needed), "images")
 assert 80 < needed < 100
 
 # %% [markdown]
-# Next: [The ablation](lab/ablation.ipynb), Table 2 with seeds and intervals.
+# </details>
+#
+# So much for radiographs. Three of the paper's four sets are CT and MR: what does the same spine look like there, and what must a loader know? Lesson [18](18_modalities.ipynb). Table 2 with seeds and intervals is [the ablation](lab/ablation.ipynb).
