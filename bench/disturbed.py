@@ -261,6 +261,8 @@ def main() -> None:
     if len(args.models) > 2:
         parser.error("give one model, or two to compare")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if "VERDIFF_XRAY" not in os.environ:
+        parser.error("set VERDIFF_XRAY to the zip or folder of the X-ray set (`verdiff data xray`)")
     names, films = (part[:args.first] for part in validation_films(os.environ["VERDIFF_XRAY"]))
     about = {"result": "prior" if args.prior else "one step, mean of five",
              "radiographs": len(films), "scored_at": list(SIZE),

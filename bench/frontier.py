@@ -131,7 +131,7 @@ def main() -> None:
     add("--json", type=Path, default=ROOT / "bench" / "results" / "frontier.json")
     options = parser.parse_args()
     if not options.data:
-        sys.exit("set VERDIFF_XRAY to the zip or folder of the X-ray set (verdiff download)")
+        sys.exit("set VERDIFF_XRAY to the zip or folder of the X-ray set (`verdiff data xray`)")
     torch.set_num_threads(1)
     options.runs.mkdir(parents=True, exist_ok=True)
     kept = json.loads(options.json.read_text()) if options.json.exists() else {"candidates": {}}

@@ -247,7 +247,7 @@ def main(words: list[str] | None = None) -> int:
     add("--tiny", action="store_true", help="a rehearsal of all parts with tiny sizes")
     said = parser.parse_args(words)
     if not said.data:
-        parser.error("set VERDIFF_XRAY to the zip or folder of the X-ray set (verdiff download)")
+        parser.error("set VERDIFF_XRAY to the zip or folder of the X-ray set (`verdiff data xray`)")
     if unknown := set(said.parts.split(",")) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     if said.device.startswith("cuda") and not torch.cuda.is_available():

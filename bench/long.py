@@ -92,7 +92,7 @@ def main() -> None:
         return keep(folder / "run", ROOT / RELAY)
     data, was = os.environ.get("VERDIFF_XRAY"), running(folder / "run")
     if not (was or data):
-        sys.exit("set VERDIFF_XRAY to the zip or folder of the X-ray set (verdiff download)")
+        sys.exit("set VERDIFF_XRAY to the zip or folder of the X-ray set (`verdiff data xray`)")
     if not was:
         start(folder, str(Path(data).resolve()) if Path(data).exists() else data, *sys.argv[1:])
     pid = (folder / "pid").read_text().strip()
