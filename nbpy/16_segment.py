@@ -40,6 +40,7 @@ from verdiff.networks.model import VerdiffNet
 from verdiff.networks.pretrained import weights_digest
 from verdiff.segmentation.confidence import find_reference, judge, traits
 from verdiff.segmentation.models import find_model
+from verdiff.segmentation.zoom import Box, find_spine
 
 # %%
 #| code-fold: true
@@ -177,6 +178,7 @@ class Segmentation:
     prior: np.ndarray  # of the conditional U-Net alone, in [0, 1], (H, W)
     confidence: float | None = None  # in [0, 1]; None: unknown
     warning: str | None = None  # a sentence where confidence < 1/2
+    zoomed_to: Box | None = None  # the part that was segmented; None: all
 
     def record(self) -> dict[str, Any]:
         "Its numbers in short, for JSON."
@@ -185,7 +187,8 @@ class Segmentation:
                 "share_of_bone": round(float(self.mask.mean()), 4),
                 "mean_uncertainty": round(float(self.uncertainty.mean()), 4),
                 "confidence": round(self.confidence, 3) if known else None,
-                "warning": self.warning}
+                "warning": self.warning, "zoomed_to":
+                self.zoomed_to and self.zoomed_to._asdict()}
 
 
 # %%
@@ -216,6 +219,24 @@ def segment_image(
 untrained = VerdiffNet(channels=(8,), height=48, width=16)
 nothing = segment_image(untrained, Image.fromarray(wide.image), 1, 1)
 assert nothing.mask.shape == nothing.prior.shape == wide.image.shape
+
+# %% [markdown]
+# Where the spine is small on the canvas, [`find_spine`](library/zoom.ipynb) finds the part of the radiograph to segment instead; then the
+# result goes back to where the part was cut.
+
+# %%
+#| exports
+def in_whole(
+    part: Segmentation,  # of the part
+    box: Box,  # where it was cut
+    image: Image.Image,  # the radiograph that it was cut from
+) -> Segmentation:  # of the radiograph
+    "Put a result back into the radiograph; around it all is zero."
+    shape = image.height, image.width
+    arrays = (part.mask, part.probability, part.uncertainty, part.prior)
+    return Segmentation(*(box.put_back(x, shape) for x in arrays),
+                        part.confidence, part.warning, box)
+
 
 # %% [markdown]
 # `Segmenter` adds what a user expects: a device, a word for what cannot be, and a
@@ -293,6 +314,7 @@ class Segmenter:
         steps: int | None = None,  # of the sampler; None: the usual number
         ensemble: int | None = None,  # samples; None: the usual number
         seed: int = 0,
+        zoom: bool = True,  # to a spine that is small, see `find_spine`
     ) -> Segmentation:
         """Mask, probability and uncertainty of an image, at its own size.
 
@@ -310,13 +332,15 @@ class Segmenter:
                                    f"number from {least} on")
         check_steps(self.model, [steps])
         grey = read_image(image)
-        result = segment_image(self.model, grey, steps, ensemble, seed)
+        box = find_spine(self.model, grey) if zoom else None
+        part = box.cut(grey) if box else grey
+        result = segment_image(self.model, part, steps, ensemble, seed)
         if self.reference is not None and (steps, ensemble) == self.usual:
             result.confidence, result.warning = judge(
-                self.reference, traits(grey, result))
+                self.reference, traits(part, result))
         elif not result.mask.any():
             result.warning = "the mask is empty; the model found no vertebra"
-        return result
+        return in_whole(result, box, grey) if box else result
 
     def fingerprint(self) -> str:
         "SHA-256 of all that decides a result: equal ones give equal results."
@@ -509,20 +533,20 @@ assert mask_dice(drawn, np.asarray(truth_canvas) > 127) > 0.85
 
 # %% [markdown]
 # **3 · Diagnose.** A colleague segments radiographs of 2,000×2,000 pixels whose spine fills the middle third, and finds Dice
-# far below yours, though the same images cropped to the spine do well. Nothing in the network is wrong. What happens,
+# far below yours with `zoom=False`, though the same images cropped to the spine do well. Nothing in the network is wrong. What happens,
 # and what would you measure to be sure?
 
 # %%
 square = np.zeros((480, 480), np.uint8)  # the same spine, more film around
 square[:, 110:370] = wide.image
-padded = segmenter.predict(square).mask[:, 110:370]
+padded = segmenter.predict(square, zoom=False).mask[:, 110:370]
 
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
 # The canvas is three times as high as wide, so a square is letterboxed until its *width* fits, and the spine is left with a third of the
 # canvas's rows: fewer pixels per vertebra than in training. Measure the height of a vertebra on the canvas (`placement.scale`),
-# and Dice against it. The remedy is to find the spine coarsely, zoom to it, and to train with such zooms.
+# and Dice against it. The remedy is to find the spine coarsely and to zoom to it, as `predict` does by itself.
 #
 # </details>
 

@@ -90,8 +90,7 @@ def settings_options(parser: argparse.ArgumentParser, profile: str) -> None:
     "What train and demo share."
     add = parser.add_argument
     add("--profile", default=profile, help=f"section of settings.ini (default: {profile})")
-    add("--set", action="append", default=[], metavar="KEY=VALUE",
-        help="change a key; may be repeated")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a key; may be repeated")
 
 
 # %%
@@ -130,6 +129,7 @@ def segment_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=positive, metavar="N", help="of the sampler (default: calibrated, else 1)")
     sampling_options(parser, ensemble=None)
     add("--window", metavar="W", help="of DICOM: which, from 0, or CENTRE,WIDTH (default: first)")
+    add("--no-zoom", action="store_true", help="never zoom to a small spine in a larger image")
     add("--fresh", action="store_true", help="segment again what is there already")
     add("-q", "--quiet", action="store_true", help="no bar")
 
@@ -142,12 +142,13 @@ def run_segment(args: argparse.Namespace) -> int:
     from verdiff.segmentation.segmenter import Segmenter
 
     list_images(args.images, out)  # complains before seconds go into the model
-    segmenter = Segmenter.from_pretrained(args.model, args.device)
-    count = segment_files(segmenter, args.images, out, args.steps, args.ensemble, args.seed,
-                          args.fresh, args.model or "bundled", not args.quiet, args.window)
+    count = segment_files(
+        Segmenter.from_pretrained(args.model, args.device), args.images, out, args.steps,
+        args.ensemble, args.seed, args.fresh, args.model or "bundled", not args.quiet, args.window,
+        not args.no_zoom)
     total, failed = count.pop("images"), count["could not be done"]
-    print(f"{total - failed} of {total} images segmented, results in {out}",
-          *(f"{n} {what}" for what, n in count.items() if n), sep="; ")
+    more = (f"; {n} {what}" for what, n in count.items() if n)
+    print(f"{total - failed} of {total} images segmented, results in {out}", *more, sep="")
     return 2 if failed else 0
 
 
@@ -160,8 +161,7 @@ def train_options(parser: argparse.ArgumentParser) -> None:
         help="zip or folder of the published layout, folder of images/ and masks/, or phantom")
     settings_options(parser, "laptop")
     add("--out", metavar="DIR", help="default: runs/PROFILE")
-    add("--start-from", metavar="MODEL",
-        help="fine-tune this model or run folder, Hub id, or the word bundled")
+    add("--start-from", metavar="MODEL", help="fine-tune this model, run, Hub id, or bundled")
     add("--fresh", action="store_true", help="start over instead of resuming")
 
 

@@ -107,7 +107,8 @@ def segment_picture(
 ) -> Segmentation:
     "Segment one picture into its files."
     image, ending, medical = Image.fromarray(picture.pixels), medical_ending(picture), None
-    result = segmenter.predict(image, about["steps"], about["ensemble"], about["seed"])
+    result = segmenter.predict(image, about["steps"], about["ensemble"], about["seed"],
+                               about["zoom"])
     if ending:
         try:
             medical = ending, mask_bytes(result.mask > 0, picture, ending, about["verdiff"])
@@ -130,6 +131,7 @@ def segment_files(
     model: str = "bundled",  # the model's name, for the records
     progress: bool = True,  # show a bar
     window: Any = None,  # of DICOM: which, from 0, or (centre, width); or in words, see `window_of`
+    zoom: bool = True,  # to a spine that is small, see `find_spine`
 ) -> Counter[str]:  # "images", "there already", "could not be done", "with a warning"
     """Segment every image, each into five files or six; see `save_segmentation`.
 
@@ -139,7 +141,7 @@ def segment_files(
     steps, ensemble = steps or segmenter.usual[0], ensemble or segmenter.usual[1]
     say_before(segmenter, sources, out, (steps, ensemble))
     way = {"model": model, "fingerprint": segmenter.fingerprint(), "steps": steps,
-           "ensemble": ensemble, "seed": seed, "verdiff": verdiff.__version__}
+           "ensemble": ensemble, "seed": seed, "zoom": zoom, "verdiff": verdiff.__version__}
     for path, stem in tqdm(images, "segment", unit="image", disable=None if progress else True):
         pictures, notes = pictures_of(path, out / stem, window), ()
         while True:

@@ -29,7 +29,7 @@ def model():
 @pytest.fixture
 def bright(monkeypatch, model):
     "A segmenter that marks what is bright."
-    def predict(self, image, steps, ensemble, seed):
+    def predict(self, image, steps, ensemble, seed, zoom):
         mask = (np.asarray(image) > 128).astype(np.uint8)
         return Segmentation(mask, mask.astype(np.float32), np.zeros(mask.shape, np.float32), mask.astype(np.float32))
     monkeypatch.setattr(Segmenter, "predict", predict)
