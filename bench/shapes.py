@@ -9,9 +9,11 @@ does (one step, mean of so many samples), and scored at the variant's own size a
 was padded, cut or resized along with it. Padding is black; "in a frame" puts the radiograph into
 twice its height and width. Validation radiographs are those that training with these weights was
 validated on; they chose the zoom's constants. Writes shapes-ON.json: means, paired differences to
-the radiograph as it is, and every single score.
+the radiograph as it is, and every single score. Each radiograph's scores are kept in
+shapes-ON.part.json until all are there, so the same command goes on after an interruption.
 """
 import argparse
+import hashlib
 import json
 import subprocess
 import time
@@ -26,6 +28,7 @@ from verdiff.data.splits import grouped_split
 from verdiff.data.xray import XRaySet
 from verdiff.files import write_json
 from verdiff.metrics import paired_difference, summary
+from verdiff.segmentation import zoom
 from verdiff.segmentation.models import find_model
 from verdiff.segmentation.segmenter import Segmenter
 
@@ -90,6 +93,15 @@ def rows_of(scores: list[dict]) -> list[dict]:
     return rows
 
 
+def kept_scores(path: Path, key: dict) -> dict:
+    "Of an earlier run with the same key that was interrupted; by name of the radiograph."
+    try:
+        there = json.loads(path.read_text())
+        return there["scores"] if there["key"] == key else {}
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
 def main() -> None:
     "Print the table, write the JSON."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -110,14 +122,21 @@ def main() -> None:
         index = grouped_split(data.names, float(run["val_fraction"]), int(run["seed"]))[1]
     if o.films:
         index = sorted(np.random.default_rng(0).permutation(index)[:o.films].tolist())
-    scores = []
+    o.out.mkdir(parents=True, exist_ok=True)
+    part, code = o.out / f"shapes-{o.on}.part.json", Path(zoom.__file__).read_bytes()
+    key = {"fingerprint": segmenter.fingerprint(), "samples": o.ensemble, "shrink": o.shrink,
+           "zoom": hashlib.sha256(code).hexdigest()}
+    known = kept_scores(part, key)
     for n, i in enumerate(index):
-        image, mask = np.asarray(data.read_image(i)), data.original_mask(i)
-        if o.shrink > 1:
-            image = np.asarray(Image.fromarray(image).reduce(o.shrink))
-            mask = np.asarray(Image.fromarray(255 * mask).reduce(o.shrink)) // 128
-        scores.append(score(segmenter, image, mask, o.ensemble))
+        if (name := data.names[i]) not in known:
+            image, mask = np.asarray(data.read_image(i)), data.original_mask(i)
+            if o.shrink > 1:
+                image = np.asarray(Image.fromarray(image).reduce(o.shrink))
+                mask = np.asarray(Image.fromarray(255 * mask).reduce(o.shrink)) // 128
+            known[name] = score(segmenter, image, mask, o.ensemble)
+            write_json(part, {"key": key, "scores": known})
         print(f"{n + 1} of {len(index)}", flush=True)
+    scores = [known[data.names[i]] for i in index]
     rows = rows_of(scores)
     for row in rows:
         far, near = row["whole"], row["zoom"]
@@ -126,13 +145,13 @@ def main() -> None:
               f"{near['lost_high']:+.3f}])  zoomed {row['zoomed']} of {len(index)}")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True,
                             text=True, check=False, cwd=Path(__file__).parent).stdout.strip()
-    o.out.mkdir(parents=True, exist_ok=True)
     write_json(o.out / f"shapes-{o.on}.json", {
         "machine": machine(1), "device": str(segmenter.device), "commit": commit,
         "minutes": round((time.perf_counter() - start) / 60, 1), "model": o.model or "bundled",
         "fingerprint": segmenter.fingerprint(), "on": o.on, "steps": 1, "samples": o.ensemble,
         "seed": 0, "shrink": o.shrink, "films": len(index), "rows": rows,
         "scores": {data.names[i]: s for i, s in zip(index, scores, strict=True)}})
+    part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ WIDTH, ROWS, COLUMNS = 0.165, 0.81, 0.78  # of a usual spine (the last: at most)
 SHAPE = 0.58  # height by width over the canvas's own, below which a radiograph is wide
 NEAR = 1.15  # a spine is near enough where a larger zoom would be less than this
 LEAST = 1.4  # zooms of less are not worth it
-SURE = 0.8  # `Look.score` from which a wide radiograph is not searched window by window
+SURE = 0.7  # `Look.score` from which a wide radiograph is not searched window by window
 
 
 class Box(NamedTuple):
@@ -154,7 +154,7 @@ def find_spine(
     if not wide and (first.found is None or first.zoom < LEAST):
         return None
     best = come_near(model, image, first) if first.zoom > NEAR else first
-    if wide and (best.score < SURE or best.box == whole):
+    if wide and best.score < SURE:
         around = look(model, image, windows(shape, size))
         around = [come_near(model, image, seen, 2) for seen in
                   sorted(around, key=lambda seen: -seen.score)[:2]]
