@@ -299,14 +299,16 @@ def validation_images(
     """
     if data == "phantom":
         return [draw_phantom(seed=50_000 + i).image for i in range(24)]
-    opened = open_dataset(data, "training", segmenter.model.size, segmenter.model.config.fit)
     notes = [p / "run.json" for p in (folder, folder.parent) if (p / "run.json").is_file()]
     try:
         run = json.loads(notes[0].read_text())["settings"] if notes else load_settings().to_dict()
-        _, index = grouped_split(patients(opened), float(run["val_fraction"]), int(run["seed"]))
+        share, seed, labels = float(run["val_fraction"]), int(run["seed"]), run.get("labels", "auto")
     except (ValueError, KeyError, TypeError) as error:
         raise VerdiffError(f"{notes[0]} is damaged ({type(error).__name__}: {error}), so the "
                            "images to validate on are unknown; train again with --fresh") from None
+    opened = open_dataset(data, "training", segmenter.model.size, segmenter.model.config.fit,
+                          labels=str(labels))
+    _, index = grouped_split(patients(opened), share, seed)
     return [opened.read_image(i) for i in index]
 
 

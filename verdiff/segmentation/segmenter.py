@@ -26,7 +26,9 @@ from ..files import VerdiffError
 from ..io.images import read_image
 from ..networks.model import VerdiffNet
 from ..networks.pretrained import weights_digest
-from .confidence import find_reference, judge, traits
+from verdiff.segmentation.confidence import (
+    find_reference, judge, traits, usual_way,
+)
 from .models import find_model
 from .zoom import Box, find_spine
 
@@ -169,11 +171,24 @@ class Segmenter:
         part = box.cut(grey) if box else grey
         result = segment_image(self.model, part, steps, ensemble, seed)
         if self.reference is not None and (steps, ensemble) == self.usual:
-            result.confidence, result.warning = judge(
-                self.reference, traits(part, result))
+            result.confidence, result.warning = self.judged(part, result)
+            if result.warning and (way := usual_way(
+                    grey, result.confidence, self.confidence_of)):
+                result.warning += f"; {way}"
         elif not result.mask.any():
             result.warning = "the mask is empty; the model found no vertebra"
         return in_whole(result, box, grey) if box else result
+
+    def judged(
+        self, image: Image.Image, result: Segmentation
+    ) -> tuple[float, str | None]:
+        "Confidence, and a warning where it is below one half."
+        return judge(self.reference, traits(image, result))
+
+    def confidence_of(self, image: Image.Image) -> float:
+        "By a single sample of the whole image, which is fast."
+        result = segment_image(self.model, image, self.usual[0], 1)
+        return self.judged(image, result)[0]
 
     def fingerprint(self) -> str:
         "SHA-256 of all that decides a result: equal ones give equal results."
