@@ -23,7 +23,7 @@ if "google.colab" in sys.modules:
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,12 @@ from verdiff.files import VerdiffError
 from verdiff.io.images import read_image
 from verdiff.networks.model import VerdiffNet
 from verdiff.networks.pretrained import weights_digest
-from verdiff.segmentation.confidence import find_reference, judge, traits
+from verdiff.segmentation.confidence import (
+    find_reference, judge, traits, usual_way,
+)
 from verdiff.segmentation.models import find_model
 from verdiff.segmentation.uncertainty import PredictedDice, measures
+from verdiff.segmentation.zoom import Box, find_spine
 
 # %%
 #| code-fold: true
@@ -180,6 +183,7 @@ class Segmentation:
     warning: str | None = None  # a sentence where confidence < 1/2
     measures: dict[str, float] | None = None  # how much it hesitates
     predicted_dice: PredictedDice | None = None  # with its 90 % interval
+    zoomed_to: Box | None = None  # the part that was segmented; None: all
 
     def record(self) -> dict[str, Any]:
         "Its numbers in short, for JSON."
@@ -191,7 +195,8 @@ class Segmentation:
                 "confidence": round(self.confidence, 3) if known else None,
                 "predicted_dice": dice and {
                     k: round(v, 3) for k, v in dice._asdict().items()},
-                "warning": self.warning}
+                "warning": self.warning, "zoomed_to":
+                self.zoomed_to and self.zoomed_to._asdict()}
 
 
 # %%
@@ -238,9 +243,9 @@ def in_whole(
 ) -> Segmentation:  # of the radiograph
     "Put a result back into the radiograph; around it all is zero."
     shape = image.height, image.width
-    arrays = (part.mask, part.probability, part.uncertainty, part.prior)
-    return Segmentation(*(box.put_back(x, shape) for x in arrays),
-                        part.confidence, part.warning, box)
+    known = ("mask", "probability", "uncertainty", "prior")
+    return replace(part, zoomed_to=box, **{
+        k: box.put_back(getattr(part, k), shape) for k in known})
 
 
 # %% [markdown]
@@ -344,11 +349,25 @@ class Segmenter:
             if self.reference.dice and result.mask.any():
                 result.predicted_dice = self.reference.dice.predict(
                     result.measures)
-            result.confidence, result.warning = judge(
-                self.reference, traits(grey, result), result.predicted_dice)
+            result.confidence, result.warning = self.judged(part, result)
+            if result.warning and (way := usual_way(
+                    grey, result.confidence, self.confidence_of)):
+                result.warning += f"; {way}"
         elif not result.mask.any():
             result.warning = "the mask is empty; the model found no vertebra"
         return in_whole(result, box, grey) if box else result
+
+    def judged(
+        self, image: Image.Image, result: Segmentation
+    ) -> tuple[float, str | None]:
+        "Confidence, and a warning where it is below one half."
+        return judge(
+            self.reference, traits(image, result), result.predicted_dice)
+
+    def confidence_of(self, image: Image.Image) -> float:
+        "By a single sample of the whole image, which is fast."
+        result = segment_image(self.model, image, self.usual[0], 1)
+        return self.judged(image, result)[0]
 
     def fingerprint(self) -> str:
         "SHA-256 of all that decides a result: equal ones give equal results."

@@ -12,7 +12,7 @@ import verdiff
 ROOT = Path(verdiff.__file__).parent
 # low to high; a module may import from its own layer (never in a circle, see below) and from those before it
 LAYERS = (
-    ("files", "settings", "metrics"),
+    ("files", "settings", "metrics", "words"),
     ("io",),
     ("data",),
     ("diffusion.forward", "diffusion.posterior", "networks.unet", "networks.msfm", "networks.nsa"),

@@ -120,6 +120,7 @@ class Settings:
     eval_height: Size  # pixels at which results are scored
     eval_width: Size
     fit: Fit  # "letterbox" keeps the shape, "squash" does not
+    labels: str  # of masks that are vertebrae: auto, numbers such as 1-24,28, or a scheme
     val_fraction: Annotated[float, Between(0, 0.9)]  # share of the training studies to validate on
     # process
     timesteps: Times  # T
@@ -224,7 +225,7 @@ class Settings:
 # %% ../nbs/library/settings.ipynb #ccfc97b6
 # newer keys: what runs did before there were any
 LATER: dict[str, Any] = {
-    "stem": 1, "input_scale": 1.0, "recycle": 0.0,
+    "stem": 1, "input_scale": 1.0, "recycle": 0.0, "labels": "auto",
     "zoom_out": 0.0, "gamma": 0.0, "blur": 0.0, "noise": 0.0, "cut": 0.0,
     "metal": 0.0, "invert": 0.0, "collimator": 0.0, "letters": 0.0, "jpeg": 0.0}
 

@@ -428,13 +428,14 @@ def open_sweep_data(
     fit: str,  # "letterbox" or "squash"
     n_training: int = 96,  # phantoms, a third of each shape
     n_test: int = 24,
+    labels: str = "auto",  # of somebody's masks that are vertebrae
 ) -> JoinedSet | XRaySet | MaskFolder:
     """The images of a sweep: phantoms of three shapes, or somebody's data.
 
     VerdiffError for fewer phantoms than shapes, or as of `open_dataset`.
     """
     if str(data) != "phantom":
-        return open_dataset(data, split, size, fit)
+        return open_dataset(data, split, size, fit, labels=labels)
     if min(n_training, n_test) < len(PHANTOM_SHAPES):
         raise VerdiffError(f"{n_training} phantoms to train on, {n_test} to test on: too few; "
                            f"they come in {len(PHANTOM_SHAPES)} shapes, take as many of both")
@@ -491,7 +492,8 @@ def sweep_data(
     """
 
     def packed(split: str, size: tuple[int, int]) -> Packed:
-        images = open_sweep_data(data, split, size, settings.fit, n_training, n_test)
+        images = open_sweep_data(data, split, size, settings.fit, n_training, n_test,
+                                 settings.labels)
         cache.mkdir(parents=True, exist_ok=True)
         return pack(images, cache / f"{split}-{settings.fit}-{size[0]}x{size[1]}.npz")
 

@@ -335,7 +335,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import verdiff
-from verdiff.data.canvas import fit_image
+from verdiff.data.canvas import fit_image, place
 from verdiff.data.datasets import open_dataset, training_data
 from verdiff.data.packed import Packed, pack
 from verdiff.data.splits import image_subsets
@@ -779,7 +779,10 @@ def masks_result(
     data: Packed,  # at the size at which to score
     fit: str = "letterbox",  # how the images came onto that canvas, or "squash"
 ) -> Result:
-    "Score another program's masks (above zero: vertebra); VerdiffError where an image lacks one."
+    """Score another program's masks (above zero: vertebra).
+
+    VerdiffError where an image lacks one, or where a mask would not lie on its image.
+    """
     found = {p.stem: p for p in sorted(Path(folder).glob("*.png"))}
     ways = [Path(name).stem for name in data.names], [f"test_{i:04d}" for i in range(len(data))]
     stems = max(ways, key=lambda w: len(set(w) & set(found)))  # one way for all
@@ -792,7 +795,15 @@ def masks_result(
         if stems.count(stem) > 1:
             raise VerdiffError(f"{folder}: several images are called {stem}; number the masks "
                                "in the images' order, from test_0000.png on")
-        canvas, _ = fit_image(read_mask(path), tuple(data.images.shape[-2:]), fit)
+        mask = read_mask(path)
+        canvas, where = fit_image(mask, tuple(data.images.shape[-2:]), fit)
+        if data.shapes and (mask.height, mask.width) != where.size:  # else it is a canvas already
+            right = place(*data.shapes[i], where.size, fit)
+            if np.abs(np.subtract(right.content, where.content)).max() > 1:
+                raise VerdiffError(
+                    f"{path}: a mask of {mask.height}x{mask.width} does not lie on {image}, "
+                    f"{right.height}x{right.width}; write it at that size, or on the canvas of "
+                    f"{where.size[0]}x{where.size[1]}")
         pred = torch.from_numpy(np.asarray(canvas) >= 128)[None, None]
         for key, value in measure(pred, data.masks[i:i + 1] > 0).items():
             scores[key].append(float(value[0]))
@@ -861,7 +872,7 @@ def compare_data(
     s = settings
     check_minutes(minutes)
     check_shape(s.size, s.eval_size, s.fit)
-    test_set = open_dataset(data, "test", s.eval_size, s.fit)
+    test_set = open_dataset(data, "test", s.eval_size, s.fit, labels=s.labels)
     out.mkdir(parents=True, exist_ok=True)
     train_data, _ = training_data(data, s, out / "training.npz")
     test_data = pack(test_set, out / "test.npz")

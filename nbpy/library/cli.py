@@ -32,6 +32,7 @@ from typing import NamedTuple, NoReturn
 import verdiff
 from verdiff.files import VerdiffError, output_folder
 from verdiff.settings import load_settings
+from verdiff.words import natural, positive, seed_list, size_pair, steps_list, whole_number
 
 # %%
 import os
@@ -45,43 +46,6 @@ from verdiff.data.phantoms import draw_phantom
 
 # %% [markdown]
 # ## Words
-# %%
-#| export
-def whole_number(text: str, least: int = 1, most: int = 10**9) -> int:
-    "Turn digits into a number between the two, for argparse. ArgumentTypeError for anything else."
-    if not (text.isascii() and text.isdigit() and int(text) >= least):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
-    if int(text) > most:
-        raise argparse.ArgumentTypeError(f"{text} is too large; the limit is {most}")
-    return int(text)
-
-
-positive, natural = partial(whole_number, least=1), partial(whole_number, least=0)
-
-
-def seed_list(text: str) -> list[int]:
-    "Turn 35,36,37 into numbers, for argparse."
-    return [natural(word.strip()) for word in text.split(",")]
-
-# %%
-#| export
-def steps_list(text: str) -> list[int]:
-    "Turn 1,5,10 into numbers, for argparse."
-    return list(dict.fromkeys(positive(word) for word in text.split(",")))
-
-# %%
-#| export
-def size_pair(text: str) -> tuple[int, int]:
-    "Turn 768x256 into (height, width), for argparse. ArgumentTypeError for anything else."
-    numbers = [positive(word) for word in text.lower().split("x")]
-    if len(numbers) != 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 768x256")
-    return numbers[0], numbers[1]
-
-# %%
-assert steps_list("1,5,10") == [1, 5, 10] and size_pair("768x256") == (768, 256)
-
-# %% [markdown]
 # Words that several commands share:
 
 # %%
@@ -91,6 +55,15 @@ def settings_options(parser: argparse.ArgumentParser, profile: str) -> None:
     add = parser.add_argument
     add("--profile", default=profile, help=f"section of settings.ini (default: {profile})")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a key; may be repeated")
+
+
+LABELS = "of masks that are vertebrae: 1-24,28, or a scheme as verse (default: all but 0)"
+
+
+def labels_option(parser: argparse.ArgumentParser) -> None:
+    "What train, ablate and compare share: a shorter word for a setting."
+    parser.add_argument("--labels", dest="set", action="append", metavar="LIST",
+                        type="labels={}".format, help=LABELS)
 
 
 # %%
@@ -129,6 +102,7 @@ def segment_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=positive, metavar="N", help="of the sampler (default: calibrated, else 1)")
     sampling_options(parser, ensemble=None)
     add("--window", metavar="W", help="of DICOM: which, from 0, or CENTRE,WIDTH (default: first)")
+    add("--nifti", action="store_true", help="masks of DICOM as NIfTI, not DICOM segmentation")
     add("--no-zoom", action="store_true", help="never zoom to a small spine in a larger image")
     add("--fresh", action="store_true", help="segment again what is there already")
     add("-q", "--quiet", action="store_true", help="no bar")
@@ -145,7 +119,7 @@ def run_segment(args: argparse.Namespace) -> int:
     count = segment_files(
         Segmenter.from_pretrained(args.model, args.device), args.images, out, args.steps,
         args.ensemble, args.seed, args.fresh, args.model or "bundled", not args.quiet, args.window,
-        not args.no_zoom)
+        not args.no_zoom, args.nifti)
     total, failed = count.pop("images"), count["could not be done"]
     more = (f"; {n} {what}" for what, n in count.items() if n)
     print(f"{total - failed} of {total} images segmented, results in {out}", *more, sep="")
@@ -160,6 +134,7 @@ def train_options(parser: argparse.ArgumentParser) -> None:
     add("--data", required=True, metavar="PATH",
         help="zip or folder of the published layout, folder of images/ and masks/, or phantom")
     settings_options(parser, "laptop")
+    labels_option(parser)
     add("--out", metavar="DIR", help="default: runs/PROFILE")
     add("--start-from", metavar="MODEL", help="fine-tune this model, run, Hub id, or bundled")
     add("--fresh", action="store_true", help="start over instead of resuming")
@@ -188,9 +163,10 @@ def run_train(args: argparse.Namespace) -> int:
         f"{settings.max_steps} steps")
     train(settings, train_data, val_data, out, resume=not args.fresh, trained=trained)
     data, run = shlex.quote(args.data), shlex.quote(str(out))
+    labels = f" --labels {shlex.quote(settings.labels)}" if settings.labels != "auto" else ""
     accelerator.print(
         f"the model is in {out / 'model'}; next:\n"
-        f"  verdiff evaluate --data {data} --model {run}\n"
+        f"  verdiff evaluate --data {data} --model {run}{labels}\n"
         f"  verdiff segment IMAGE -o DIR --model {run}\n"
         f"  verdiff calibrate --data {data} --model {run}   (a confidence for each mask)")
     return 0
@@ -205,6 +181,7 @@ def evaluate_options(parser: argparse.ArgumentParser) -> None:
     add("--split", default="test", choices=("training", "test", "all"), help="default: test")
     add("--steps", type=steps_list, default=[1, 5, 10], metavar="LIST", help="default: 1,5,10")
     add("--limit", type=positive, metavar="N", help="only the first N images")
+    add("--labels", default="auto", metavar="LIST", help=LABELS)
     add("--size", type=size_pair, metavar="HxW",
         help="score at this size (default: the network's, enlarged to about 768 rows)")
     add("-o", "--out", metavar="DIR", help="write evaluation.json, evaluation.csv and scores.csv")
@@ -224,7 +201,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     check_steps(model, args.steps)
     factor = max(1, round(768 / model.size[0]))
     size = args.size or (model.size[0] * factor, model.size[1] * factor)
-    data = pack(open_dataset(args.data, args.split, size, model.config.fit))
+    data = pack(open_dataset(args.data, args.split, size, model.config.fit, labels=args.labels))
     if args.limit:
         data = data.subset(list(range(min(args.limit, len(data)))))
     result = evaluate(model, data, args.steps, args.ensemble, args.seed)
@@ -340,6 +317,7 @@ def ablate_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", default="phantom", metavar="PATH", help="as for train (default: phantom)")
     settings_options(parser, "ablation")
+    labels_option(parser)
     add("--rows", metavar="LIST", help="names with commas (default: all)")
     add("--add", action="append", default=[], metavar="ROW",
         help="one more row, 'NAME: key=value key=value'; may be repeated")
@@ -384,6 +362,7 @@ def compare_options(parser: argparse.ArgumentParser) -> None:
     add("--data", required=True, metavar="PATH", help="as for train")
     add("--methods", default="laptop", metavar="LIST", help="names; laptop (default) or all")
     settings_options(parser, "comparison")
+    labels_option(parser)
     add("--masks", action="append", default=[], metavar="NAME=DIR",
         help="score a folder of masks that another program made; may be repeated")
     add("--limit", type=positive, metavar="N", help="only the first N test images")

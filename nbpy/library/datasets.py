@@ -20,6 +20,7 @@ if "google.colab" in sys.modules:
 # %%
 #| export
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,7 +28,9 @@ import torch
 from verdiff.data.packed import Packed, Streamed, pack
 from verdiff.data.pairs import MaskFolder, check_masks
 from verdiff.data.phantom_set import PhantomSet
+from verdiff.data.sagittal import DEFAULT
 from verdiff.data.splits import grouped_split
+from verdiff.data.volume_labels import label_numbers
 from verdiff.data.volume_layouts import find_cases, guess_layout
 from verdiff.data.volumes import VolumeSlices
 from verdiff.data.xray import XRaySet
@@ -72,6 +75,7 @@ def open_dataset(
     size: tuple[int, int] = (384, 128),  # (height, width) of the canvas
     fit: str = "letterbox",  # or "squash"
     cache: str | Path | None = None,  # folder that keeps the slices of volumes
+    labels: str = "auto",  # of masks that are vertebrae, see `label_numbers`
     **phantoms: int,  # n_training, n_test, seed: of the word phantom alone
 ) -> XRaySet | MaskFolder | VolumeSlices:
     """The dataset that `--data` names; DataError says what was expected.
@@ -79,16 +83,18 @@ def open_dataset(
     Radiographs in the layout of SpineWeb 16, volumes in that of CTSpine1K, VerSe, TotalSegmentator
     or SPIDER, and pairs in images/ and masks/, of pictures or of volumes.
     """
+    chosen, root = label_numbers(labels), Path(data)
     if str(data) == "phantom":
+        if chosen:
+            raise DataError("phantom: drawn spines have no labels to choose; leave --labels out")
         return PhantomSet(None, split, size, fit, **phantoms)
-    root = Path(data)
     if are_volumes(root):
-        return VolumeSlices(root, split, size, fit, cache=cache)
+        return VolumeSlices(root, split, size, fit, replace(DEFAULT, labels=labels), cache=cache)
     for top in (root / split, root):
         there = [part for part in ("images", "masks") if (top / part).is_dir()]
         if len(there) == 2:
             inside = split if top == root else "all"
-            return MaskFolder(top / "images", top / "masks", size, fit, inside)
+            return MaskFolder(top / "images", top / "masks", size, fit, inside, chosen)
         if there:
             lacks = "masks" if there == ["images"] else "images"
             raise DataError(f"{top}: there is {there[0]}/ but no {lacks}/; own images need images/ "
@@ -104,6 +110,9 @@ def open_dataset(
     if Store(root).top is None:
         raise DataError(f"{root}: no data that verdiff knows; expected the published layout "
                         "(data/ and labels/, as folder or zip), or images/ and masks/")
+    if chosen:
+        raise DataError(f"{root}: its masks are drawn from landmarks, so there are no labels to "
+                        "choose; leave --labels out")
     return XRaySet(root, split, size, fit)
 
 
@@ -144,7 +153,7 @@ def training_data(
     "The training split, divided by study or patient into a training and a validation part."
     s = settings
     slices = cache and cache.with_name("slices")
-    dataset = open_dataset(data, "training", s.size, s.fit, slices, **phantoms)
+    dataset = open_dataset(data, "training", s.size, s.fit, slices, s.labels, **phantoms)
     parts = grouped_split(patients(dataset), s.val_fraction, s.seed)
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -186,6 +195,7 @@ kinds = {name: type(open_dataset(data, "all")).__name__ for name, data in
          (("the word", "phantom"), ("a layout", folder / "set"), ("pairs", folder / "own"))}
 print(kinds)
 assert [*kinds.values()] == ["PhantomSet", "XRaySet", "MaskFolder"]
+assert open_dataset(folder / "own", "all", labels="1-24")[0].mask.max() == 0  # it holds 255
 
 
 # %%

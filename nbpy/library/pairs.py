@@ -5,6 +5,7 @@
 # %% [markdown]
 # Two folders, `images/` and `masks/`, with the same file names, are a dataset. A mask may also be called `X_mask`, as `verdiff segment` writes
 # it; subfolders are read too. What has no partner is named, and masks that are blank or inside out are refused before hours of training.
+# Where a mask holds several labels (discs, sacrum), `--labels 1-24` says which of them are vertebrae.
 #
 # Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/pairs.ipynb).
 
@@ -34,7 +35,7 @@ from verdiff.data.canvas import CanvasSet, Placement, fit_image
 from verdiff.data.splits import drawn_split
 from verdiff.files import DataError, files_below
 from verdiff.io.images import SUFFIXES, is_image_file, read_image, without_suffix
-from verdiff.io.masks import read_mask
+from verdiff.io.masks import ranges, read_mask
 
 # %%
 import shutil
@@ -113,8 +114,9 @@ class MaskFolder(CanvasSet):
         size: tuple[int, int] = (384, 128),  # (height, width) of the canvas
         fit: str = "letterbox",
         split: str = "all",  # or "training", "test": four fifths, one fifth, see `drawn_split`
+        labels: Sequence[int] | None = None,  # of the masks that are vertebra; None: all but 0
     ):
-        self.size, self.fit = tuple(size), fit
+        self.size, self.fit, self.labels = tuple(size), fit, labels and list(labels)
         pairs = pair_files(Path(images), Path(masks))
         names = [film.relative_to(images) for film, _ in pairs]
         inside = [split in ("all", drawn_split(without_suffix(n).as_posix())) for n in names]
@@ -132,6 +134,7 @@ class MaskFolder(CanvasSet):
         stats = ((p.name, p.stat()) for pair in self.pairs for p in pair)
         files = [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
         facts = [files, self.size, self.fit, "one reader"]  # how: so older caches count no more
+        facts += [self.labels] if self.labels else []
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def read_image(self, i: int) -> Image.Image:
@@ -143,7 +146,7 @@ class MaskFolder(CanvasSet):
 
         DataError where they cannot be read or differ in size.
         """
-        image, mask = self.read_image(i), read_mask(self.pairs[i][1])
+        image, mask = self.read_image(i), read_mask(self.pairs[i][1], self.labels)
         if mask.size != image.size:
             raise DataError(f"{self.pairs[i][1]}: the mask is {mask.height}x{mask.width} but "
                             f"{self.names[i]} is {image.height}x{image.width}; both must have one "
@@ -165,6 +168,7 @@ def check_masks(
     share = np.array([mask[w.top:w.top + w.content[0], w.left:w.left + w.content[1]].mean()
                       for _, mask, w in parts])
     folder, rule = pairs[0][1].parent, "0 is background, all else vertebra (in a JPEG: from 128)"
+    rule = f"{ranges(dataset.labels)} are vertebra, by --labels" if dataset.labels else rule
     if share.max() == 0:
         raise DataError(f"{folder}: each of the {len(parts)} masks is empty; {rule}")
     if (middle := np.median(share)) > 0.6:

@@ -97,17 +97,39 @@ def slice_from_bytes(
             raise DataError(str(error).replace(f"{path}: ", "")) from None
 
 
+# %% [markdown]
+# A DICOM's picture has columns, rows and one slice as axes. Where it does not say where it lies (a radiograph seldom does), columns count as going to
+# the patient's left and rows to the back, from 0, as ITK has it; without a spacing a pixel counts as 1 mm.
+
+# %%
+#| exports
+def dicom_affine(
+    about: dict[str, Any],  # of a DICOM's picture
+) -> np.ndarray:  # (4, 4), column, row, slice to mm (R, A, S)
+    "Where the pixels of a DICOM lie."
+    turn = np.array(about.get("ImageOrientationPatient") or (1, 0, 0, 0, 1, 0), float).reshape(2, 3)
+    down, right = about.get("PixelSpacing") or about.get("spacing") or (1, 1)
+    lps = np.eye(4)
+    lps[:3, 0], lps[:3, 1] = turn[0] * right, turn[1] * down
+    lps[:3, 2] = np.cross(*turn) * (about.get("SliceThickness") or [1])[0]
+    lps[:3, 3] = about.get("ImagePositionPatient") or (0, 0, 0)
+    return np.diag([-1.0, -1, 1, 1]) @ lps
+
+
 # %%
 #| exports
 def slice_bytes(
     mask: np.ndarray,  # bool (H, W), on the picture's pixels
-    about: dict[str, Any],  # of the picture: shape and affine
+    about: dict[str, Any],  # of the picture: shape and affine, or what a DICOM says
     ending: str,  # .nii, .nii.gz or .mha
 ) -> bytes:
     "The mask as a volume of one slice, on the voxels of the picture."
-    shape, affine = tuple(about["shape"]), np.array(about["affine"])
-    like = VolumeFile(Path("mask"), shape, affine, np.dtype(np.uint8), lambda: iter(()))
-    stored = as_stored(voxels_of(mask.astype(np.uint8), like.ras_shape), like)
+    if "affine" in about:
+        shape, affine = tuple(about["shape"]), np.array(about["affine"])
+        like = VolumeFile(Path("mask"), shape, affine, np.dtype(np.uint8), lambda: iter(()))
+        stored = as_stored(voxels_of(mask.astype(np.uint8), like.ras_shape), like)
+    else:
+        stored, affine = mask.astype(np.uint8).T[:, :, None], dicom_affine(about)
     write = write_meta if ending == ".mha" else write_nifti
     with tempfile.TemporaryDirectory() as folder:
         return write(Path(folder) / f"mask{ending}", stored, affine).read_bytes()
@@ -125,6 +147,9 @@ with tempfile.TemporaryDirectory() as folder:
     assert raw.pixels.tolist() == lying[::-1, 0].tolist() and raw.spacing == (2, 0.5)
     data = slice_bytes(raw.pixels > 7, raw.about, ".mha")
     assert np.array_equal(slice_from_bytes(data, "meta").pixels > 0, raw.pixels > 7)
+    data = slice_bytes(raw.pixels > 7, {"spacing": (2, 0.5)}, ".nii.gz")  # of a DICOM
+    again = slice_from_bytes(data, "nifti")
+    assert np.array_equal(again.pixels > 0, raw.pixels > 7) and again.spacing == (2, 0.5)
 
 # %%
 print("all checks of this page passed")

@@ -19,6 +19,7 @@ if "google.colab" in sys.modules:
 
 # %%
 #| export
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,8 @@ class Scheme:
         if unknown := sorted(set(values) - {0} - set(self.parts)) if not self.open else []:
             raise DataError(f"{where}: label{'s' * (len(unknown) > 1)} "
                             f"{', '.join(map(str, unknown[:8]))}{', ...' * (len(unknown) > 8)} "
-                            f"unknown to the scheme {self.name!r}; name another one with labels=, "
-                            f"one of {', '.join(SCHEMES)}")
+                            f"unknown to the scheme {self.name!r}; choose with --labels: "
+                            f"numbers such as 1-24, or one of {', '.join(SCHEMES)}")
 
     def values(self, kinds: Iterable[str] = ("vertebra",)) -> list[int]:
         "The numbers of these kinds."
@@ -107,6 +108,31 @@ SCHEMES = {s.name: s for s in (VERSE, SPIDER, TOTAL_1, TOTAL_2, TOTAL_MR, BINARY
 
 
 # %% [markdown]
+# `--labels` and the setting `labels` choose by hand: a scheme, or numbers.
+
+# %%
+#| exports
+def label_numbers(
+    text: str,  # auto, numbers such as 1-24,28, or one of SCHEMES
+) -> list[int] | None:  # that are vertebrae; None: auto
+    "The labels that count; DataError for other words."
+    if text == "auto":
+        return None
+    if text in SCHEMES:
+        return SCHEMES[text].values()
+    ends = [[int(n) for n in part.split("-")] if re.fullmatch(r"\s*\d{1,5}(-\d{1,5})?\s*", part)
+            else [0] for part in text.split(",")]
+    if any(not 0 < part[0] <= part[-1] < 2**16 for part in ends):
+        raise DataError(f"labels {text!r}: expected numbers such as 1-24,28, or one of "
+                        f"{', '.join(SCHEMES)}")
+    return sorted({k for part in ends for k in range(part[0], part[-1] + 1)})
+
+
+# %%
+assert label_numbers("1-3, 28") == [1, 2, 3, 28] and label_numbers("auto") is None
+assert label_numbers("verse")[-1] == 28 and 26 not in label_numbers("verse")
+
+# %% [markdown]
 # Names in the file settle it (TotalSegmentator 2 writes them). Without them a map is taken for binary, SPIDER's or VerSe's only where each of its numbers fits.
 
 # %%
@@ -128,14 +154,15 @@ def named_part(
 def find_scheme(
     values: Iterable[int],  # that occur in the map
     where: Path,  # to name in errors
-    labels: str = "auto",  # or one of SCHEMES
+    labels: str = "auto",  # as `label_numbers` takes it
     names: dict[int, str] | None = None,  # that the file gives to its labels
 ) -> Scheme:
     "The scheme of a label map; DataError where the numbers fit none."
     there = set(map(int, values)) - {0}
     if labels != "auto":
         if labels not in SCHEMES:
-            raise DataError(f"labels={labels!r}: no such scheme; one of {', '.join(SCHEMES)}")
+            chosen = label_numbers(labels) or ()
+            return Scheme("chosen", {k: Part("vertebra", f"{k}") for k in chosen}, open=True)
         SCHEMES[labels].check(there, where)
         return SCHEMES[labels]
     if names:
@@ -148,7 +175,7 @@ def find_scheme(
             return scheme
     raise DataError(
         f"{where}: its {len(there)} labels (up to {max(there)}) fit neither VerSe nor SPIDER; "
-        f"name the scheme with labels=, one of {', '.join(SCHEMES)}"
+        f"choose with --labels: numbers such as 1-24, or one of {', '.join(SCHEMES)}"
     )
 
 

@@ -97,3 +97,25 @@ def test_own_pairs_that_are_not_complete(tmp_path):
         open_dataset(tmp_path, "training")
     with pytest.raises(DataError, match="there is training/images, but no test/images and test/masks"):
         open_dataset(tmp_path, "test")
+
+
+def test_labels_say_what_is_vertebra(tmp_path, capsys):
+    "Vertebrae 1 to 9, canal 100, discs from 201 on, as SPIDER has them, in a mask of pictures."
+    drawn = np.zeros((60, 40), np.uint8)
+    drawn[5:15, 10:20], drawn[15:18, 10:20], drawn[5:30, 22:26] = 3, 203, 100
+    for part, pixels in (("images", np.full((60, 40), 9, np.uint8)), ("masks", drawn)):
+        (tmp_path / part).mkdir()
+        Image.fromarray(pixels).save(tmp_path / part / "a.png")
+    areas = {words: int(open_dataset(tmp_path, "all", (60, 40), labels=words)[0].mask.sum())
+             for words in ("auto", "1-25", "spider", "203", "7,8")}
+    assert areas == {"auto": 230, "1-25": 100, "spider": 100, "203": 30, "7,8": 0}
+    keys = {open_dataset(tmp_path, "all", (60, 40), labels=words).fingerprint() for words in areas}
+    assert len(keys) == 5
+    assert "--labels chooses" in capsys.readouterr().err
+    for wrong in ("some", "0", "3-1", "1,,2", "-4", "70000"):
+        with pytest.raises(DataError, match="expected numbers such as 1-24,28, or one of verse"):
+            open_dataset(tmp_path, "all", (60, 40), labels=wrong)
+    with pytest.raises(DataError, match="each of the 1 masks is empty; 7, 8|each of the 1 masks is empty; 7-8"):
+        pack(open_dataset(tmp_path, "all", (60, 40), labels="7,8"), progress=False)
+    with pytest.raises(DataError, match="no labels to choose"):
+        open_dataset("phantom", labels="1-24")

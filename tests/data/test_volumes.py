@@ -229,6 +229,17 @@ def test_the_word_data_takes_every_layout(tmp_path, layout):
     assert patients(packed) == known.groups and patients(packed.subset([9, 0])) == [known.groups[9], known.groups[0]]
 
 
+def test_numbers_say_which_labels_are_vertebrae(tmp_path):
+    "A number instead of a scheme: L3 alone; and none where a mask is one file a class."
+    write_volume_set(tmp_path / "set", "ctspine1k", 2, 1, **SMALL)
+    whole, one = (open_dataset(tmp_path / "set", "all", (64, 64), labels=words) for words in ("auto", "22"))
+    for data in (whole, one):
+        assert set(data.slice(0)[1].ravel()) > {0, 21, 22}
+    assert one.values(0) == [22] and 0 < one[0].mask.sum() < whole[0].mask.sum() / 3
+    write_volume_set(tmp_path / "classes", "totalsegmentator", 1, 1, **SMALL)
+    refused(lambda: open_dataset(tmp_path / "classes", "all", labels="22"), "one file a class", "leave --labels out")
+
+
 def test_pictures_in_two_folders_are_no_volumes(tmp_path):
     from PIL import Image
     for part in ("images", "masks"):
@@ -314,7 +325,7 @@ def test_gaps_extra_vertebrae_and_unknown_labels(tmp_path, phantom):
     assert scheme.parts[28].name == "T13" and scheme.parts[25].name == "L6"
     assert {25, 28} <= set(np.unique(slices[0].labels)) and 21 not in slices[0].labels
     assert vertebra_pixels(case)[1].sum() == (slices[0].labels > 0).sum()
-    refused(lambda: vertebra_pixels(pair(tmp_path, phantom, np.where(labels == 20, 61, labels))), "p.nii.gz", "labels=")
+    refused(lambda: vertebra_pixels(pair(tmp_path, phantom, np.where(labels == 20, 61, labels))), "p.nii.gz", "--labels")
     refused(lambda: find_scheme([1, 61], tmp_path, "verse"), "label 61 ", "unknown")
 
 
@@ -531,7 +542,7 @@ def test_real_totalsegmentator():
     one_a_class = vertebra_pixels(one_case(image, folder / "example_seg_v1_per_class"))
     one_map = vertebra_pixels(one_case(image, folder / "example_seg_v1_104classes_float64.nii.gz", "totalsegmentator-v1"))
     assert all(np.array_equal(a, b) for a, b in zip(one_a_class, one_map, strict=True))
-    refused(lambda: vertebra_pixels(one_case(image, folder / "example_seg_v1_104classes_float64.nii.gz")), "labels=")
+    refused(lambda: vertebra_pixels(one_case(image, folder / "example_seg_v1_104classes_float64.nii.gz")), "--labels")
     refused(lambda: vertebra_pixels(one_case(image, folder / "example_seg.nii.gz")), "122x101x30", "122x101x112")
     small = sagittal_slices(one_case(folder / "example_ct_sm.nii.gz", folder / "example_seg.nii.gz"))
     assert {small[1].parts[k].name for k in np.unique(small[0][2].labels) if k in small[1].values()} == {

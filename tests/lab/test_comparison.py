@@ -271,6 +271,28 @@ def test_masks_of_another_program(test_films, films, tmp_path):
         masks_result("them", folder, test_films)
 
 
+def test_case_08_masks_that_do_not_lie_on_their_films_are_refused(tmp_path):
+    "True masks, squashed to a square, transposed or padded, once scored a Dice of 0.2 without a word."
+    data = pack(PhantomSet(split="test", size=(192, 64), n_test=3), progress=False)
+    assert len(data.shapes) == 3 and data.subset([2]).shapes == data.shapes[2:]
+    films = PhantomSet(split="test", size=data.shapes[0], n_test=3)  # at their own size
+    def write(change):
+        for i in range(3):
+            mask = Image.fromarray(films.arrays(i)[1] * np.uint8(255))
+            change(mask).save(tmp_path / f"test_{i:04d}.png")
+    h, w = data.shapes[0]
+    for good in (lambda x: x, lambda x: x.resize((w // 2, h // 2)), lambda x: fit_image(x, (192, 64))[0]):
+        write(good)
+        assert min(masks_result("them", tmp_path, data).scores["dice"]) > 0.9
+    for bad in (lambda x: x.resize((256, 256)), lambda x: x.transpose(Image.Transpose.TRANSPOSE),
+                lambda x: x.crop((-w // 2, 0, w + w // 2, h))):
+        write(bad)
+        with pytest.raises(VerdiffError, match=rf"test_0000.png: a mask of .* does not lie on .*{h}x{w}; write it"):
+            masks_result("them", tmp_path, data)
+    write(lambda x: x.resize((256, 256)))
+    assert min(masks_result("them", tmp_path, data, "squash").scores["dice"]) > 0.5  # there it may be stretched
+
+
 def test_masks_are_found_by_number_or_by_name_never_by_both(tmp_path):
     blank = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     truth = blank.clone()

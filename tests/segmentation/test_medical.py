@@ -85,6 +85,30 @@ def test_a_slice_gets_its_mask_with_its_affine(bright, tmp_path, write, name, en
     assert json.loads((tmp_path / "out/film.json").read_text())["spacing_mm"] == [2, 0.5]
 
 
+@pytest.mark.parametrize("place", [
+    {}, {"SOPInstanceUID": None, "PixelSpacing": None},
+    {"ImagePositionPatient": [10, 20, 30], "ImageOrientationPatient": [1, 0, 0, 0, 0, -1]},
+    {"ImagePositionPatient": [10, 20, 30], "ImageOrientationPatient": [0, 0.8, -0.6, 0, -0.6, -0.8]}])
+def test_the_mask_of_a_dicom_as_nifti(bright, tmp_path, place):
+    "Each voxel lies where the DICOM says that its pixel lies (C.7.6.2.1.1 of the standard)."
+    place = {"PixelSpacing": [0.5, 0.25], **place}
+    (tmp_path / "a.dcm").write_bytes(dicom(FILM, **place))
+    for again in (False, True):
+        count = segment_files(bright, [tmp_path / "a.dcm"], tmp_path / "out", progress=False, nifti=True)
+        assert count["images"] == 1 and count["there already"] == again
+    assert not (tmp_path / "out/a_mask.dcm").exists()
+    file = open_volume(tmp_path / "out/a_mask.nii.gz")
+    stored = np.concatenate(list(file.blocks()), 2)[:, :, 0]
+    assert np.array_equal(stored.T > 0, FILM > 128)
+    assert np.array_equal(masks(tmp_path / "out", "a", ".nii.gz")[1], FILM > 128)
+    turn = place.get("ImageOrientationPatient", [1, 0, 0, 0, 1, 0])
+    down, right = place["PixelSpacing"] or (1, 1)
+    for column, row in ((0, 0), (7, 30)):
+        lps = np.add(place.get("ImagePositionPatient", [0, 0, 0]),
+                     np.multiply(turn[:3], right * column) + np.multiply(turn[3:], down * row))
+        assert np.allclose(file.affine @ [column, row, 0, 1], [-lps[0], -lps[1], lps[2], 1], atol=1e-4)
+
+
 def test_a_mask_that_was_changed_by_hand_is_not_written_over(bright, tmp_path, capsys):
     (tmp_path / "a.dcm").write_bytes(dicom(FILM))
     segment_files(bright, [tmp_path / "a.dcm"], tmp_path, progress=False)

@@ -18,6 +18,7 @@ from PIL import Image, TiffImagePlugin
 
 from verdiff.cli import positive, size_pair, steps_list
 from verdiff.data.packed import Packed
+from verdiff.data.phantoms import draw_phantom
 from verdiff.data.splits import CROSS_SPLIT_DUPLICATES
 from verdiff.diffusion.sampling import SegmentationSamples, sample
 from verdiff.files import VerdiffError
@@ -620,6 +621,17 @@ def test_an_empty_mask_is_warned_about_without_a_reference(model, monkeypatch):
     black, white = (np.full((48, 32), v, np.uint8) for v in (0, 255))
     segmenter = Segmenter(model, "cpu")
     assert "empty" in segmenter.predict(black).warning and segmenter.predict(white).warning is None
+
+
+@pytest.mark.parametrize("kind", ["as it is", "inverted", "transposed", "turned left", "upside down"])
+def test_case_17_a_strange_radiograph_is_told_what_would_make_it_usual(kind):
+    segmenter, film = Segmenter.from_pretrained(device="cpu"), draw_phantom(8, (768, 256)).image
+    changed, words = {"as it is": (film, None), "inverted": (255 - film, "; with its grey values inverted it would"),
+                      "transposed": (film.T, "turned to the right, or with rows and columns exchanged"),
+                      "turned left": (np.rot90(film), "turned to the right, or with rows and columns exchanged"),
+                      "upside down": (film[::-1, ::-1], "; turned by 180 degrees it would")}[kind]
+    warning = segmenter.predict(np.ascontiguousarray(changed)).warning
+    assert (warning is None) if words is None else words in warning, warning
 
 
 def test_the_bundled_model_is_calibrated():

@@ -9,6 +9,7 @@ __all__ = ['are_volumes', 'open_dataset', 'must_stream', 'patients', 'training_d
 
 # %% ../../nbs/library/datasets.ipynb #c7b037b7
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,9 @@ import torch
 from .packed import Packed, Streamed, pack
 from .pairs import MaskFolder, check_masks
 from .phantom_set import PhantomSet
+from .sagittal import DEFAULT
 from .splits import grouped_split
+from .volume_labels import label_numbers
 from .volume_layouts import find_cases, guess_layout
 from .volumes import VolumeSlices
 from .xray import XRaySet
@@ -45,6 +48,7 @@ def open_dataset(
     size: tuple[int, int] = (384, 128),  # (height, width) of the canvas
     fit: str = "letterbox",  # or "squash"
     cache: str | Path | None = None,  # folder that keeps the slices of volumes
+    labels: str = "auto",  # of masks that are vertebrae, see `label_numbers`
     **phantoms: int,  # n_training, n_test, seed: of the word phantom alone
 ) -> XRaySet | MaskFolder | VolumeSlices:
     """The dataset that `--data` names; DataError says what was expected.
@@ -52,16 +56,18 @@ def open_dataset(
     Radiographs in the layout of SpineWeb 16, volumes in that of CTSpine1K, VerSe, TotalSegmentator
     or SPIDER, and pairs in images/ and masks/, of pictures or of volumes.
     """
+    chosen, root = label_numbers(labels), Path(data)
     if str(data) == "phantom":
+        if chosen:
+            raise DataError("phantom: drawn spines have no labels to choose; leave --labels out")
         return PhantomSet(None, split, size, fit, **phantoms)
-    root = Path(data)
     if are_volumes(root):
-        return VolumeSlices(root, split, size, fit, cache=cache)
+        return VolumeSlices(root, split, size, fit, replace(DEFAULT, labels=labels), cache=cache)
     for top in (root / split, root):
         there = [part for part in ("images", "masks") if (top / part).is_dir()]
         if len(there) == 2:
             inside = split if top == root else "all"
-            return MaskFolder(top / "images", top / "masks", size, fit, inside)
+            return MaskFolder(top / "images", top / "masks", size, fit, inside, chosen)
         if there:
             lacks = "masks" if there == ["images"] else "images"
             raise DataError(f"{top}: there is {there[0]}/ but no {lacks}/; own images need images/ "
@@ -77,6 +83,9 @@ def open_dataset(
     if Store(root).top is None:
         raise DataError(f"{root}: no data that verdiff knows; expected the published layout "
                         "(data/ and labels/, as folder or zip), or images/ and masks/")
+    if chosen:
+        raise DataError(f"{root}: its masks are drawn from landmarks, so there are no labels to "
+                        "choose; leave --labels out")
     return XRaySet(root, split, size, fit)
 
 # %% ../../nbs/library/datasets.ipynb #7663ad34
@@ -111,7 +120,7 @@ def training_data(
     "The training split, divided by study or patient into a training and a validation part."
     s = settings
     slices = cache and cache.with_name("slices")
-    dataset = open_dataset(data, "training", s.size, s.fit, slices, **phantoms)
+    dataset = open_dataset(data, "training", s.size, s.fit, slices, s.labels, **phantoms)
     parts = grouped_split(patients(dataset), s.val_fraction, s.seed)
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)

@@ -33,20 +33,22 @@ class Packed:
     masks: Tensor  # uint8 {0, 1}, (N, 1, H, W)
     names: list[str]  # file names
     groups: list[str] | None = None  # patients of volumes, for a split
+    shapes: list[tuple[int, int]] | None = None  # (height, width) of the originals, where known
 
     def __len__(self) -> int:
         return len(self.names)
 
     def to(self, device: torch.device | str) -> "Packed":
         "The same, on a device."
-        return Packed(self.images.to(device), self.masks.to(device), self.names, self.groups)
+        return Packed(self.images.to(device), self.masks.to(device), self.names, self.groups,
+                      self.shapes)
 
     def subset(self, index: Sequence[int]) -> "Packed":
         "Only those images."
         where = torch.as_tensor(list(index), dtype=torch.int64)
-        groups = self.groups and [self.groups[i] for i in index]
-        names = [self.names[i] for i in index]
-        return Packed(self.images[where], self.masks[where], names, groups)
+        names, groups, shapes = (x and [x[i] for i in index]
+                                 for x in (self.names, self.groups, self.shapes))
+        return Packed(self.images[where], self.masks[where], names, groups, shapes)
 
 # %% ../../nbs/library/packed.ipynb #f9b1130a
 def read_cache(
@@ -56,7 +58,8 @@ def read_cache(
     "What an earlier run has decoded."
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {k: file[k] for k in ("images", "masks")} if str(file["key"]) == key else None
+            there = {k: file[k] for k in ("images", "masks", "shapes")}
+            return there if str(file["key"]) == key else None
     except Exception:  # whatever a damaged file makes numpy throw: it is decoded again
         return None
 
@@ -76,12 +79,14 @@ def pack(
         if isinstance(dataset, MaskFolder):
             check_masks(dataset, parts)
         images, masks = (np.stack([p[k] for p in parts])[:, None] for k in (0, 1))  # n 1 h w
-        found = {"images": images, "masks": masks}
+        shapes = np.array([(where.height, where.width) for _, _, where in parts])
+        found = {"images": images, "masks": masks, "shapes": shapes}
         if cache is not None:
             with atomic_write(cache) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **found, key=np.array(key))
     images, masks = (torch.from_numpy(found[k]) for k in ("images", "masks"))
-    return Packed(images, masks, list(dataset.names), getattr(dataset, "groups", None))
+    return Packed(images, masks, list(dataset.names), getattr(dataset, "groups", None),
+                  [tuple(shape) for shape in found["shapes"].tolist()])
 
 # %% ../../nbs/library/packed.ipynb #4e3e5856
 class Streamed(Dataset):

@@ -38,7 +38,7 @@ class SliceOptions:
     trim: float = -1.0  # mm kept above and below the labelled vertebrae; negative: keep all
     coarsest: float = 6.0  # mm between voxels in the slice; more is no picture
     modality: str = "auto"  # "ct", "mr"; auto: the layout's, else by the values
-    labels: str = "auto"  # scheme, see `volume_labels`; auto: the layout's, else by the values
+    labels: str = "auto"  # see `label_numbers`; auto: the layout's scheme, else by the values
 
 
 DEFAULT = SliceOptions()
@@ -340,6 +340,9 @@ def sagittal_slices(
     check_same_grid(file, labels.file)
     check_visible(file, options)
     count = profiles(labels)
+    if labels.classes and options.labels != "auto":
+        raise DataError(f"{case.image}: its mask is one file a class, so there are no labels to "
+                        "choose; leave --labels out")
     wanted = case.labels if options.labels == "auto" else options.labels
     scheme = labels.classes or find_scheme(count, labels.file.path, wanted, labels.file.names)
     vertebrae = scheme.values()

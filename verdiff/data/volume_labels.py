@@ -6,9 +6,10 @@ Docs: https://verdiff.github.io/verdiff/library/volume_labels.html.md"""
 
 # %% auto #0
 __all__ = ['SPINE', 'VERSE', 'UPWARDS', 'SPIDER', 'TOTAL_1', 'TOTAL_2', 'TOTAL_MR', 'BINARY', 'IDS', 'SCHEMES', 'Part', 'Scheme',
-           'upwards', 'named_part', 'find_scheme', 'whole', 'odd_value']
+           'upwards', 'label_numbers', 'named_part', 'find_scheme', 'whole', 'odd_value']
 
 # %% ../../nbs/library/volume_labels.ipynb #b94c1bea
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,8 @@ class Scheme:
         if unknown := sorted(set(values) - {0} - set(self.parts)) if not self.open else []:
             raise DataError(f"{where}: label{'s' * (len(unknown) > 1)} "
                             f"{', '.join(map(str, unknown[:8]))}{', ...' * (len(unknown) > 8)} "
-                            f"unknown to the scheme {self.name!r}; name another one with labels=, "
-                            f"one of {', '.join(SCHEMES)}")
+                            f"unknown to the scheme {self.name!r}; choose with --labels: "
+                            f"numbers such as 1-24, or one of {', '.join(SCHEMES)}")
 
     def values(self, kinds: Iterable[str] = ("vertebra",)) -> list[int]:
         "The numbers of these kinds."
@@ -78,6 +79,22 @@ BINARY = Scheme("binary", {value: Part("vertebra", "vertebrae") for value in (1,
 IDS = Scheme("ids", {k: Part("vertebra", f"{k}") for k in range(1, 256)})
 SCHEMES = {s.name: s for s in (VERSE, SPIDER, TOTAL_1, TOTAL_2, TOTAL_MR, BINARY, IDS)}
 
+# %% ../../nbs/library/volume_labels.ipynb #1ff18098
+def label_numbers(
+    text: str,  # auto, numbers such as 1-24,28, or one of SCHEMES
+) -> list[int] | None:  # that are vertebrae; None: auto
+    "The labels that count; DataError for other words."
+    if text == "auto":
+        return None
+    if text in SCHEMES:
+        return SCHEMES[text].values()
+    ends = [[int(n) for n in part.split("-")] if re.fullmatch(r"\s*\d{1,5}(-\d{1,5})?\s*", part)
+            else [0] for part in text.split(",")]
+    if any(not 0 < part[0] <= part[-1] < 2**16 for part in ends):
+        raise DataError(f"labels {text!r}: expected numbers such as 1-24,28, or one of "
+                        f"{', '.join(SCHEMES)}")
+    return sorted({k for part in ends for k in range(part[0], part[-1] + 1)})
+
 # %% ../../nbs/library/volume_labels.ipynb #e66cfa83
 def named_part(
     name: str,  # as TotalSegmentator names its classes
@@ -94,14 +111,15 @@ def named_part(
 def find_scheme(
     values: Iterable[int],  # that occur in the map
     where: Path,  # to name in errors
-    labels: str = "auto",  # or one of SCHEMES
+    labels: str = "auto",  # as `label_numbers` takes it
     names: dict[int, str] | None = None,  # that the file gives to its labels
 ) -> Scheme:
     "The scheme of a label map; DataError where the numbers fit none."
     there = set(map(int, values)) - {0}
     if labels != "auto":
         if labels not in SCHEMES:
-            raise DataError(f"labels={labels!r}: no such scheme; one of {', '.join(SCHEMES)}")
+            chosen = label_numbers(labels) or ()
+            return Scheme("chosen", {k: Part("vertebra", f"{k}") for k in chosen}, open=True)
         SCHEMES[labels].check(there, where)
         return SCHEMES[labels]
     if names:
@@ -114,7 +132,7 @@ def find_scheme(
             return scheme
     raise DataError(
         f"{where}: its {len(there)} labels (up to {max(there)}) fit neither VerSe nor SPIDER; "
-        f"name the scheme with labels=, one of {', '.join(SCHEMES)}"
+        f"choose with --labels: numbers such as 1-24, or one of {', '.join(SCHEMES)}"
     )
 
 # %% ../../nbs/library/volume_labels.ipynb #0e90d22c

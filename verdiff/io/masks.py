@@ -127,7 +127,7 @@ def cut_mask(
     if len(found) > 1 and (len(found) > 31 or top > 31):
         say_once(
             f"a mask with the labels {ranges(found.tolist())}: each of them counts as vertebra; "
-            "labels= chooses",
+            "--labels chooses (labels= in Python)",
             set(found.tolist()),
         )
     return values > 0
@@ -151,10 +151,13 @@ def read_mask(
 # %% ../../nbs/library/masks.ipynb #1cc9408d
 def medical_ending(
     picture: Picture,
+    nifti: bool = False,  # of a DICOM: NIfTI, not a segmentation
 ) -> str:  # ".dcm", ".nii.gz", ".mha", or "" where only a PNG can be written
     "In which format a mask lies on a medical file's own pixels."
     place = picture.about
     if picture.kind == "dicom":
+        if nifti:
+            return ".nii.gz"
         return ".dcm" if all(place.get(word) for word in IDENTITY) else ""
     return {"nifti": ".nii.gz", "meta": ".mha"}.get(picture.kind, "") if "affine" in place else ""
 
@@ -171,7 +174,7 @@ def mask_bytes(
         if ending == ".dcm":
             return segmentation_bytes(mask, picture.about, version)
         if ending != ".png":
-            return slice_bytes(mask, picture.about, ending)
+            return slice_bytes(mask, {"spacing": picture.spacing, **picture.about}, ending)
         file = io.BytesIO()
         Image.fromarray(mask.astype(np.uint8) * 255).save(file, "PNG")
         return file.getvalue()
@@ -181,7 +184,7 @@ def write_mask_like(
     mask: Any,  # bool or 0 and anything, (H, W), on the picture's pixels
     picture: Picture,  # as `open_image` gave it
     path: str
-    | Path,  # .png; .dcm for a DICOM picture; .nii, .nii.gz or .mha for a slice of a volume
+    | Path,  # .png; .dcm for a DICOM picture; .nii, .nii.gz or .mha for it or a slice of a volume
     version: str = "0",  # of the program or network, for the DICOM segmentation
 ) -> Path:
     "The mask in the picture's geometry; DataError where the two have different sizes or formats."
@@ -190,7 +193,9 @@ def write_mask_like(
         (e for e in (".png", ".dcm", ".nii.gz", ".nii", ".mha") if path.name.lower().endswith(e)),
         "",
     )
-    fits = {".png": True, ".dcm": picture.kind == "dicom"}.get(ending, "affine" in picture.about)
+    of_dicom = picture.kind == "dicom"
+    placed = of_dicom or "affine" in picture.about
+    fits = {".png": True, ".dcm": of_dicom}.get(ending, placed)
     if mask.shape != picture.pixels.shape:
         raise DataError(
             f"{path}: the mask is {mask.shape[0]}x{mask.shape[1]}, but its image is "
@@ -199,7 +204,7 @@ def write_mask_like(
     if not ending or not fits:
         raise DataError(
             f"{path}: a mask cannot be written so for an image of the kind {picture.kind}; use .png"
-            + {"dicom": " or .dcm", "nifti": ", .nii.gz or .mha", "meta": ", .nii.gz or .mha"}.get(
+            + {"dicom": ", .dcm, .nii.gz or .mha", "nifti": ", .nii.gz or .mha", "meta": ", .nii.gz or .mha"}.get(
                 picture.kind, ""
             )
         )

@@ -6,7 +6,8 @@ Docs: https://verdiff.github.io/verdiff/library/evaluation.html.md"""
 
 # %% auto #0
 __all__ = ['Way', 'Scores', 'Row', 'Evaluation', 'save_evaluation', 'ways_to_segment', 'check_shape', 'evaluate', 'overlaps',
-           'draw_samples', 'save_figure', 'validation_index', 'validation_images', 'validation_pairs', 'predictor_from']
+           'draw_samples', 'save_figure', 'trained_with', 'validation_index', 'validation_images', 'validation_pairs',
+           'predictor_from']
 
 # %% ../../nbs/library/evaluation.ipynb #9cf9cce5
 import json
@@ -237,18 +238,27 @@ def save_figure(
         figure.savefig(temporary, format="png", dpi=dpi)
 
 # %% ../../nbs/library/evaluation.ipynb #475fb9e0
+def trained_with(
+    folder: Path,  # of the model; run.json lies in it or above it
+) -> dict[str, Any]:  # val_fraction, seed, labels
+    "What tells a model's validation part; VerdiffError for a damaged run.json."
+    notes = [p / "run.json" for p in (folder, folder.parent) if (p / "run.json").is_file()]
+    try:
+        run = read_json(notes[0])["settings"] if notes else load_settings().to_dict()
+        return {"val_fraction": float(run["val_fraction"]), "seed": int(run["seed"]),
+                "labels": str(run.get("labels", "auto"))}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VerdiffError(f"{notes[0]} is damaged ({type(error).__name__}: {error}), so the "
+                           "images to validate on are unknown; train again with --fresh") from None
+
+
 def validation_index(
     opened: Any,  # the dataset's training part, as `open_dataset` gives it
     folder: Path,  # of the model; run.json lies in it or above it
 ) -> list[int]:
     "Which of it the model was validated on, not trained on; VerdiffError for a damaged run.json."
-    notes = [p / "run.json" for p in (folder, folder.parent) if (p / "run.json").is_file()]
-    try:
-        run = json.loads(notes[0].read_text())["settings"] if notes else load_settings().to_dict()
-        return grouped_split(patients(opened), float(run["val_fraction"]), int(run["seed"]))[1]
-    except (ValueError, KeyError, TypeError) as error:
-        raise VerdiffError(f"{notes[0]} is damaged ({type(error).__name__}: {error}), so the "
-                           "images to validate on are unknown; train again with --fresh") from None
+    run = trained_with(folder)
+    return grouped_split(patients(opened), run["val_fraction"], run["seed"])[1]
 
 
 def validation_images(
@@ -262,7 +272,8 @@ def validation_images(
     """
     if data == "phantom":
         return [draw_phantom(seed=50_000 + i).image for i in range(24)]
-    opened = open_dataset(data, "training", segmenter.model.size, segmenter.model.config.fit)
+    opened = open_dataset(data, "training", segmenter.model.size, segmenter.model.config.fit,
+                          labels=trained_with(folder)["labels"])
     return [opened.read_image(i) for i in validation_index(opened, folder)]
 
 
@@ -277,7 +288,8 @@ def validation_pairs(
     size = model.size[0] * factor, model.size[1] * factor
     if data == "phantom":
         return pack(PhantomSet(None, "test", size, model.config.fit, 1, 24, 50), progress=False)
-    opened = open_dataset(data, "training", size, model.config.fit)
+    opened = open_dataset(data, "training", size, model.config.fit,
+                          labels=trained_with(folder)["labels"])
     index = validation_index(opened, folder)
     parts = [opened.arrays(i)[:2] for i in index]
     if not parts:

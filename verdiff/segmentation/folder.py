@@ -74,7 +74,8 @@ def facts_to_do(
     "VerdiffError where they would lie over somebody else's."
     pixels = hashlib.sha256(picture.pixels.tobytes()).hexdigest()
     about = {"file": way["file"], "pixels": pixels, **way, **medical_facts(picture)}
-    paths = result_paths(place.parent, place.name, medical_ending(picture))
+    ending = medical_ending(picture, about.get("nifti", False))
+    paths = result_paths(place.parent, place.name, ending)
     if not fresh and is_done(paths, about):
         return None
     refuse_another(paths[-1], about, fresh)
@@ -88,7 +89,8 @@ def segment_picture(
     about: dict[str, Any],  # by `facts_to_do`
 ) -> Segmentation:
     "Segment one picture into its files."
-    image, ending, medical = Image.fromarray(picture.pixels), medical_ending(picture), None
+    image, medical = Image.fromarray(picture.pixels), None
+    ending = medical_ending(picture, about.get("nifti", False))
     result = segmenter.predict(image, about["steps"], about["ensemble"], about["seed"],
                                about["zoom"])
     if ending:
@@ -112,6 +114,7 @@ def segment_files(
     progress: bool = True,  # show a bar
     window: Any = None,  # of DICOM: which, from 0, or (centre, width); or in words, see `window_of`
     zoom: bool = True,  # to a spine that is small, see `find_spine`
+    nifti: bool = False,  # the mask of a DICOM as NIfTI, not as DICOM segmentation
 ) -> Counter[str]:  # "images", "there already", "could not be done", "with a warning"
     """Segment every image, each into five files or six; see `save_segmentation`.
 
@@ -122,6 +125,7 @@ def segment_files(
     say_before(segmenter, sources, out, (steps, ensemble))
     way = {"model": model, "fingerprint": segmenter.fingerprint(), "steps": steps,
            "ensemble": ensemble, "seed": seed, "zoom": zoom, "verdiff": verdiff.__version__}
+    way |= {"nifti": True} if nifti else {}
     for path, stem in tqdm(images, "segment", unit="image", disable=None if progress else True):
         pictures, notes = pictures_of(path, out / stem, window), ()
         while True:
