@@ -40,6 +40,7 @@ from verdiff.networks.model import VerdiffNet
 from verdiff.networks.pretrained import weights_digest
 from verdiff.segmentation.confidence import find_reference, judge, traits
 from verdiff.segmentation.models import find_model
+from verdiff.segmentation.uncertainty import PredictedDice, measures
 
 # %%
 #| code-fold: true
@@ -177,14 +178,19 @@ class Segmentation:
     prior: np.ndarray  # of the conditional U-Net alone, in [0, 1], (H, W)
     confidence: float | None = None  # in [0, 1]; None: unknown
     warning: str | None = None  # a sentence where confidence < 1/2
+    measures: dict[str, float] | None = None  # how much it hesitates
+    predicted_dice: PredictedDice | None = None  # with its 90 % interval
 
     def record(self) -> dict[str, Any]:
         "Its numbers in short, for JSON."
         known = self.confidence is not None
+        dice = self.predicted_dice
         return {"height": self.mask.shape[0], "width": self.mask.shape[1],
                 "share_of_bone": round(float(self.mask.mean()), 4),
                 "mean_uncertainty": round(float(self.uncertainty.mean()), 4),
                 "confidence": round(self.confidence, 3) if known else None,
+                "predicted_dice": dice and {
+                    k: round(v, 3) for k, v in dice._asdict().items()},
                 "warning": self.warning}
 
 
@@ -209,7 +215,9 @@ def segment_image(
 
     probability = back(got.mean)
     return Segmentation((probability > 0.5).astype(np.uint8), probability,
-                        back(got.std), back(got.prior_prob))
+                        back(got.std), back(got.prior_prob),
+                        measures=measures(got.prior_prob[0, 0].cpu(),
+                                          got.samples[:, 0, 0].cpu()))
 
 
 # %%
@@ -312,8 +320,11 @@ class Segmenter:
         grey = read_image(image)
         result = segment_image(self.model, grey, steps, ensemble, seed)
         if self.reference is not None and (steps, ensemble) == self.usual:
+            if self.reference.dice and result.mask.any():
+                result.predicted_dice = self.reference.dice.predict(
+                    result.measures)
             result.confidence, result.warning = judge(
-                self.reference, traits(grey, result))
+                self.reference, traits(grey, result), result.predicted_dice)
         elif not result.mask.any():
             result.warning = "the mask is empty; the model found no vertebra"
         return result

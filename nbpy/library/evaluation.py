@@ -37,7 +37,8 @@ from tqdm import tqdm
 
 import verdiff
 from verdiff.data.datasets import open_dataset, patients
-from verdiff.data.packed import Packed
+from verdiff.data.packed import Packed, pack
+from verdiff.data.phantom_set import PhantomSet
 from verdiff.data.phantoms import draw_phantom
 from verdiff.data.splits import grouped_split, image_subsets
 from verdiff.diffusion.sampling import SegmentationSamples, sample
@@ -53,8 +54,6 @@ import tempfile
 
 from PIL import Image
 
-from verdiff.data.packed import pack
-from verdiff.data.phantom_set import PhantomSet
 from verdiff.segmentation.models import find_model
 
 
@@ -288,6 +287,20 @@ def save_figure(
 
 # %%
 #| export
+def validation_index(
+    opened: Any,  # the dataset's training part, as `open_dataset` gives it
+    folder: Path,  # of the model; run.json lies in it or above it
+) -> list[int]:
+    "Which of it the model was validated on, not trained on; VerdiffError for a damaged run.json."
+    notes = [p / "run.json" for p in (folder, folder.parent) if (p / "run.json").is_file()]
+    try:
+        run = json.loads(notes[0].read_text())["settings"] if notes else load_settings().to_dict()
+        return grouped_split(patients(opened), float(run["val_fraction"]), int(run["seed"]))[1]
+    except (ValueError, KeyError, TypeError) as error:
+        raise VerdiffError(f"{notes[0]} is damaged ({type(error).__name__}: {error}), so the "
+                           "images to validate on are unknown; train again with --fresh") from None
+
+
 def validation_images(
     data: str,  # a zip, a folder, or the word "phantom"
     segmenter: Segmenter,
@@ -295,19 +308,34 @@ def validation_images(
 ) -> list[Any]:  # grey images
     """The radiographs that the model was validated on, not trained on; of phantoms, new ones.
 
-    VerdiffError where the model's notes are damaged.
+    VerdiffError for a damaged run.json.
     """
     if data == "phantom":
         return [draw_phantom(seed=50_000 + i).image for i in range(24)]
     opened = open_dataset(data, "training", segmenter.model.size, segmenter.model.config.fit)
-    notes = [p / "run.json" for p in (folder, folder.parent) if (p / "run.json").is_file()]
-    try:
-        run = json.loads(notes[0].read_text())["settings"] if notes else load_settings().to_dict()
-        _, index = grouped_split(patients(opened), float(run["val_fraction"]), int(run["seed"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise VerdiffError(f"{notes[0]} is damaged ({type(error).__name__}: {error}), so the "
-                           "images to validate on are unknown; train again with --fresh") from None
-    return [opened.read_image(i) for i in index]
+    return [opened.read_image(i) for i in validation_index(opened, folder)]
+
+
+def validation_pairs(
+    data: str,  # as for `validation_images`
+    segmenter: Segmenter,
+    folder: Path,
+) -> Packed:  # enlarged to about 768 rows
+    "The same radiographs with their masks; of phantoms others. VerdiffError likewise."
+    model = segmenter.model
+    factor = max(1, round(768 / model.size[0]))
+    size = model.size[0] * factor, model.size[1] * factor
+    if data == "phantom":
+        return pack(PhantomSet(None, "test", size, model.config.fit, 1, 24, 50), progress=False)
+    opened = open_dataset(data, "training", size, model.config.fit)
+    index = validation_index(opened, folder)
+    parts = [opened.arrays(i)[:2] for i in index]
+    if not parts:
+        return Packed(torch.zeros(0), torch.zeros(0), [])
+    images, masks = (torch.from_numpy(np.stack(p)[:, None]) for p in zip(*parts, strict=True))
+    groups = patients(opened)
+    return Packed(images, (masks > 0).to(torch.uint8), [opened.names[i] for i in index],
+                  [groups[i] for i in index] if getattr(opened, "groups", None) else None)
 
 
 # %% [markdown]

@@ -22,6 +22,9 @@ from tqdm import tqdm
 from ..files import VerdiffError, write_json
 from ..io.images import read_image
 from ..networks.pretrained import WEIGHTS_FILE, fetch_file
+from verdiff.segmentation.uncertainty import (
+    DicePredictor, PredictedDice, read_predictor, strangeness,
+)
 
 # %% ../../nbs/library/confidence.ipynb #5a352255
 TRAITS = {  # name -> what a value below and one above the usual means; None: never strange
@@ -67,6 +70,7 @@ class Reference:
     weights: str = ""  # SHA-256 of the model's weights
     steps: int = 1  # of the sampler, for which it holds
     ensemble: int = 5  # samples, likewise
+    dice: DicePredictor | None = None  # foresees Dice; None: learned without masks
 
 
 def learn_limits(
@@ -85,6 +89,7 @@ def learn_limits(
 def judge(
     reference: Reference,
     found: dict[str, float],  # of one image, by `traits`
+    predicted: PredictedDice | None = None,  # of the same, where the reference foresees it
 ) -> tuple[float, str | None]:  # confidence in [0, 1], and a sentence where it is below one half
     "How usual the worst of the traits is, and the names of the two worst."
     odd = []
@@ -93,6 +98,9 @@ def judge(
         limit, reason = (low, below) if found[name] < middle else (high, above)
         if reason:
             odd.append((abs(found[name] - middle) / abs(limit - middle), reason))
+    if reference.dice and predicted:
+        odd.append((strangeness(reference.dice, predicted),
+                    f"the predicted Dice is only {predicted.value:.2f}"))
     odd.sort(reverse=True)
     confidence = 1 / (1 + odd[0][0] ** 4)
     why = [reason for z, reason in odd if z > 1]
@@ -166,7 +174,8 @@ def load_reference(
         if not all(-9 < low < middle < high < 9 for low, middle, high in limits.values()):
             raise ValueError("limits out of order")
         reference = Reference(limits, int(values["films"]), str(values["weights"]),
-                              int(values["steps"]), int(values["ensemble"]))
+                              int(values["steps"]), int(values["ensemble"]),
+                              read_predictor(values.get("dice")))
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise VerdiffError(f"{path} is damaged ({type(error).__name__}: {error}); remove it, or "
                            "write it again with `verdiff calibrate`") from None
