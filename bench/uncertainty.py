@@ -1,6 +1,6 @@
 """Does the network know how good its mask will be? Predicted Dice: chosen on validation, one test.
 
-usage: python bench/uncertainty.py [--model DIR] [--data ZIP] [--work DIR] [--write]
+usage: python bench/uncertainty.py [--model DIR] [--data ZIP] [--work DIR] [--choose] [--write]
 
 --data, or VERDIFF_XRAY, is the X-ray set. Validation: the radiographs that the model was not
 trained on, by its run.json, and two disturbed copies of each; there measures are chosen, by the
@@ -92,19 +92,16 @@ def measure(model, dataset, index, copies, keep):
     return done
 
 
-def rank_correlation(a, b, repeats=2000):
-    "Spearman's, with a 95 % bootstrap interval over radiographs."
-    rng = np.random.default_rng(0)
-    draws = [rng.integers(0, len(a), len(a)) for _ in range(repeats)]
-    again = [spearmanr(a[d], b[d]).statistic for d in draws]
-    return [float(x) for x in (spearmanr(a, b).statistic, *np.quantile(again, [0.025, 0.975]))]
+def spread_of(statistic, n, each=1, repeats=2000):
+    "A statistic of an index, with its 95 % bootstrap interval over n radiographs of `each` values."
+    rng, own = np.random.default_rng(0), np.arange(n * each).reshape(n, each)
+    again = [statistic(own[rng.integers(0, n, n)].ravel()) for _ in range(repeats)]
+    return [float(x) for x in (statistic(own.ravel()), *np.quantile(again, [0.025, 0.975]))]
 
 
-def wilson(hits, n, z=1.96):
-    "A share with its 95 % interval."
-    p = hits / n
-    middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return [float(x / (1 + z * z / n)) for x in (p * (1 + z * z / n), middle - half, middle + half)]
+def rank_correlation(a, b, each=1):
+    "Spearman's, with its interval."
+    return spread_of(lambda i: spearmanr(a[i], b[i]).statistic, len(a) // each, each)
 
 
 def choose(records, groups):
@@ -136,24 +133,20 @@ def curve(true, doubt):
     return {"share": coverage[at].tolist(), "dice": (1 - risk[at]).tolist(), "area": area}
 
 
-def judged(true, predicted, found):
-    "What the test says of a predictor and of each measure alone."
-    value, low, high = np.array(predicted).T
-    held = int(((low <= true) & (true <= high)).sum())
+def judged(records, predictor, each=1):
+    "What the test says of a predictor and of each measure alone; `each` values a radiograph."
+    true, found = np.array([r["dice"] for r in records]), [r["found"] for r in records]
+    value, low, high = np.array([predictor.predict(f) for f in found]).T
+    held, miss, n = (low <= true) & (true <= high), np.abs(value - true), len(true) // each
     orders = {"predicted": -value, "oracle": -true,
               **{m: np.array([f[m] for f in found]) for m in MEASURES}}
-    return {"n": len(true), "dice": float(true.mean()), "rank": rank_correlation(value, true),
-            "coverage": wilson(held, len(true)), "width": float((high - low).mean()),
-            "error": float(np.abs(value - true).mean()),
-            "rank_of_measures": {m: rank_correlation(-orders[m], true) for m in MEASURES},
+    return {"radiographs": n, "n": len(true), "dice": float(true.mean()),
+            "rank": rank_correlation(value, true, each),
+            "coverage": spread_of(lambda i: held[i].mean(), n, each),
+            "error": spread_of(lambda i: miss[i].mean(), n, each),
+            "width": float((high - low).mean()),
+            "rank_of_measures": {m: rank_correlation(-orders[m], true, each) for m in MEASURES},
             "risk_coverage": {name: curve(true, doubt) for name, doubt in orders.items()}}
-
-
-def whole(records, predictor):
-    "The same of a list of records."
-    found = [r["found"] for r in records]
-    return judged(np.array([r["dice"] for r in records]), [predictor.predict(f) for f in found],
-                  found)
 
 
 def main():
@@ -162,6 +155,7 @@ def main():
     parser.add_argument("--data", default=os.environ.get("VERDIFF_XRAY"))
     parser.add_argument("--work", default="runs/uncertainty", type=Path)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--choose", action="store_true", help="stop before the test")
     args = parser.parse_args()
     if not args.data:
         parser.error("give the X-ray set with --data or VERDIFF_XRAY")
@@ -183,6 +177,8 @@ def main():
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
     print("least error over clean and disturbed:", best["measures"],
           "; over clean alone:", plain["measures"], plain["copies"])
+    if args.choose:
+        return
     clean = [r["kind"] == "clean" for r in records]
     used = CHOICES[best["measures"]]
     predictor, others = fit_predictor([r["found"] for r in records], [r["dice"] for r in records],
@@ -206,9 +202,9 @@ def main():
                        "rank_of_others": rank_correlation(
                            others[clean], np.array([r["dice"] for r in records])[clean])},
         "predictor": asdict(predictor), "vertebra_predictor": asdict(vertebra),
-        "test": {title: whole([test[i] for i in part], predictor)
+        "test": {title: judged([test[i] for i in part], predictor)
                  for title, part in subsets.items()},
-        "vertebrae": {title: whole([v for i in part for v in test[i]["vertebrae"]], vertebra)
+        "vertebrae": {title: judged([v for i in part for v in test[i]["vertebrae"]], vertebra, 17)
                       for title, part in subsets.items()},
         "listed": [{"film": i, "dice": test[i]["dice"], "predicted": list(predictor.predict(
             test[i]["found"])), "place": place[i], "label": "doubtful" if i in BAD_LABEL else

@@ -394,8 +394,29 @@ def test_calibrate(fails, mine, phantoms, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(f"verdiff.segmentation.{place}.traits", lambda image, result: dict.fromkeys(
         TRAITS, 0.5))
     assert main(["calibrate", "--data", "phantom", "--model", str(mine)]) == 0
-    assert "from 24 radiographs" in capsys.readouterr().out
-    assert Segmenter.from_pretrained(mine, "cpu").reference.films == 24
+    said = capsys.readouterr().out
+    assert "from 24 radiographs" in said and "with a predicted Dice" in said
+    known = Segmenter.from_pretrained(mine, "cpu").reference
+    assert known.films == known.dice.films == 24 and known.dice.limit < known.dice.usual
+    assert (known.steps, known.ensemble) == (1, 5)
+
+
+def test_calibrate_where_too_few_have_masks(mine, tmp_path, monkeypatch, capsys):
+    for place in ("segmenter", "confidence"):
+        monkeypatch.setattr(f"verdiff.segmentation.{place}.traits", lambda image, result: dict.fromkeys(
+        TRAITS, 0.5))
+    data = tmp_path / "more"
+    write_phantoms(data, n_training=40, n_test=1, seed=3, image_size=(96, 32))
+    about = json.loads((mine / "run.json").read_text())
+    about["settings"]["val_fraction"] = 0.25
+    (mine / "run.json").write_text(json.dumps(about))
+    assert main(["calibrate", "--data", str(data), "--model", str(mine), "--ensemble", "1"]) == 0
+    assert Segmenter.from_pretrained(mine, "cpu").reference.dice.films >= 8  # a study a phantom
+    monkeypatch.setattr("verdiff.segmentation.uncertainty.study", lambda name: "one patient")
+    assert main(["calibrate", "--data", str(data), "--model", str(mine), "--ensemble", "1"]) == 0
+    said = capsys.readouterr()
+    assert "note: no predicted Dice: too few studies" in said.err and "without a predicted Dice" in said.out
+    assert Segmenter.from_pretrained(mine, "cpu").reference.dice is None
 
 
 def test_calibrate_with_own_films_and_own_steps(fails, mine, phantoms, tmp_path, monkeypatch, capsys):
@@ -406,7 +427,8 @@ def test_calibrate_with_own_films_and_own_steps(fails, mine, phantoms, tmp_path,
     before = files(mine)
     assert main(["calibrate", "--images", str(films), "--model", str(mine), "--steps", "2", "--ensemble", "1",
                  "-o", str(tmp_path / "copy")]) == 0
-    assert "from 8 radiographs" in capsys.readouterr().out and files(mine) == before
+    said = capsys.readouterr().out
+    assert "from 8 radiographs" in said and "without a predicted Dice" in said and files(mine) == before
     known = Segmenter.from_pretrained(tmp_path / "copy", "cpu").reference
     assert (known.films, known.steps, known.ensemble) == (8, 2, 1)
     image = one(phantoms, "*.jpg")

@@ -244,9 +244,9 @@ def calibrate_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     films = parser.add_mutually_exclusive_group(required=True)
     films.add_argument("--data", metavar="PATH", help="what the model was trained on, as for "
-                       "train: its validation part is used")
+                       "train: its validation part is used, with its masks for a predicted Dice")
     films.add_argument("--images", nargs="+", metavar="IMAGE", help="usual radiographs that it was "
-                       "not trained on, files or folders, 8 or more; no masks are needed")
+                       "not trained on, files or folders, 8 or more; no masks, no predicted Dice")
     add("--model", metavar="PATH", help="model or run folder (default: bundled)")
     add("-o", "--out", metavar="DIR", help="write a copy of the model with the calibration there "
         "(default: beside the model)")
@@ -261,7 +261,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from verdiff.segmentation.confidence import calibrate, save_reference, sha256_of_weights
-    from verdiff.segmentation.evaluation import validation_images
+    from verdiff.segmentation.evaluation import predictor_from, validation_images
     from verdiff.segmentation.models import find_model
     from verdiff.segmentation.results import list_images
     from verdiff.segmentation.segmenter import Segmenter
@@ -272,17 +272,17 @@ def run_calibrate(args: argparse.Namespace) -> int:
         raise VerdiffError("the bundled model keeps its own calibration; name a folder with --out, "
                            "for a copy of the model with the new one")
     segmenter = Segmenter.from_pretrained(folder, args.device)
-    if args.images:
-        films = [path for path, _ in list_images(args.images, args.out or folder)]
-    else:
-        films = validation_images(args.data, segmenter, folder)
+    films = ([path for path, _ in list_images(args.images, args.out or folder)] if args.images
+             else validation_images(args.data, segmenter, folder))
     out = output_folder(args.out or str(folder))
     share = calibrate(segmenter, films, steps=args.steps, ensemble=args.ensemble)
+    dice = None if args.images else predictor_from(args.data, segmenter, folder)
     if args.out:
         segmenter.model.save_pretrained(out)
-    path = save_reference(replace(segmenter.reference, weights=sha256_of_weights(out)), out)
+    about = {"weights": sha256_of_weights(out), "dice": dice}
+    path = save_reference(replace(segmenter.reference, **about), out)
     print(f"written: {path}, from {len(films)} radiographs; of those {share:.1%} would be flagged "
-          "if the others set the limits")
+          f"if the others set the limits; {'with' if dice else 'without'} a predicted Dice")
     return 0
 
 

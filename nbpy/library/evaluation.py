@@ -22,6 +22,7 @@ if "google.colab" in sys.modules:
 # %%
 #| export
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,7 @@ from verdiff.files import VerdiffError, atomic_write, write_csv, write_json
 from verdiff.metrics import Summary, dice, iou, summary
 from verdiff.networks.model import VerdiffNet
 from verdiff.segmentation.segmenter import Segmenter, check_steps
+from verdiff.segmentation.uncertainty import DicePredictor, learn_predictor
 from verdiff.settings import load_settings
 
 # %%
@@ -336,6 +338,20 @@ def validation_pairs(
     groups = patients(opened)
     return Packed(images, (masks > 0).to(torch.uint8), [opened.names[i] for i in index],
                   [groups[i] for i in index] if getattr(opened, "groups", None) else None)
+
+
+def predictor_from(
+    data: str,  # as for `validation_images`
+    segmenter: Segmenter,  # calibrated: its steps and samples count
+    folder: Path,
+) -> DicePredictor | None:  # None, after a note: too few studies or patients
+    "Learn to [foresee Dice](uncertainty.ipynb) from the same radiographs and their masks."
+    pairs = validation_pairs(data, segmenter, folder)
+    try:
+        return learn_predictor(segmenter.model, pairs, *segmenter.usual)
+    except VerdiffError as error:
+        print(f"verdiff: note: no predicted Dice: {error}", file=sys.stderr)
+        return None
 
 
 # %% [markdown]

@@ -6,10 +6,11 @@ Docs: https://verdiff.github.io/verdiff/library/evaluation.html.md"""
 
 # %% auto #0
 __all__ = ['Way', 'Scores', 'Row', 'Evaluation', 'save_evaluation', 'ways_to_segment', 'check_shape', 'evaluate', 'overlaps',
-           'draw_samples', 'save_figure', 'validation_index', 'validation_images', 'validation_pairs']
+           'draw_samples', 'save_figure', 'validation_index', 'validation_images', 'validation_pairs', 'predictor_from']
 
 # %% ../../nbs/library/evaluation.ipynb #9cf9cce5
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ from ..files import VerdiffError, atomic_write, write_csv, write_json
 from ..metrics import Summary, dice, iou, summary
 from ..networks.model import VerdiffNet
 from .segmenter import Segmenter, check_steps
+from .uncertainty import DicePredictor, learn_predictor
 from ..settings import load_settings
 
 # %% ../../nbs/library/evaluation.ipynb #418abc96
@@ -284,3 +286,17 @@ def validation_pairs(
     groups = patients(opened)
     return Packed(images, (masks > 0).to(torch.uint8), [opened.names[i] for i in index],
                   [groups[i] for i in index] if getattr(opened, "groups", None) else None)
+
+
+def predictor_from(
+    data: str,  # as for `validation_images`
+    segmenter: Segmenter,  # calibrated: its steps and samples count
+    folder: Path,
+) -> DicePredictor | None:  # None, after a note: too few studies or patients
+    "Learn to [foresee Dice](uncertainty.ipynb) from the same radiographs and their masks."
+    pairs = validation_pairs(data, segmenter, folder)
+    try:
+        return learn_predictor(segmenter.model, pairs, *segmenter.usual)
+    except VerdiffError as error:
+        print(f"verdiff: note: no predicted Dice: {error}", file=sys.stderr)
+        return None
