@@ -211,7 +211,8 @@ def main():
             "sound"} for i in WORST],
         "worst": [{"film": int(i), "dice": test[i]["dice"], "place": place[int(i)]} for i in order],
         "scores": [{"dice": round(r["dice"], 4), "predicted": [round(x, 4) for x in
-                    predictor.predict(r["found"])]} for r in test]}
+                    predictor.predict(r["found"])], "new": i in subsets["without any twin"]}
+                   for i, r in enumerate(test)]}
     write_json(Path(__file__).parent / "results/uncertainty.json", result)
     for title, r in result["test"].items():
         print(title, r["n"], "rank", np.round(r["rank"], 3), "coverage", np.round(r["coverage"], 3))
