@@ -67,7 +67,7 @@ size = 96, 32
 #
 # **Samples** help, the first few most, because averaging undoes the choosing. At equal cost, many samples of few steps beat one of many.
 #
-# **Does the uncertainty know the error?** Both lie at the borders. The spread of twenty samples sorts pixels far better than no order at all, but no better than the prior's nearness to one half, which costs no sample. Whether an *image* with much uncertainty has many errors stays open.
+# **Does the uncertainty know the error?** Both lie at the borders. The spread of twenty samples sorts pixels far better than no order at all, but no better than the prior's nearness to one half, which costs no sample. Whether an *image* with much uncertainty has many errors stays open here; on [real radiographs](lab/xray.ipynb#predicted-dice) several such measures together tell more.
 #
 # **Are the repaired equations?** Yes, but for another reason than one thinks: they give back $\hat x_0$, which can be clipped (section 7).
 #

@@ -267,7 +267,8 @@ for axis, (picture, cmap, top, title) in zip(axes, shown):
 # ```
 #
 # The radiograph should be upright and show the whole spine from the front; the vertebrae come as one mask, neither separated nor
-# numbered. A picture unlike those that the model knows gets a warning. A training, or a folder of images, that was interrupted
+# numbered. Each mask comes with a predicted Dice and its 90 % interval (`predicted_dice` in its JSON: [how it was
+# tested](lab/xray.ipynb#predicted-dice)). A picture unlike those that the model knows gets a warning. A training, or a folder of images, that was interrupted
 # goes on when the same command is given again. `verdiff COMMAND --help` explains the rest.
 #
 # ## What the paper says that cannot hold

@@ -435,7 +435,7 @@ COMMANDS = (
      "Dice and IoU of prior and diffusion, with intervals",
      "verdiff evaluate --data phantom --model runs/demo --steps 1,5,10 -o results"),
     Command("calibrate", run_calibrate, calibrate_options,
-     "learn which masks are usual for a model, so that each gets a confidence",
+     "learn which masks are usual for a model: a confidence and a predicted Dice for each",
      "verdiff calibrate --data phantom --model runs/demo"),
     Command("ablate", run_ablate, ablate_options,
      "train rows of an ablation, each with several seeds",

@@ -3,8 +3,8 @@
 # > Five files an image (six where it is a medical one), none of them written over somebody else's
 
 # %% [markdown]
-# Each radiograph gives four PNGs (in 16 bits the probability, value / 65535, and the uncertainty, value / 131070) and a small JSON: the confidence, and
-# how the mask was made. Each file says inside that verdiff wrote it, so a hand-drawn mask or the notes of a labelling program are never
+# Each radiograph gives four PNGs (in 16 bits the probability, value / 65535, and the uncertainty, value / 131070) and a small JSON: the confidence,
+# the predicted Dice with its 90 % interval (`predicted_dice`), and how the mask was made. Each file says inside that verdiff wrote it, so a hand-drawn mask or the notes of a labelling program are never
 # written over; the PNGs carry the signature of the run, the JSON its words, so an interrupted folder goes on where it stopped. A DICOM, a NIfTI and
 # a MHA also get their mask in their own format, on their own pixels; the JSON holds its SHA-256, by which it is known again, and millimetres
 # where the file tells them.
