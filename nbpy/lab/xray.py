@@ -405,7 +405,8 @@ if foreseen:
     print(f"learned from {about['films']} validation radiographs of {about['studies']} studies and "
           f"{about['copies']} copies; rank correlation there {said(*about['rank_of_others'])}, "
           f"with copies {picked['rank_all']:.2f}")
-    print(f"stored: commit {foreseen['commit'][:7]}, {foreseen['minutes']} minutes of one core")
+    print(f"stored: commit {foreseen['commit'][:7]}, {foreseen['minutes']} minutes by the clock, "
+          "one thread of a shared machine")
     print("five worst of the test: Dice, predicted, place from the lowest predicted Dice on")
     for r in foreseen["worst"]:
         there = foreseen["scores"][r["film"]]["predicted"]

@@ -628,7 +628,7 @@ def test_the_bundled_model_is_calibrated():
         pytest.skip("no model is bundled")
     reference = load_reference(folder)
     assert reference is not None, "verdiff calibrate --data scoliosis-xray-single-view.zip --model verdiff/weights/xray-384x128"
-    assert reference.films >= 40
+    assert reference.films >= 40 and reference.dice.films == reference.films
 
 
 def test_importing_the_command_line_imports_no_torch():
