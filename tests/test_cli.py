@@ -328,8 +328,12 @@ def test_segment_leaves_out_what_is_done_and_nothing_else(mine, phantoms, tmp_pa
     assert redone() == "012" and redone() == ""
     assert redone("--fresh") == "012" and redone("--seed", "1") == "012" and redone() == "012"
     (out / "1_overlay.png").unlink()
+    assert redone() == "1"
     shutil.copy(films[3], folder / "2.jpg")
-    assert redone() == "12"
+    old = (out / "2.json").read_bytes()
+    assert main(["segment", str(folder), "-o", str(out), "--model", str(mine), "--steps", "1", "--ensemble", "1"]) == 2
+    assert "2.json holds the result of other pixels" in capsys.readouterr().err and (out / "2.json").read_bytes() == old
+    assert redone("--fresh") == "012"
     (out / "0.json").unlink()
     shutil.copy(out / "2_mask.png", out / "1_mask.png")  # ours, of another image
     assert redone() == "01"
@@ -425,7 +429,7 @@ def test_the_film_of_another_folder_is_not_lost(fails, run, phantoms, tmp_path, 
     words = ["segment", "-o", str(tmp_path / "out"), "--model", str(run), "--steps", "1"]
     assert main([*words, str(tmp_path / "0/film.jpg")]) == 0
     before = files(tmp_path / "out")
-    fails(*words, tmp_path / "1/film.jpg", words=["film.json holds the result of another image", "0/film.jpg"])
+    fails(*words, tmp_path / "1/film.jpg", words=["film.json holds the result of other pixels", "0/film.jpg"])
     assert files(tmp_path / "out") == before
     assert main([*words, str(tmp_path / "1/film.jpg"), "--fresh"]) == 0 and files(tmp_path / "out") != before
 

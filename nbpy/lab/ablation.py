@@ -285,7 +285,7 @@ from verdiff.data.pairs import MaskFolder
 from verdiff.data.phantom_set import PhantomSet
 from verdiff.data.splits import clean_test_indices, grouped_split
 from verdiff.data.xray import XRaySet
-from verdiff.files import VerdiffError, write_json
+from verdiff.files import VerdiffError, read_json, write_json
 from verdiff.segmentation.evaluation import check_shape, evaluate
 from verdiff.settings import LATER, Settings, load_settings
 from verdiff.training.run import train
@@ -581,7 +581,7 @@ def load_run(
 ) -> AblationRun:
     "A finished run; VerdiffError if it is damaged or another one."
     try:
-        run = AblationRun(**json.loads(path.read_text(encoding="utf-8")))
+        run = AblationRun(**read_json(path))
         theirs = LATER | run.settings
     except (ValueError, TypeError):
         raise VerdiffError(f"{path}: damaged; remove it, the same command makes it again") from None

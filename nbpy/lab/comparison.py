@@ -339,7 +339,9 @@ from verdiff.data.canvas import fit_image
 from verdiff.data.datasets import open_dataset, training_data
 from verdiff.data.packed import Packed, pack
 from verdiff.data.splits import image_subsets
-from verdiff.files import VerdiffError, git_revision, run_lock, write_csv, write_json
+from verdiff.files import (
+    VerdiffError, git_revision, read_json, run_lock, write_csv, write_json,
+)
 from verdiff.io.masks import read_mask
 from verdiff.lab.ablation import NOT_COMPARED
 from verdiff.lab.fitting import check_minutes, fit
@@ -552,7 +554,7 @@ class Result:
         if not path.exists():
             return None
         try:
-            found = cls(**json.loads(path.read_text(encoding="utf-8")))
+            found = cls(**read_json(path))
             there = LATER | found.about["settings"] | {
                 "films": len(found.names), "names": found.about.get("names"),
                 "pixels": found.about.get("pixels", about["pixels"]),

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from verdiff.files import DataError
+from verdiff.files import DataError, files_below
 
 # %%
 import shutil
@@ -82,8 +82,7 @@ def locate(
     if not root.exists():
         raise DataError(f"{root}: no such file or folder; `verdiff data xray` fetches the X-ray "
                         "set, `verdiff data phantom` draws phantoms")
-    tables = (p.as_posix() for p in root.glob("**/labels/*/filenames.csv"))
-    if root.is_dir() and layout_top(tables) is None:
+    if root.is_dir() and layout_top(p.as_posix() for p in files_below(root)) is None:
         return next(iter(sorted(root.glob("*.zip"))), root)
     return root
 
@@ -101,7 +100,7 @@ class Store:
         self.is_zip = self.root.is_file()
         self._zip: tuple[int, zipfile.ZipFile] | None = None
         paths = self.archive().namelist() if self.is_zip else (
-            p.as_posix() for p in self.root.glob("**/labels/*/filenames.csv"))
+            p.as_posix() for p in files_below(self.root))
         self.top = layout_top(paths)
 
     def archive(self) -> zipfile.ZipFile:
@@ -118,12 +117,19 @@ class Store:
         if self.is_zip:
             info = self.archive().NameToInfo.get(f"{self.top}{name}")
             return info and f"{info.CRC:08x}-{info.file_size}"
-        path = Path(f"{self.top}{name}")
-        return f"{path.stat().st_mtime_ns:x}-{path.stat().st_size}" if path.is_file() else None
+        try:
+            path = Path(f"{self.top}{name}")
+            inside = path.is_file() and ".." not in Path(name).parts
+            return f"{path.stat().st_mtime_ns:x}-{path.stat().st_size}" if inside else None
+        except (OSError, ValueError):  # a name that no system takes
+            return None
 
 
 # %%
 #| export
+FILE_AT_MOST, TABLE_AT_MOST = 1 << 28, 1 << 26  # bytes of an image and of a table, unpacked
+
+
 def read_bytes(
     store: Store,
     name: str,  # below the top
@@ -131,6 +137,11 @@ def read_bytes(
     "One file; DataError where it is missing or damaged."
     if store.stamp(name) is None:
         raise DataError(f"{store.root}: {name} is missing; the set is not complete")
+    size = int(store.stamp(name).rpartition("-")[2])
+    most = FILE_AT_MOST if name.startswith("data/") else TABLE_AT_MOST
+    if size > most:
+        raise DataError(f"{store.root}: {name} has {size >> 20} MiB, {most >> 20} are the limit; "
+                        "fetch the set again")
     try:
         if store.is_zip:
             return store.archive().read(f"{store.top}{name}")

@@ -36,7 +36,6 @@ if "google.colab" in sys.modules:
 # %%
 #| export
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from verdiff.files import VerdiffError, write_json
+from verdiff.files import VerdiffError, read_json, write_json
 from verdiff.io.images import read_image
 from verdiff.networks.pretrained import WEIGHTS_FILE, fetch_file
 
@@ -222,7 +221,7 @@ def load_reference(
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         limits = {name: tuple(map(float, values["limits"][name])) for name in TRAITS}
         if not all(-9 < low < middle < high < 9 for low, middle, high in limits.values()):
             raise ValueError("limits out of order")

@@ -15,7 +15,6 @@
 
 # %%
 #| export
-import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +22,7 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from verdiff.diffusion.forward import betas_from_alphas_cumprod, make_schedule
-from verdiff.files import VerdiffError
+from verdiff.files import VerdiffError, read_json
 from verdiff.settings import (
     LATER, Beta, Between, Blocks, Channels, Dim, Fit, InputScale, KernelChoice, NormName,
     PredictionType, ScheduleName, Size, Stem, Times, known_values,
@@ -31,6 +30,7 @@ from verdiff.settings import (
 
 # %%
 #| code-fold: true
+import json
 import tempfile
 
 import torch
@@ -154,12 +154,10 @@ torch.testing.assert_close(ratio(scaled), 0.01 * ratio(plain))
 def read_config(path: Path) -> VerdiffConfig:
     "config.json as a `VerdiffConfig`; VerdiffError names the file and the key."
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except OSError as error:
         raise VerdiffError(f"{path} could not be read ({error.strerror}); "
                            "give the folder of a saved model") from error
-    except ValueError as error:
-        raise VerdiffError(f"{path} is not JSON ({error}); save the model again") from error
     if not isinstance(values, dict):
         raise VerdiffError(f"{path} holds no table of keys and values; save the model again")
     return VerdiffConfig.from_dict(values, where=str(path), complete=True)

@@ -4,7 +4,7 @@
 
 # %% [markdown]
 # Two public places hold the X-ray set: the address in the paper's data statement (one letter of it mended) and a repository on GitHub, pinned
-# to a commit. A broken download goes on where it stopped; what arrives is checked by names, sizes and checksums of what is *in* the
+# to a commit, both by https. A broken download goes on where it stopped; what arrives is checked by names, sizes and checksums of what is *in* the
 # archive. The set may be used for research; no file of it is in this repository.
 #
 # Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/download.ipynb).
@@ -25,8 +25,11 @@ import http.client
 import json
 import os
 import re
+import time
 import urllib.error
-from collections.abc import Callable, Sequence
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,43 +103,105 @@ print("the X-ray set is", "here, and whole" if XRAY else "not here")
 
 # %% [markdown]
 # ## One file, in pieces
+# A rest is asked for only where the server still serves the file that the first part came from: its ETag or Last-Modified is kept beside the
+# part and sent along (`If-Range`), and an answer that names another one is not appended.
+
+# %%
+#| export
+AT_MOST = 1 << 30  # bytes of a download; the set has 75 MiB
+SLOWEST = 1024  # bytes a second
+
+
+def is_secure(
+    url: str,
+) -> bool:
+    "Whether nobody on the way can change what comes: https, or this machine itself."
+    parts = urllib.parse.urlsplit(url)
+    at_home = parts.hostname in ("127.0.0.1", "::1", "localhost")
+    return parts.scheme == "https" or (parts.scheme == "http" and at_home)
+
+
+class SecureRedirects(urllib.request.HTTPRedirectHandler):
+    "Follows a server elsewhere, but never to an address without https."
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any,
+                         newurl: str) -> urllib.request.Request | None:
+        "OSError where the new address is not secure."
+        if not is_secure(newurl):
+            raise OSError(f"the server sends on to {newurl[:80]}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def identity(
+    answer: http.client.HTTPResponse,
+) -> str:  # "" where there is none that proves sameness byte by byte
+    "What tells this file of the server from another one under the same address."
+    tag = answer.headers.get("ETag", "")
+    return tag if tag.startswith('"') else answer.headers.get("Last-Modified", "")
+
 
 # %%
 #| export
 def ask(
     url: str,
     have: int,  # bytes of it that are here already
+    known: str,  # identity of the file that they are of
     timeout: float,  # seconds without a byte
 ) -> http.client.HTTPResponse | None:  # None: there is nothing left to fetch
     "Open an address, from a byte on (HTTP Range). Errors are OSError."
+    if not is_secure(url):
+        raise OSError(f"{url[:80]} is not https")
     request = urllib.request.Request(url, headers={"User-Agent": "verdiff"})
     if have:
         request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", known)
     try:
-        return urllib.request.urlopen(request, timeout=timeout)
+        return urllib.request.build_opener(SecureRedirects).open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:
+        if error.code == 416 and have and identity(error) in ("", known):
             return None
         raise
 
 
 # %%
 #| export
+def blocks(
+    answer: http.client.HTTPResponse,
+    timeout: float,  # seconds in which `SLOWEST` bytes each must come
+) -> Iterator[bytes]:
+    "What comes; OSError where it hardly comes."
+    began, count = time.monotonic(), 0
+    while block := answer.read1(1 << 18):
+        count += len(block)
+        yield block
+        if (seconds := time.monotonic() - began) > timeout:
+            if count < SLOWEST * seconds:
+                raise OSError(f"slower than {SLOWEST:,} bytes a second")
+            began, count = time.monotonic(), 0
+
+
 def receive(
     answer: http.client.HTTPResponse,
     part: Path,  # file to write, or to continue if the server answers with a range
     have: int,  # bytes in it
+    timeout: float,
     progress: bool = True,
 ) -> None:
-    "Write what comes; OSError where it ends too early."
+    "Write what comes; OSError where it ends too early or is too much."
     resumed = answer.status == 206
     have = have if resumed else 0
-    length = answer.headers.get("Content-Length")
-    total = have + int(length) if length else None
+    length = answer.headers.get("Content-Length", "")
+    total = have + int(length) if length.isdecimal() else None
+    if (total or 0) > AT_MOST:
+        raise OSError(f"the file has {total:,} bytes, and {AT_MOST:,} are the limit")
     with open(part, "ab" if resumed else "wb") as file, tqdm(
             total=total, initial=have, unit="B", unit_scale=True, desc=part.stem.lstrip("."),
             disable=None if progress else True) as bar:
-        while block := answer.read(1 << 18):
+        note_of(part).write_text(identity(answer), encoding="utf-8")
+        for block in blocks(answer, timeout):
+            if file.tell() + len(block) > AT_MOST:
+                file.truncate(0)
+                raise OSError(f"the file has more than {AT_MOST:,} bytes, which are the limit")
             file.write(block)
             bar.update(len(block))
         if total is not None and file.tell() < total:
@@ -145,19 +210,33 @@ def receive(
 
 # %%
 #| export
+def note_of(
+    part: Path,
+) -> Path:
+    "Where the identity of a part is kept."
+    return part.with_name(f"{part.name}.of")
+
+
 def fetch(
     url: str,
-    part: Path,  # file to write; what is there already is kept and continued
+    part: Path,  # file to write; what is there already is continued if the server still has it
     timeout: float = 30,  # seconds without a byte
     progress: bool = True,
 ) -> None:
     "Download one file, going on where an earlier try stopped. Errors are OSError."
-    have = part.stat().st_size if part.exists() else 0
+    note = note_of(part)
+    known = note.read_text(encoding="utf-8") if note.exists() else ""
+    have = part.stat().st_size if part.exists() and known else 0
     try:
-        answer = ask(url, have, timeout)
+        answer = ask(url, have, known, timeout)
+        if answer is not None and answer.status == 206:
+            start = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+            if not (start and int(start[1]) == have and identity(answer) in ("", known)):
+                answer.close()  # of another file, or from another place: all of it, then
+                answer = ask(url, 0, "", timeout)
         if answer is not None:
             with answer:
-                receive(answer, part, have, progress)
+                receive(answer, part, have, timeout, progress)
     except http.client.HTTPException as error:  # a broken chunk, a garbled first line
         raise OSError(f"the connection broke off ({error!r})") from error
 
@@ -172,6 +251,9 @@ def verify(
     wanted: str | None,  # its manifest; None: do not check
 ) -> None:
     "DataError where an archive is damaged or holds other files."
+    with open(archive, "rb") as file:
+        if file.read(1 << 10).lstrip()[:1] == b"<":
+            raise DataError("it is a web page, not the archive")
     if wanted is not None and manifest(archive) != wanted:
         raise DataError("the files are not those of the published set")
 
@@ -213,8 +295,11 @@ def download_xray(
             reason = refusal(lambda: verify(part, wanted))  # noqa: B023
             if reason is None:
                 os.replace(part, target)
+                for left in target.parent.glob(f".{XRAY_NAME}.*.part*"):
+                    left.unlink(missing_ok=True)
                 return target
             part.unlink()  # complete, and wrong: the next try starts afresh
+            note_of(part).unlink(missing_ok=True)
         reasons.append(f"{url.split('/')[2]}: {reason}")
     raise DataError(
         f"the X-ray set could not be fetched ({'; '.join(reasons)}); run the command "
@@ -243,6 +328,8 @@ class Flaky(BaseHTTPRequestHandler):
         Flaky.asked.append((self.path, start))
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(served) - start))
+        self.send_header("Content-Range", f"bytes {start}-{len(served) - 1}/{len(served)}")
+        self.send_header("ETag", f'"{hash(served)}"')
         self.end_headers()
         whole = start or "other" in self.path
         self.wfile.write(served[start:] if whole else served[:len(served) // 2])

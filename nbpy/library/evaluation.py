@@ -21,7 +21,6 @@ if "google.colab" in sys.modules:
 
 # %%
 #| export
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -41,13 +40,14 @@ from verdiff.data.packed import Packed
 from verdiff.data.phantoms import draw_phantom
 from verdiff.data.splits import grouped_split, image_subsets
 from verdiff.diffusion.sampling import SegmentationSamples, sample
-from verdiff.files import VerdiffError, atomic_write, write_csv, write_json
+from verdiff.files import VerdiffError, atomic_write, read_json, write_csv, write_json
 from verdiff.metrics import Summary, dice, iou, summary
 from verdiff.networks.model import VerdiffNet
 from verdiff.segmentation.segmenter import Segmenter, check_steps
 from verdiff.settings import load_settings
 
 # %%
+import json
 import shutil
 import tempfile
 
@@ -302,7 +302,7 @@ def validation_images(
     opened = open_dataset(data, "training", segmenter.model.size, segmenter.model.config.fit)
     notes = [p / "run.json" for p in (folder, folder.parent) if (p / "run.json").is_file()]
     try:
-        run = json.loads(notes[0].read_text())["settings"] if notes else load_settings().to_dict()
+        run = read_json(notes[0])["settings"] if notes else load_settings().to_dict()
         _, index = grouped_split(patients(opened), float(run["val_fraction"]), int(run["seed"]))
     except (ValueError, KeyError, TypeError) as error:
         raise VerdiffError(f"{notes[0]} is damaged ({type(error).__name__}: {error}), so the "

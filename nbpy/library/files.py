@@ -44,6 +44,11 @@ import multiprocessing
 class VerdiffError(ValueError):
     "Something that a user can put right; the message is one sentence that says how."
 
+    def __str__(self) -> str:
+        "The sentence; of what a hostile file makes it quote, the start and the end."
+        text = super().__str__()
+        return text if len(text) < 3000 else f"{text[:1400]} ... {text[-1400:]}"
+
 
 class DataError(VerdiffError):
     "Something is wrong with a file or folder of data; the message names it."
@@ -103,6 +108,14 @@ def atomic_write(
 
 # %%
 #| export
+def read_json(path: Path) -> Any:
+    "What a JSON file holds; VerdiffError for whatever is none, OSError where it cannot be read."
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # the second: a million opening brackets
+        raise VerdiffError(f"{path} is not JSON ({error}); write it again, or remove it") from None
+
+
 def write_json(path: Path, content: Any) -> None:
     "Write JSON, whole or not at all. VerdiffError where the disk fails."
     with atomic_write(path) as temporary:
@@ -208,9 +221,16 @@ def _refuse(error: OSError) -> NoReturn:
 def files_below(
     source: Path,  # a folder
 ) -> Iterator[Path]:
-    "Its files and those of its subfolders, hidden ones apart; DataError for one that is locked."
-    for at, folders, names in os.walk(source, onerror=_refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    """Its files and those of its subfolders, hidden ones apart; links are followed, each real
+    folder once. DataError for one that is locked.
+    """
+    seen: set[str] = set()
+    for at, folders, names in os.walk(source, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(at)
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and real not in seen)
+        if real in seen:
+            continue
+        seen.add(real)
         yield from (Path(at) / name for name in names if not name.startswith("."))
 
 

@@ -232,7 +232,17 @@ def decode(
 
     DataError where they are no image of a known kind, or a damaged one.
     """
-    kind = content_kind(data[:HEAD])
+    kind, held = content_kind(data[:HEAD]), path.stat().st_size if path else len(data)
+    return decode_kind(kind, data, how, path)._replace(held=held)
+
+
+def decode_kind(
+    kind: str,  # by `content_kind`
+    data: bytes,
+    how: How,
+    path: Path | None = None,  # where the bytes come from
+) -> Raw:
+    "The same by the reader of that kind; DataError too."
     if kind == "tiff":
         return read_tiff(data, how.frame)
     if kind == "raster":
@@ -251,6 +261,25 @@ def decode(
 
 # %%
 #| exports
+FILE_AT_MOST = 1 << 29  # bytes of one picture's file
+
+
+def all_of(
+    file: Any,  # open, binary, at its start
+    kinds: tuple[str, ...],  # by `content_kind`, of which all bytes are wanted
+) -> bytes:  # of other kinds the first `HEAD`: of a volume they are enough, of no image too
+    "DataError for a file that is too large to be one picture."
+    head = file.read(HEAD)
+    if content_kind(head) not in kinds:
+        return head
+    if (size := os.fstat(file.fileno()).st_size) > FILE_AT_MOST:
+        raise DataError(f"too large ({size >> 20} MiB in one file); give a smaller copy")
+    file.seek(0)
+    return file.read()
+
+
+# %%
+#| exports
 def read_raw(
     source: Any,  # path, open file, bytes, Pillow image, array or tensor
     how: How = How(),
@@ -260,9 +289,7 @@ def read_raw(
     with one_sentence(name_of(source) if name is None else name):
         if isinstance(source, (str, os.PathLike)):
             with open(source, "rb") as file:
-                head = file.read(HEAD)
-                kind = content_kind(head)  # of a volume the header is enough, of no image too
-                data = head + file.read() if kind in ("tiff", "raster", "dicom") else head
+                data = all_of(file, ("tiff", "raster", "dicom"))
             return decode(data, how, Path(source))
         if isinstance(source, Image.Image):
             data = bytes_behind(source)
@@ -357,8 +384,8 @@ def open_images(
     "The pictures of a file, one at a time; DataError as `open_image`."
     with one_sentence(str(path)):
         with open(path, "rb") as file:
-            head = file.read(HEAD)
-            data = head + file.read() if content_kind(head) == "dicom" else b""
+            data = all_of(file, ("dicom",))
+            data = data if content_kind(data[:HEAD]) == "dicom" else b""
         frames = iter(
             read_frames(data, window) if data else [read_raw(path, How(None, window), "")]
         )

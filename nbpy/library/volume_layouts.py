@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from verdiff.data.splits import drawn_split
-from verdiff.files import DataError
+from verdiff.files import DataError, files_below
 
 
 # %%
@@ -71,7 +71,7 @@ def stem(path: Path) -> str:
 
 def volumes_below(folder: Path) -> list[Path]:
     "All volume files, sorted."
-    found = (p for p in sorted(folder.rglob("*")) if p.name.lower().endswith(SUFFIXES))
+    found = (p for p in sorted(files_below(folder)) if p.name.lower().endswith(SUFFIXES))
     return [p for p in found if not p.name.startswith(".") and p.is_file()]
 
 

@@ -38,7 +38,6 @@ from verdiff.data.canvas import CanvasSet, Placement, fit_image, place
 from verdiff.data.sagittal import DEFAULT, SliceOptions, sagittal_slices
 from verdiff.data.volume_layouts import Case, Found, find_cases, guess_layout
 from verdiff.files import DataError, atomic_write
-from verdiff.io.archive import ZIP_TROUBLE
 
 # %% [markdown]
 # The paper's own sizes, which squash: 166×369 for CT, 880×880 for MR (it prints the width first; heights come first here).
@@ -79,10 +78,10 @@ def cache_file(cache: Path, case: Case, options: SliceOptions) -> Path:
 def read_about(path: Path, key: list[list[Any]]) -> dict[str, Any] | None:
     "The manifest; None where there is none, or the volume's files are others now."
     try:
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
         return about if about["key"] == key else None
-    except (*ZIP_TROUBLE, KeyError, json.JSONDecodeError):
+    except Exception:  # whatever a damaged file makes numpy throw: it is cut again
         return None
 
 
@@ -226,10 +225,17 @@ class VolumeSlices(CanvasSet):
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def slice(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        "Image (uint8) and labels (int16), both (H, W): square pixels of `where[i].spacing` mm."
+        """Image (uint8) and labels (int16), both (H, W): square pixels of `where[i].spacing` mm.
+
+        DataError where the file of slices is damaged.
+        """
         place = self.where[i]
-        with np.load(place.file) as file:
-            return file[f"image_{place.number}"], file[f"labels_{place.number}"]
+        try:
+            with np.load(place.file, allow_pickle=False) as file:
+                return file[f"image_{place.number}"], file[f"labels_{place.number}"]
+        except Exception as error:  # whatever a damaged file makes numpy throw
+            raise DataError(f"{place.file}: damaged or gone ({type(error).__name__}); remove it, "
+                            "so that its slices are cut again") from None
 
     def read_image(self, i: int) -> Image.Image:
         "The slice at its own size, mode L."

@@ -23,7 +23,6 @@ from tqdm import tqdm
 from .pairs import MaskFolder, check_masks
 from .xray import XRaySet
 from ..files import atomic_write
-from ..io.archive import ZIP_TROUBLE
 
 # %% ../../nbs/library/packed.ipynb #fa3e2079
 @dataclass
@@ -56,9 +55,9 @@ def read_cache(
 ) -> dict[str, np.ndarray] | None:  # None: of other data, or damaged
     "What an earlier run has decoded."
     try:
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             return {k: file[k] for k in ("images", "masks")} if str(file["key"]) == key else None
-    except (*ZIP_TROUBLE, KeyError):
+    except Exception:  # whatever a damaged file makes numpy throw: it is decoded again
         return None
 
 # %% ../../nbs/library/packed.ipynb #a21a705d

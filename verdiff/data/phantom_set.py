@@ -9,6 +9,7 @@ __all__ = ['write_split', 'write_phantoms', 'PhantomSet']
 
 # %% ../../nbs/library/phantom_set.ipynb #20475a56
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,14 +78,22 @@ class PhantomSet(XRaySet):
         seed: int = 0,
         image_size: tuple[int, int] = (576, 192),  # (height, width) of the phantoms
     ):
+        own = root is None
         if root is None:
             user = os.getuid() if hasattr(os, "getuid") else 0
             key = f"{n_training}-{n_test}-{seed}-{image_size[0]}x{image_size[1]}-v1"
             root = Path(tempfile.gettempdir()) / f"verdiff-{user}" / f"phantoms-{key}"
-        if not Path(root).exists():
+        for last in (not own, True):
+            if not Path(root).exists():
+                try:
+                    write_phantoms(root, n_training, n_test, seed, image_size)
+                except DataError:
+                    if not Path(root).exists():  # else another process was faster
+                        raise
             try:
-                write_phantoms(root, n_training, n_test, seed, image_size)
-            except DataError:
-                if not Path(root).exists():  # else another process was faster
+                super().__init__(root, split, size, fit)
+                break
+            except DataError:  # of a temporary folder that somebody cleaned
+                if last:
                     raise
-        super().__init__(root, split, size, fit)
+                shutil.rmtree(root, ignore_errors=True)

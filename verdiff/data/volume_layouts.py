@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .splits import drawn_split
-from ..files import DataError
+from ..files import DataError, files_below
 
 # %% ../../nbs/library/volume_layouts.ipynb #55cef122
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def stem(path: Path) -> str:
 
 def volumes_below(folder: Path) -> list[Path]:
     "All volume files, sorted."
-    found = (p for p in sorted(folder.rglob("*")) if p.name.lower().endswith(SUFFIXES))
+    found = (p for p in sorted(files_below(folder)) if p.name.lower().endswith(SUFFIXES))
     return [p for p in found if not p.name.startswith(".") and p.is_file()]
 
 

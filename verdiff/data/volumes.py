@@ -28,7 +28,6 @@ from .canvas import CanvasSet, Placement, fit_image, place
 from .sagittal import DEFAULT, SliceOptions, sagittal_slices
 from .volume_layouts import Case, Found, find_cases, guess_layout
 from ..files import DataError, atomic_write
-from ..io.archive import ZIP_TROUBLE
 
 # %% ../../nbs/library/volumes.ipynb #941370d6
 PAPER_CT, PAPER_MR = (369, 166), (880, 880)
@@ -60,10 +59,10 @@ def cache_file(cache: Path, case: Case, options: SliceOptions) -> Path:
 def read_about(path: Path, key: list[list[Any]]) -> dict[str, Any] | None:
     "The manifest; None where there is none, or the volume's files are others now."
     try:
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
         return about if about["key"] == key else None
-    except (*ZIP_TROUBLE, KeyError, json.JSONDecodeError):
+    except Exception:  # whatever a damaged file makes numpy throw: it is cut again
         return None
 
 # %% ../../nbs/library/volumes.ipynb #149ded19
@@ -198,10 +197,17 @@ class VolumeSlices(CanvasSet):
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def slice(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        "Image (uint8) and labels (int16), both (H, W): square pixels of `where[i].spacing` mm."
+        """Image (uint8) and labels (int16), both (H, W): square pixels of `where[i].spacing` mm.
+
+        DataError where the file of slices is damaged.
+        """
         place = self.where[i]
-        with np.load(place.file) as file:
-            return file[f"image_{place.number}"], file[f"labels_{place.number}"]
+        try:
+            with np.load(place.file, allow_pickle=False) as file:
+                return file[f"image_{place.number}"], file[f"labels_{place.number}"]
+        except Exception as error:  # whatever a damaged file makes numpy throw
+            raise DataError(f"{place.file}: damaged or gone ({type(error).__name__}); remove it, "
+                            "so that its slices are cut again") from None
 
     def read_image(self, i: int) -> Image.Image:
         "The slice at its own size, mode L."

@@ -79,7 +79,7 @@ def check_size(
     if height < 1 or width < 1:
         raise DataError(f"an image of {height}x{width} pixels is no image")
     limit = 2 * (Image.MAX_IMAGE_PIXELS or 2**40)
-    if height * width > limit or height * width * layers > 16 * limit:
+    if height * width > limit or height * width * layers > 4 * limit:
         raise DataError(f"too large ({height}x{width} pixels); give a smaller copy")
 
 # %% ../../nbs/library/grey.ipynb #c67e3b37
@@ -190,9 +190,14 @@ class Raw(NamedTuple):
     spacing: tuple[float, float] | None = None  # mm between rows and between columns
     about: dict = {}  # geometry that is needed to write a mask back
     notes: tuple[str, ...] = ()  # what a user should know
+    held: int | None = None  # bytes of the file, where it was one
 
     def grey(self) -> np.ndarray:
-        "uint8 (H, W), as a radiograph."
+        "uint8 (H, W), as a radiograph; DataError for so many pixels in so few bytes as none has."
+        count = self.pixels.shape[0] * self.pixels.shape[1]
+        if self.held is not None and count > max(1 << 24, 100 * self.held):
+            raise DataError(f"{count / 1e6:.0f} million pixels in {self.held / 1e6:.1f} MB, which "
+                            "is no radiograph; give one, or a smaller copy")
         pixels = self.pixels
         if self.palette is not None:
             pixels = self.palette[np.minimum(pixels, len(self.palette) - 1)]

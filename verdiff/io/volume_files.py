@@ -72,8 +72,10 @@ def stream_blocks(
                                 f"{again}")
             block = np.frombuffer(data, stored).reshape((*shape[:2], n), order="F")
             yield block if (slope, inter) == (1, 0) else block * slope + inter
-        while file.read(1 << 18):
-            pass
+        for _ in range(256):  # the checksum comes last
+            if not file.read(1 << 18):
+                return
+        raise DataError(f"{path}: goes on for more than 64 MiB behind its voxels; {again}")
     except BROKEN as error:
         raise DataError(f"{path}: damaged ({error}); {again}") from None
     finally:

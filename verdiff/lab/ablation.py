@@ -27,7 +27,7 @@ from ..data.pairs import MaskFolder
 from ..data.phantom_set import PhantomSet
 from ..data.splits import clean_test_indices, grouped_split
 from ..data.xray import XRaySet
-from ..files import VerdiffError, write_json
+from ..files import VerdiffError, read_json, write_json
 from ..segmentation.evaluation import check_shape, evaluate
 from ..settings import LATER, Settings, load_settings
 from ..training.run import train
@@ -208,7 +208,7 @@ def load_run(
 ) -> AblationRun:
     "A finished run; VerdiffError if it is damaged or another one."
     try:
-        run = AblationRun(**json.loads(path.read_text(encoding="utf-8")))
+        run = AblationRun(**read_json(path))
         theirs = LATER | run.settings
     except (ValueError, TypeError):
         raise VerdiffError(f"{path}: damaged; remove it, the same command makes it again") from None

@@ -27,7 +27,9 @@ from ..data.canvas import fit_image
 from ..data.datasets import open_dataset, training_data
 from ..data.packed import Packed, pack
 from ..data.splits import image_subsets
-from ..files import VerdiffError, git_revision, run_lock, write_csv, write_json
+from verdiff.files import (
+    VerdiffError, git_revision, read_json, run_lock, write_csv, write_json,
+)
 from ..io.masks import read_mask
 from .ablation import NOT_COMPARED
 from .fitting import check_minutes, fit
@@ -126,7 +128,7 @@ class Result:
         if not path.exists():
             return None
         try:
-            found = cls(**json.loads(path.read_text(encoding="utf-8")))
+            found = cls(**read_json(path))
             there = LATER | found.about["settings"] | {
                 "films": len(found.names), "names": found.about.get("names"),
                 "pixels": found.about.get("pixels", about["pixels"]),

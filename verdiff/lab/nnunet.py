@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.packed import Packed
-from ..files import VerdiffError, run_lock, write_json
+from ..files import VerdiffError, read_json, run_lock, write_json
 from .comparison import Result, describe, measure
 from .methods import need
 from ..settings import Settings
@@ -166,7 +166,7 @@ def run_nnunet(
     about = describe(settings, train_data, test_data, device) | {
         "epochs": epochs, "iterations": iterations, "batch_size": batch_size}
     same = {k: about[k] for k in ("pixels", "size", "epochs", "iterations", "batch_size")}
-    if (mark := home / "run.json").exists() and json.loads(mark.read_text()) != same:
+    if (mark := home / "run.json").exists() and read_json(mark) != same:
         raise VerdiffError(f"{home} belongs to another run; use another folder, or remove it")
     if found := Result.load(home, about):
         return found

@@ -8,7 +8,6 @@ Docs: https://verdiff.github.io/verdiff/library/config.html.md"""
 __all__ = ['VerdiffConfig', 'scale_signal', 'make_betas', 'read_config']
 
 # %% ../../nbs/library/config.ipynb #b8f1dd39
-import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from ..diffusion.forward import betas_from_alphas_cumprod, make_schedule
-from ..files import VerdiffError
+from ..files import VerdiffError, read_json
 from verdiff.settings import (
     LATER, Beta, Between, Blocks, Channels, Dim, Fit, InputScale, KernelChoice, NormName,
     PredictionType, ScheduleName, Size, Stem, Times, known_values,
@@ -97,12 +96,10 @@ def make_betas(
 def read_config(path: Path) -> VerdiffConfig:
     "config.json as a `VerdiffConfig`; VerdiffError names the file and the key."
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except OSError as error:
         raise VerdiffError(f"{path} could not be read ({error.strerror}); "
                            "give the folder of a saved model") from error
-    except ValueError as error:
-        raise VerdiffError(f"{path} is not JSON ({error}); save the model again") from error
     if not isinstance(values, dict):
         raise VerdiffError(f"{path} holds no table of keys and values; save the model again")
     return VerdiffConfig.from_dict(values, where=str(path), complete=True)

@@ -96,14 +96,20 @@ def load_model(
 
     VerdiffError where a file is missing, damaged, holds NaN or does not fit the other.
     """
-    model = cls(read_config(fetch_file(source, CONFIG_FILE, **hub)))
+    config = read_config(fetch_file(source, CONFIG_FILE, **hub))
     path = fetch_file(source, WEIGHTS_FILE, **hub)
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise VerdiffError(f"{path} is damaged or cut off ({error}); "
                            "copy or save the model again") from error
-    if difference := weights_difference(model, weights):
+    wanted = 9 * sum(c * c for c in config.channels)  # a convolution a level, at the very least
+    difference = None if sum(v.numel() for v in weights.values()) > wanted else (
+        f"channels = {list(config.channels)} take more numbers than it holds")
+    if difference is None:  # else the network might be larger than the memory
+        model = cls(config)
+        difference = weights_difference(model, weights)
+    if difference:
         raise VerdiffError(f"{path} does not belong to the {CONFIG_FILE} beside it: {difference}")
     if bad := [k for k, v in weights.items() if not v.isfinite().all()]:
         raise VerdiffError(f"{path} is damaged: {bad[0]!r} holds NaN or infinity; "

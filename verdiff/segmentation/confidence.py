@@ -10,7 +10,6 @@ __all__ = ['TRAITS', 'SLACK', 'REFERENCE_FILE', 'traits', 'Reference', 'learn_li
 
 # %% ../../nbs/library/confidence.ipynb #9e0d9a20
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..files import VerdiffError, write_json
+from ..files import VerdiffError, read_json, write_json
 from ..io.images import read_image
 from ..networks.pretrained import WEIGHTS_FILE, fetch_file
 
@@ -161,7 +160,7 @@ def load_reference(
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         limits = {name: tuple(map(float, values["limits"][name])) for name in TRAITS}
         if not all(-9 < low < middle < high < 9 for low, middle, high in limits.values()):
             raise ValueError("limits out of order")

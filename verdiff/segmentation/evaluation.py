@@ -9,7 +9,6 @@ __all__ = ['Way', 'Scores', 'Row', 'Evaluation', 'save_evaluation', 'ways_to_seg
            'draw_samples', 'save_figure', 'validation_images']
 
 # %% ../../nbs/library/evaluation.ipynb #9cf9cce5
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from ..data.packed import Packed
 from ..data.phantoms import draw_phantom
 from ..data.splits import grouped_split, image_subsets
 from ..diffusion.sampling import SegmentationSamples, sample
-from ..files import VerdiffError, atomic_write, write_csv, write_json
+from ..files import VerdiffError, atomic_write, read_json, write_csv, write_json
 from ..metrics import Summary, dice, iou, summary
 from ..networks.model import VerdiffNet
 from .segmenter import Segmenter, check_steps
@@ -248,7 +247,7 @@ def validation_images(
     opened = open_dataset(data, "training", segmenter.model.size, segmenter.model.config.fit)
     notes = [p / "run.json" for p in (folder, folder.parent) if (p / "run.json").is_file()]
     try:
-        run = json.loads(notes[0].read_text())["settings"] if notes else load_settings().to_dict()
+        run = read_json(notes[0])["settings"] if notes else load_settings().to_dict()
         _, index = grouped_split(patients(opened), float(run["val_fraction"]), int(run["seed"]))
     except (ValueError, KeyError, TypeError) as error:
         raise VerdiffError(f"{notes[0]} is damaged ({type(error).__name__}: {error}), so the "

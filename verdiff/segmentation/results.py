@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..files import VerdiffError, atomic_write, files_below, write_json
+from ..files import VerdiffError, atomic_write, files_below, read_json, write_json
 from ..io.images import SUFFIXES, Picture, is_image_file, without_suffix
 from .segmenter import Segmentation, overlay
 
@@ -58,7 +58,7 @@ def is_recorded(
 ) -> bool:
     "Whether STEM.json tells of this mask, byte by byte."
     stem = path.name[:path.name.rindex("_mask.")]
-    found = json.loads(path.with_name(f"{stem}.json").read_bytes())
+    found = read_json(path.with_name(f"{stem}.json"))
     return found.get("mask_sha256") == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -70,7 +70,7 @@ def is_ours(
         if path.name.endswith(MEDICAL):
             return is_recorded(path)
         if path.suffix == ".json":
-            found = json.loads(path.read_bytes())
+            found = read_json(path)
             return isinstance(found, dict) and {"share_of_bone", "mean_uncertainty"} <= set(found)
         with Image.open(path) as file:
             return file.info.get("Software") == "verdiff"
@@ -161,8 +161,8 @@ def is_done(
                 if file.info.get("Run") != signature(about):
                     return False
         whole = all(map(is_recorded, paths[4:-1]))
-        return whole and json.loads(paths[-1].read_bytes()).items() >= about.items()
-    except (OSError, ValueError):
+        return whole and read_json(paths[-1]).items() >= about.items()
+    except (OSError, ValueError, AttributeError):
         return False
 
 # %% ../../nbs/library/results.ipynb #b0b611fa
@@ -180,15 +180,17 @@ def refuse_another(
     about: dict[str, Any],  # of the image that is to be written there
     fresh: bool,  # write over it all the same
 ) -> None:
-    "VerdiffError where the results of another image lie under that name."
+    "VerdiffError where results of other pixels lie under that name, whatever the file's name."
     try:
-        there = json.loads(path.read_bytes())
+        there = read_json(path)
     except (OSError, ValueError):
         return
-    if not fresh and all(there.get(key, about[key]) != about[key] for key in ("file", "pixels")):
+    if not isinstance(there, dict) or there.get("pixels", about["pixels"]) == about["pixels"]:
+        return
+    if not fresh:
         raise VerdiffError(
-            f"{path} holds the result of another image, {there['file']}; use another "
-            "--out, or --fresh to write over it"
+            f"{path} holds the result of other pixels, those of {there.get('file')} at that time; "
+            "use another --out, or --fresh to write over it"
         )
 
 # %% ../../nbs/library/results.ipynb #413d53c4

@@ -1,0 +1,94 @@
+"What neighbouring projects' users reported, as it should be here."
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from verdiff.data.phantom_set import PhantomSet
+from verdiff.data.volume_layouts import volumes_below
+from verdiff.files import VerdiffError, files_below, read_json
+from verdiff.io.archive import Store
+from verdiff.io.images import read_image
+from verdiff.segmentation.results import refuse_another
+
+
+@pytest.fixture
+def linked(tmp_path):
+    "Two films in a folder: one in a folder elsewhere that a link names twice, beside a link that runs in a circle."
+    film = Image.fromarray(np.arange(80, dtype=np.uint8).reshape(10, 8))
+    for path in ("in/a.png", "elsewhere/b.png", "elsewhere/v.nii"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        film.save(tmp_path / path, "PNG")
+    for name, target in (("one", "elsewhere"), ("two", "elsewhere"), ("circle", "in")):
+        (tmp_path / "in" / name).symlink_to(tmp_path / target, target_is_directory=True)
+    return tmp_path / "in"
+
+
+def test_links_are_followed_once(linked):
+    assert sorted(p.name for p in files_below(linked)) == ["a.png", "b.png", "v.nii"]
+    assert [p.name for p in volumes_below(linked)] == ["v.nii"]
+
+
+def test_a_set_behind_a_link_is_found(root, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/set").symlink_to(root, target_is_directory=True)
+    assert Store(tmp_path / "in").stamp("labels/training/filenames.csv")
+
+
+def test_names_in_a_table_stay_inside(root, tmp_path):
+    store = Store(root)
+    (root.parent / "secret.jpg").write_bytes(b"x")
+    assert store.stamp("data/training/../../../secret.jpg") is None and store.stamp("\0") is None
+    assert store.stamp("labels/training/filenames.csv")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "set").symlink_to(root, target_is_directory=True)
+    assert Store(tmp_path / "below/../set").stamp("labels/training/filenames.csv")
+
+
+@pytest.mark.parametrize("lost", ["data/training", "labels/test/angles.csv", "labels"])
+def test_phantoms_half_gone_are_drawn_again(tmp_path, monkeypatch, lost):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    first = PhantomSet(None, "test", (32, 16), n_training=1, n_test=1, image_size=(96, 32))
+    path = next(tmp_path.rglob(lost))
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for split in ("training", "test"):
+        again = PhantomSet(None, split, (32, 16), n_training=1, n_test=1, image_size=(96, 32))
+        assert len(again) == 1
+    assert np.array_equal(np.asarray(first.read_image(0)), np.asarray(again.read_image(0)))
+    with pytest.raises(VerdiffError):  # but a folder that somebody named is not written over
+        write = tmp_path / "mine"
+        write.mkdir()
+        PhantomSet(write)
+    assert not list((tmp_path / "mine").iterdir())
+
+
+@pytest.mark.parametrize("name", ["film.png", "other.png"])
+def test_other_pixels_are_never_written_over(tmp_path, name):
+    path, about = tmp_path / "film.json", {"file": name, "pixels": "new"}
+    refuse_another(path, about, False)  # nothing there
+    path.write_text('{"file": "film.png", "pixels": "old"}')
+    with pytest.raises(VerdiffError, match="other pixels, those of film.png"):
+        refuse_another(path, about, False)
+    refuse_another(path, about, True)
+    path.write_text('{"file": "film.png", "pixels": "new", "steps": 3}')
+    refuse_another(path, about, False)  # the same film in another way
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b"\xff", b"", b"{", b"9" * 5000])
+def test_json_that_is_none_is_one_sentence(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_bytes(text)
+    with pytest.raises(VerdiffError, match="x.json is not JSON"):
+        read_json(path)
+
+
+def test_many_pixels_in_few_bytes_are_no_radiograph(tmp_path):
+    path = tmp_path / "blank.png"
+    Image.new("L", (5000, 4000)).save(path)
+    with pytest.raises(VerdiffError, match="20 million pixels in 0.0 MB"):
+        read_image(path)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 5000), np.uint8)
+    Image.fromarray(np.tile(noise, (4096 // 64, 1))).save(path)
+    assert Path(path).stat().st_size > 200_000 and np.asarray(read_image(path)).shape == (4096, 5000)
