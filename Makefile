@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c .ci/constraints.txt
 NAME ?=
 
-.PHONY: help demo test install dev nb pages preview screenshots sliders docs readme export repo bench long clean
+.PHONY: help demo test install dev nb pages preview screenshots sliders docs readme export repo bench long fuzz clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench: .venv/dev  ## seconds and ratios against other libraries, measured in one
 	mkdir -p bench/results
 	$(BIN)/python bench/networks.py --json bench/results/networks.json
 	$(BIN)/python bench/segment.py
+
+fuzz: .venv/dev  ## thousands of damaged and hostile inputs through every reader and command (about 10 minutes)
+	$(BIN)/python tests/robustness/fuzz.py --json bench/results/robustness.json
 
 long: .venv/base  ## train for hours in the background, or go on with it (VERDIFF_XRAY, VERDIFF_LONG)
 	PYTHONPATH=. $(BIN)/python bench/long.py
