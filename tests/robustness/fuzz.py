@@ -18,7 +18,7 @@ if __name__ == "__main__":
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
 from robustness.worker import serve
 
-LIMIT = 60  # seconds until a process is killed; ten of the processor are a fault
+LIMIT = 120  # seconds until a process is killed; ten of the processor are a fault
 
 
 class Worker:
@@ -37,7 +37,7 @@ class Worker:
     def attempt(self, name, limit=LIMIT):
         if self.process is None:
             self.start()
-            limit += 60  # it imports everything first
+            limit += 600  # it imports everything first
         try:
             self.pipe.send(name)
             if self.pipe.poll(limit):
@@ -60,6 +60,7 @@ class Worker:
 def try_all(names, worker, by_hand=None):
     "Numbers or names, and before them those made by hand that a condition holds for."
     made = worker.attempt("") if by_hand else []
+    assert isinstance(made, list), made
     for name in [*filter(by_hand, made), *map(str, names)]:
         yield worker.attempt(name)
 

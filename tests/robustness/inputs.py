@@ -94,7 +94,7 @@ def published():
         files |= {f"data/{split}/{name}": pillow_file(film, "JPEG") for name in names}
         files[f"{top}/filenames.csv"] = "\n".join(names).encode()
         files[f"{top}/landmarks.csv"] = "\n".join(",".join(f"{x:.4f}" for x in row) for row in spread(marks)).encode()
-        files[f"{top}/angles.csv"] = b"10,5,5\n" * 4
+        files[f"{top}/angles.csv"] = b"0,0,0\n" * 4
         files |= {f"{top}/{name}.mat": b"MATLAB 5.0 MAT-file" + bytes(200) for name in names}
     return files
 

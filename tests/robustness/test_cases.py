@@ -8,6 +8,7 @@ from PIL import Image
 
 from verdiff.data.phantom_set import PhantomSet
 from verdiff.data.volume_layouts import volumes_below
+from verdiff.data.xray import XRaySet
 from verdiff.files import VerdiffError, files_below, read_json
 from verdiff.io.archive import Store
 from verdiff.io.images import read_image
@@ -92,3 +93,28 @@ def test_many_pixels_in_few_bytes_are_no_radiograph(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 5000), np.uint8)
     Image.fromarray(np.tile(noise, (4096 // 64, 1))).save(path)
     assert Path(path).stat().st_size > 200_000 and np.asarray(read_image(path)).shape == (4096, 5000)
+
+
+def rows(change):
+    "A change of all rows of a table: (N, 2, 17, 4), x before y, the vertebrae, their corners."
+    def of(table):
+        return change(table.reshape(-1, 2, 17, 4)).reshape(len(table), -1)
+    return of
+
+
+@pytest.mark.parametrize("table, change, words", [
+    ("landmarks", rows(lambda t: t[:, ::-1]), "out of order"),  # y first
+    ("landmarks", lambda t: t.reshape(-1, 2, 68).transpose(0, 2, 1).reshape(-1, 136), "out of order"),  # x, y, x, y
+    ("landmarks", rows(lambda t: t[:, :, ::-1]), "out of order"),  # from the bottom upwards
+    ("landmarks", rows(lambda t: t.transpose(0, 1, 3, 2)), "out of order"),  # corner by corner
+    ("landmarks", rows(lambda t: t[..., [0, 2, 1, 3]]), "out of order"),  # corners down, then right
+    ("landmarks", lambda t: np.roll(t, 1, 0), "rows mixed up"), ("angles", lambda t: np.roll(t, 1, 0), "rows mixed up"),
+    ("angles", lambda t: t * np.pi / 180, "angles.csv says")])
+def test_landmarks_in_another_order_are_refused(root, tmp_path, table, change, words):
+    shutil.copytree(root, tmp_path / "set")
+    path = next((tmp_path / "set").rglob(f"training/{table}.csv"))
+    np.savetxt(path, change(np.loadtxt(path, delimiter=",")), "%.7f", ",")
+    data = XRaySet(tmp_path / "set", "training", (64, 32))
+    with pytest.raises(VerdiffError, match=f"row . of labels/training/landmarks.csv .phantom-000.*{words}"):
+        for i in range(len(data)):
+            data.arrays(i)
