@@ -95,6 +95,8 @@ def run():
         if one["fault"] or args.only:
             print(json.dumps(one, indent=1, ensure_ascii=False).replace("\\n", "\n"), flush=True)
         if i % 100 == 99:
+            if args.json:
+                keep(args.json, "fuzz", summary(found))
             print(f"{i + 1} tried, {sum(bool(f['fault']) for f in found)} faults", flush=True)
     worker.stop()
     result = summary(found)

@@ -65,7 +65,7 @@ def hostile_words(number, places):
     known = next(a for a in make_parser()._actions if a.choices).choices[command]
     options = [a.option_strings[-1] for a in known._actions if a.option_strings and a.nargs != 0]
     more = [w for _ in range(int(rng.integers(1, 3))) for w in (pick(rng, options), pick(rng, HOSTILE))]
-    more = [w for pair in zip(more[::2], more[1::2], strict=True) if pair[0] != "--out" or pair[1].startswith(("/", "\0", "")) for w in pair]
+    more = [w for pair in zip(more[::2], more[1::2], strict=True) if pair[0] != "--out" or pair[1] in ("", "/dev/null") for w in pair]
     return words_of(command, places, [w if w not in ("../..",) else f"{places['out']}/../in" for w in more])
 
 
