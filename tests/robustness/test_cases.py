@@ -1,5 +1,6 @@
 "What neighbouring projects' users reported, as it should be here."
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from verdiff.data.xray import XRaySet
 from verdiff.files import VerdiffError, files_below, read_json
 from verdiff.io.archive import Store
 from verdiff.io.images import read_image
+from verdiff.lab.methods import make_network
 from verdiff.segmentation.results import refuse_another
+from verdiff.settings import load_settings
 
 
 @pytest.fixture
@@ -118,3 +121,10 @@ def test_landmarks_in_another_order_are_refused(root, tmp_path, table, change, w
     with pytest.raises(VerdiffError, match=f"row . of labels/training/landmarks.csv .phantom-000.*{words}"):
         for i in range(len(data)):
             data.arrays(i)
+
+
+def test_a_canvas_that_leaves_one_pixel_is_refused():
+    pytest.importorskip("monai")
+    for size, fits in ((["height=32", "width=16"], False), (["height=64", "width=16"], True)):
+        with nullcontext() if fits else pytest.raises(VerdiffError, match="more than 32 pixels"):
+            make_network("swin", load_settings("smoke", size))

@@ -419,6 +419,8 @@ def make_network(
     torch.manual_seed(settings.seed)
     try:
         net = METHODS[name].build(settings)
+        if 1 < getattr(net, "multiple", 1) >= max(settings.size):  # one pixel has no spread
+            raise ValueError(f"it needs more than {net.multiple} pixels in height or width")
     except ValueError as error:
         if isinstance(error, VerdiffError):
             raise
