@@ -255,21 +255,24 @@ for axis, (picture, cmap, top, title) in zip(axes, shown):
 # ```sh
 # # with the network that travels along
 # verdiff segment my_xray.png more/ -o results
+# # DICOM in; the mask also as DICOM segmentation, or with --nifti as NIfTI (needs verdiff[medical])
+# verdiff segment study.dcm -o results
 # # the whole way once, on phantoms
 # verdiff demo
 # # the public X-ray set that the paper used
 # verdiff data xray --out data/xray
 # verdiff train --data data/xray --profile laptop --out runs/xray
 # verdiff evaluate --data data/xray --model runs/xray --steps 1,5,10 -o results
-# # your own images/ and masks/
+# # your own images/ and masks/; where masks hold more than vertebrae, --labels 1-24 chooses
 # verdiff train --data my_pairs/ --profile fine --start-from bundled
 # # a confidence for your clinic's images
 # verdiff calibrate --images my_images/ -o my_model
 # ```
 #
-# The radiograph should be upright and show the whole spine from the front; the vertebrae come as one mask, neither separated nor
-# numbered. Each mask comes with a predicted Dice and its 90 % interval (`predicted_dice` in its JSON: [how it was
-# tested](lab/xray.ipynb#predicted-dice)). A picture unlike those that the model knows gets a warning. A training, or a folder of images, that was interrupted
+# The radiograph should be upright and show the whole spine from the front; it may have any shape, since a small spine in it is
+# found first. The vertebrae come as one mask, neither separated nor numbered. Each mask comes with a predicted Dice and its 90 %
+# interval (`predicted_dice` in its JSON: [how it was tested](lab/xray.ipynb#predicted-dice)). A picture unlike those that the model
+# knows gets a warning. A training, or a folder of images, that was interrupted
 # goes on when the same command is given again. `verdiff COMMAND --help` explains the rest.
 #
 # ## What the paper says that cannot hold

@@ -21,7 +21,6 @@ if "google.colab" in sys.modules:
 
 # %%
 #| export
-import json
 import sys
 import time
 from collections import Counter

@@ -10,7 +10,6 @@ __all__ = ['Way', 'Scores', 'Row', 'Evaluation', 'save_evaluation', 'ways_to_seg
            'predictor_from']
 
 # %% ../../nbs/library/evaluation.ipynb #9cf9cce5
-import json
 import sys
 import time
 from collections import Counter

@@ -22,7 +22,7 @@ from ..data.canvas import Placement, fit_image
 from ..networks.model import VerdiffNet
 
 # %% ../../nbs/library/zoom.ipynb #002b25b3
-WIDTH, ROWS, COLUMNS = 0.165, 0.81, 0.78  # of a usual spine (the last: at most), shares of the canvas
+WIDTH, ROWS, COLUMNS = 0.165, 0.81, 0.78  # of a usual spine (the last: at most), by the canvas
 SHAPE = 0.58  # height by width over the canvas's own, below which a radiograph is wide
 NEAR = 1.15  # a spine is near enough where a larger zoom would be less than this
 LEAST = 1.4  # zooms of less are not worth it
