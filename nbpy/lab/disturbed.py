@@ -94,7 +94,7 @@ if stored:
                   f"{'met' if lost <= most else 'not met'}")
     mean, low, high = gain["clean"]["dice"]
     print("clean radiographs, trained further minus package: "
-          f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]: {'met' if low <= 0 <= high or low > 0 else 'not met'}")
+          f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]: {'met' if high >= 0 else 'not met'}")
 
 # %% [markdown]
 # ## L5

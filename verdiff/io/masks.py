@@ -202,11 +202,11 @@ def write_mask_like(
             f"{picture.pixels.shape[0]}x{picture.pixels.shape[1]}; both must have one size"
         )
     if not ending or not fits:
+        volume = ", .nii.gz or .mha"
+        more = {"dicom": f", .dcm{volume}", "nifti": volume, "meta": volume}
         raise DataError(
-            f"{path}: a mask cannot be written so for an image of the kind {picture.kind}; use .png"
-            + {"dicom": ", .dcm, .nii.gz or .mha", "nifti": ", .nii.gz or .mha", "meta": ", .nii.gz or .mha"}.get(
-                picture.kind, ""
-            )
+            f"{path}: a mask cannot be written so for an image of the kind {picture.kind}; "
+            f"use .png{more.get(picture.kind, '')}"
         )
     data = mask_bytes(mask, picture, ending, version, str(path))
     with atomic_write(path) as temporary:
