@@ -533,14 +533,19 @@ else:
 # **1 · Predict.** What uncertainty does an ensemble of one sample give? Write your number down, then run.
 
 # %%
-alone = segmenter.predict(wide.image, steps=5, ensemble=1)
-print(alone.uncertainty.max())
+# your code here
 
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
 # Zero everywhere: one number does not differ from its own mean.
-#
+
+# %%
+#| code-fold: true
+alone = segmenter.predict(wide.image, steps=5, ensemble=1)
+print(alone.uncertainty.max())
+
+# %% [markdown]
 # </details>
 #
 # **2 · Implement.** Write `to_canvas(points, placement)`, which takes points $(X, Y)$ of the radiograph to the canvas by the
@@ -568,7 +573,7 @@ assert mask_dice(drawn, np.asarray(truth_canvas) > 127) > 0.85
 # and what would you measure to be sure?
 
 # %%
-square = np.zeros((480, 480), np.uint8)  # the same spine, more film around
+square = np.zeros((480, 480), np.uint8)  # the same spine, more around it
 square[:, 110:370] = wide.image
 padded = segmenter.predict(square, zoom=False).mask[:, 110:370]
 
@@ -578,8 +583,6 @@ padded = segmenter.predict(square, zoom=False).mask[:, 110:370]
 # The canvas is three times as high as wide, so a square is letterboxed until its *width* fits, and the spine is left with a third of the
 # canvas's rows: fewer pixels per vertebra than in training. Measure the height of a vertebra on the canvas (`placement.scale`),
 # and Dice against it. The remedy is to find the spine coarsely and to zoom to it, as `predict` does by itself.
-#
-# </details>
 
 # %%
 #| code-fold: true
@@ -592,4 +595,6 @@ print(f"canvas pixels per pixel {close:.3f} -> {placed:.3f}, "
 assert placed < 0.6 * close
 
 # %% [markdown]
+# </details>
+#
 # What did all of this show about the paper itself? Next: [17 · The paper, checked](17_paper_checked.ipynb).
