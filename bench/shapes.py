@@ -150,7 +150,7 @@ def main() -> None:
         "minutes": round((time.perf_counter() - start) / 60, 1), "model": o.model or "bundled",
         "fingerprint": segmenter.fingerprint(), "on": o.on, "steps": 1, "samples": o.ensemble,
         "seed": 0, "shrink": o.shrink, "films": len(index), "rows": rows,
-        "scores": {data.names[i]: s for i, s in zip(index, scores, strict=True)}})
+        "scores": {str(i): s for i, s in zip(index, scores, strict=True)}})  # by number in the part
     part.unlink(missing_ok=True)
 
 
