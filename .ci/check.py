@@ -6,6 +6,7 @@ import atexit
 import difflib
 import functools
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,21 +132,29 @@ def notebooks():
     run(sys.executable, ".ci/outside.py", "--wheel", built_wheel())
 
 
+def read_page(path):
+    """The formulas of a processed page, once it has gone to HTML."""
+    from nbconvert import HTMLExporter
+
+    nb = page(path)
+    html, _ = HTMLExporter(template_name="classic").from_notebook_node(nb)
+    if len(html) < 2000:
+        raise Failed(f"{path.name} gives an empty page")
+    formulas = []
+    for cell in nb.cells:
+        shown = [o.get("data", {}).get("text/markdown", "") for o in cell.get("outputs", [])]
+        texts = [cell.source] if cell.cell_type == "markdown" else map("".join, shown)
+        formulas += [dict(page=path.name, **f) for t in texts for f in find_formulas(t)]
+    return formulas
+
+
 def docs():
     """every page goes through nbdev's processing and to HTML, and every formula parses"""
     import yaml
-    from nbconvert import HTMLExporter
 
-    pages, formulas = processed(), []
-    for path in pages:
-        nb = page(path)
-        html, _ = HTMLExporter(template_name="classic").from_notebook_node(nb)
-        if len(html) < 2000:
-            raise Failed(f"{path.name} gives an empty page")
-        for cell in nb.cells:
-            shown = [o.get("data", {}).get("text/markdown", "") for o in cell.get("outputs", [])]
-            texts = [cell.source] if cell.cell_type == "markdown" else map("".join, shown)
-            formulas += [dict(page=path.name, **f) for t in texts for f in find_formulas(t)]
+    pages = processed()
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        formulas = [f for several in pool.map(read_page, pages) for f in several]
     if len(pages) != len(NOTEBOOKS) or not formulas:
         raise Failed(f"{len(pages)} pages from {len(NOTEBOOKS)} notebooks, {len(formulas)} formulas")
     site = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"]
@@ -355,7 +364,7 @@ def main():
         print(f"== {step.__name__}: {step.__doc__}", flush=True)
         start = time.time()
         try:
-            if step is pytest and wheel in steps:  # it mostly waits for the network and the disk
+            if wheel in steps and not waiting:  # it mostly waits for the network and the disk
                 built_wheel()
                 waiting[wheel] = beside.submit(wheel)
             waiting[step].result() if step in waiting else step()

@@ -224,9 +224,9 @@ answers = [
         f"Padded to a square they lose {whole} of Dice, {zoomed} where the "
         f"spine is zoomed to (24 test radiographs). On validation "
         f"radiographs noise of 0.05 changes it by {noise}, a blur of four "
-        f"pixels by {blur}. Training that shows such things changes the first by "
-        f"{gained}, and clean radiographs by {price}, so the package keeps its "
-        f"weights ([zoom](library/zoom.ipynb)).",
+        f"pixels by {blur}. Training that shows such things changes the first "
+        f"by {gained}, and clean radiographs by {price}, so the package keeps "
+        f"its weights ([zoom](library/zoom.ipynb)).",
         "lab/disturbed",
     ),
     (
