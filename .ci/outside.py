@@ -57,7 +57,7 @@ def execute(path, package, env):
     nb.cells.insert(0, nbformat.v4.new_code_cell(where))
     with tempfile.TemporaryDirectory(prefix="page-", ignore_cleanup_errors=True) as empty:
         quiet = ["--IPKernelApp.log_level=40"]  # it warns of its own sockets
-        client = NotebookClient(nb, timeout=1800, kernel_name="python3", extra_arguments=quiet,
+        client = NotebookClient(nb, timeout=600, kernel_name="python3", extra_arguments=quiet,
                                 resources={"metadata": {"path": empty}})
         try:
             client.execute(env=env)
