@@ -1,4 +1,8 @@
 "What several tests need."
+import importlib
+import sys
+from pathlib import Path
+
 import pytest
 
 from verdiff.cli import main
@@ -9,6 +13,22 @@ from verdiff.data.phantom_set import write_phantoms
 def root(tmp_path_factory):
     "Six phantoms to train on and three to test on, in the published layout; not to be changed."
     return write_phantoms(tmp_path_factory.mktemp("data") / "phantoms", 6, 3, 0, (192, 64))
+
+
+@pytest.fixture(scope="module")
+def script():
+    "Import a script of bench/ by its name."
+    bench = Path(__file__).resolve().parent.parent / "bench"
+
+    def load(name):
+        if not bench.exists():
+            pytest.skip("not in a clone")
+        sys.path.insert(0, str(bench))
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.path.remove(str(bench))
+    return load
 
 
 @pytest.fixture

@@ -70,21 +70,6 @@ def data(phantoms, tmp_path):
     return Path(shutil.copytree(phantoms, tmp_path / "data"))
 
 
-@pytest.fixture
-def fails(capsys):
-    "Run the command; it must end with 2 and one sentence that holds the given words."
-    def check(*argv, words=()):
-        capsys.readouterr()
-        assert main([str(a) for a in argv]) == 2
-        err = capsys.readouterr().err
-        lines = [line for line in err.splitlines() if line.startswith("verdiff: error: ")]
-        assert len(lines) == 1 and "Traceback" not in err, err
-        for word in words:
-            assert str(word) in lines[0], (word, lines[0])
-        return lines[0]
-    return check
-
-
 def files(folder):
     "What lies in a folder: names and contents."
     return {p: p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}

@@ -92,7 +92,7 @@ def facts_to_do(
     "VerdiffError where they would lie over somebody else's."
     pixels = hashlib.sha256(picture.pixels.tobytes()).hexdigest()
     about = {"file": way["file"], "pixels": pixels, **way, **medical_facts(picture)}
-    ending = medical_ending(picture, about.get("nifti", False))
+    ending = medical_ending(picture, about["nifti"])
     paths = result_paths(place.parent, place.name, ending)
     if not fresh and is_done(paths, about):
         return None
@@ -108,7 +108,7 @@ def segment_picture(
 ) -> Segmentation:
     "Segment one picture into its files."
     image, medical = Image.fromarray(picture.pixels), None
-    ending = medical_ending(picture, about.get("nifti", False))
+    ending = medical_ending(picture, about["nifti"])
     result = segmenter.predict(image, about["steps"], about["ensemble"], about["seed"],
                                about["zoom"])
     if ending:
@@ -144,8 +144,8 @@ def segment_files(
     steps, ensemble = steps or segmenter.usual[0], ensemble or segmenter.usual[1]
     say_before(segmenter, sources, out, (steps, ensemble))
     way = {"model": model, "fingerprint": segmenter.fingerprint(), "steps": steps,
-           "ensemble": ensemble, "seed": seed, "zoom": zoom, "verdiff": verdiff.__version__}
-    way |= {"nifti": True} if nifti else {}
+           "ensemble": ensemble, "seed": seed, "zoom": zoom, "nifti": nifti,
+           "verdiff": verdiff.__version__}
     for path, stem in tqdm(images, "segment", unit="image", disable=None if progress else True):
         pictures, notes = pictures_of(path, out / stem, window), ()
         while True:

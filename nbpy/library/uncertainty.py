@@ -48,6 +48,7 @@ from verdiff.data.packed import Packed
 from verdiff.data.splits import study
 from verdiff.diffusion.sampling import sample
 from verdiff.files import VerdiffError
+from verdiff.metrics import dice
 from verdiff.networks.model import VerdiffNet
 from verdiff.training.batches import generator_for
 
@@ -77,9 +78,8 @@ def mask_dice(
     a: np.ndarray,  # bool
     b: np.ndarray,  # bool, the same shape
 ) -> float:  # in [0, 1]; both empty: 1
-    "Eq. (17) of two masks."
-    total = int(a.sum()) + int(b.sum())
-    return 2 * int((a & b).sum()) / total if total else 1.0
+    "Eq. (17) of two NumPy masks."
+    return dice(torch.from_numpy(a)[None], torch.from_numpy(b)[None]).item()
 
 
 def measures(
@@ -323,7 +323,7 @@ def learn_predictor(
 ) -> DicePredictor:
     "Measure, score and fit; VerdiffError for fewer than 5 studies or patients."
     films = [(f.index, f.kind, measures(f.prior, f.samples), mask_dice(f.pred, f.true))
-             for f in answers(model, data, copies, steps, ensemble, progress)]
+             for f in answers(model, data, copies, steps, ensemble, progress=progress)]
     names = data.groups or [study(name) for name in data.names]
     index, kinds, found, true = zip(*films, strict=True)
     return fit_predictor(found, true, [names[i] for i in index], [k == "clean" for k in kinds])[0]

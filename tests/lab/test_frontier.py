@@ -1,22 +1,14 @@
 "`bench/frontier.py`: each budget goes on from the one before, what is done is not repeated."
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(not (ROOT / "bench").exists(), reason="needs a clone")
-
 
 @pytest.fixture
-def frontier():
-    spec = importlib.util.spec_from_file_location("frontier", ROOT / "bench" / "frontier.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def frontier(script):
+    return script("frontier")
 
 
 def run(frontier, monkeypatch, tmp_path, minutes, names="small,pair"):

@@ -1,23 +1,14 @@
 "`bench/gpu.py`, rehearsed with tiny sizes on the CPU."
-import importlib.util
 import json
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(not (ROOT / "bench").exists(), reason="needs a clone")
-
 
 @pytest.fixture
-def gpu(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    spec = importlib.util.spec_from_file_location("gpu", ROOT / "bench" / "gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def gpu(script):
+    return script("gpu")
 
 
 def words(tmp_path, parts, *more):

@@ -167,7 +167,12 @@ def test_learn_from_a_model(model):
     assert [f.index for f in films] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert [f.kind for f in films[:6]] == ["clean", "noise", "cut", "clean", "blur", "zoom"]
     assert films[0].samples.shape == (2, 48, 32) and films[0].pred.shape == (96, 64)
-    predictor = learn_predictor(model, packed(6), ensemble=2, progress=False)
+    six = packed(6)
+    predictor = learn_predictor(model, six, ensemble=2)  # with a bar
+    films = list(answers(model, six, ensemble=2, progress=False))  # the same seeds and copies
+    assert predictor == fit_predictor([measures(f.prior, f.samples) for f in films],
+                                      [mask_dice(f.pred, f.true) for f in films],
+                                      [f"film {f.index}" for f in films], [f.kind == "clean" for f in films])[0]
     assert predictor.films == 6 and 0 < predictor.limit < predictor.usual < 1
     with pytest.raises(VerdiffError, match="too few"):
         learn_predictor(model, packed(4), ensemble=1, copies=0, progress=False)

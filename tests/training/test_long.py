@@ -1,5 +1,4 @@
 "`make long`: starts in the background, says where it is, is not started twice, goes on."
-import importlib.util
 import json
 import os
 import signal
@@ -18,10 +17,8 @@ pytestmark = pytest.mark.skipif(os.name != "posix" or not (ROOT / ".git").exists
 
 
 @pytest.fixture
-def long(monkeypatch):
-    spec = importlib.util.spec_from_file_location("long", ROOT / "bench" / "long.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def long(script, monkeypatch):
+    module = script("long")
     monkeypatch.setattr(module, "PROFILE", "smoke")
     monkeypatch.setattr(module, "BEGIN", ())
     monkeypatch.setattr(sys, "argv", ["long.py", "--set", "max_steps=100000"])
