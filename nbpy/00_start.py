@@ -77,6 +77,7 @@ for axis, (title, (x, colours, top)) in zip(axes, panels.items()):
 # | [16 Segment](16_segment.ipynb) | Does it work on my file? |
 # | [17 The paper, checked](17_paper_checked.ipynb) | Which of the paper's claims hold? |
 # | [18 X-ray, CT and MR](18_modalities.ipynb) | What must one know to read the other machines? |
+# | [19 Why more steps lose](19_more_steps.ipynb) | What would a perfect network do, and what does training hide? |
 #
 # Beside the course stand the **library** (how the subject becomes a tool: files, settings, checkpoints, the command line) and the **laboratory**, where results come
 # first: [what each part is worth](lab/ablation.ipynb), [real radiographs](lab/xray.ipynb), [other methods](lab/comparison.ipynb).

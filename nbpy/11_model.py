@@ -441,7 +441,7 @@ def held_out(model):
 
 
 # %%
-def fit(seed=0, steps=90, **switches):
+def fit(seed=0, steps=60, **switches):
     "A small model, [mse, bce] of each step, the prior's Dice every ten."
     torch.manual_seed(seed)
     model = VerdiffNet(channels=(8, 16, 32), height=64, width=32, **switches)
@@ -461,7 +461,7 @@ def fit(seed=0, steps=90, **switches):
 # %%
 detached = [fit(seed) for seed in (0, 1)]
 model, curve, scores = detached[0]
-print(f"after 90 steps: mse {curve[-10:, 0].mean():.3f}, bce "
+print(f"after 60 steps: mse {curve[-10:, 0].mean():.3f}, bce "
       f"{curve[-10:, 1].mean():.3f}, Dice of the prior {scores[-1]:.3f}")
 
 
@@ -538,7 +538,7 @@ for name, runs in (("detached", detached), ("joint", joint)):
 
 # %%
 #| code-fold: true
-#| fig-alt: "Two panels over 90 steps, two seeds each. Left, the diffusion loss falls alike for detached and joint. Right, the held-out Dice of the prior rises for both, the lines of the two ways crossing."
+#| fig-alt: "Two panels over 60 steps, two seeds each. Left, the diffusion loss falls alike for detached and joint. Right, the held-out Dice of the prior rises for both, the lines of the two ways crossing."
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.6))
 smooth = lambda y: np.convolve(y, np.ones(10) / 10, "valid")
 for runs, color, name in ((detached, "tab:blue", "detached"),
@@ -546,13 +546,13 @@ for runs, color, name in ((detached, "tab:blue", "detached"),
     for k, (_, curve, scores) in enumerate(runs):
         axes[0].plot(smooth(curve[:, 0]), color=color,
                      label=None if k else name)
-        axes[1].plot(range(10, 91, 10), scores, color=color)
+        axes[1].plot(range(10, 61, 10), scores, color=color)
 axes[0].set(title="diffusion loss (mean of 10)", xlabel="step")
 axes[0].legend()
 axes[1].set(title="held-out Dice of the prior", xlabel="step");
 
 # %% [markdown]
-# Two seeds and 90 steps decide nothing about quality; the [ablation](lab/ablation.ipynb) asks with more. What decides our default is meaning. Detached, $f(b)$ is a segmentation trained as one, a baseline of its own. A joint $f$ is free to carry a message to the diffusion U-Net rather than to segment, and it changes the *input* $x_t$, which contains $s_t f(b)$, as well. `detach_prior = false` is the paper's literal Algorithm 1, and the `paper` profile has it.
+# Two seeds and 60 steps decide nothing about quality; the [ablation](lab/ablation.ipynb) asks with more. What decides our default is meaning. Detached, $f(b)$ is a segmentation trained as one, a baseline of its own. A joint $f$ is free to carry a message to the diffusion U-Net rather than to segment, and it changes the *input* $x_t$, which contains $s_t f(b)$, as well. `detach_prior = false` is the paper's literal Algorithm 1, and the `paper` profile has it.
 #
 # ## 6 · A last layer that starts at zero
 #

@@ -382,7 +382,7 @@ class Segmenter:
 # Some seconds of training give a very small network (`make demo` trains a better one):
 
 # %%
-tiny = "height=96 width=32 channels=8,16,32 max_steps=250 batch_size=8"
+tiny = "height=96 width=32 channels=8,16,32 max_steps=150 batch_size=8"
 tiny += " validate_every=1000 checkpoint_every=1000 rotation=5"
 settings = load_settings("demo", tiny.split())
 phantoms = pack(PhantomSet(size=settings.size, n_training=64),

@@ -927,7 +927,7 @@ augment = Augment(rotation=5, elastic=0.01, contrast=0.1)
 
 
 # few steps, hence a high rate that falls to zero; the same for all
-def learn(steps=120, **config):
+def learn(steps=80, **config):
     torch.manual_seed(35)
     model = VerdiffNet(
         channels=(8, 16, 32), height=96, width=32, nsa=False, **config

@@ -310,4 +310,4 @@ for name, ends in (("own minimum and maximum", None), ("window", (-500, 1300))):
 # %% [markdown]
 # </details>
 #
-# That was the last lesson. What did the course find? [All answers, with their intervals](found.ipynb).
+# One question has stood open since [lesson 15](15_worth_it.ipynb): why do more steps of the diffusion lose, and can it be mended? [Lesson 19](19_more_steps.ipynb).

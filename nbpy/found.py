@@ -183,7 +183,7 @@ answers = [
         f"{say(*walks['plain'])}; with a signal of a fifth by "
         f"{say(*walks['scale'])}, with recycling by {say(*walks['recycle'])}, "
         f"and all stay below the prior "
-        f"([why](lab/why_steps.ipynb)).",
+        f"([why](19_more_steps.ipynb)).",
         "15_worth_it",
     ),
     (
