@@ -19,8 +19,10 @@ if "google.colab" in sys.modules:
 #| exports
 #| code-fold: true
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,7 @@ from tqdm import tqdm
 from verdiff.diffusion.forward import ShiftedDiffusion
 from verdiff.diffusion.posterior import predict_x_0, q_posterior
 from verdiff.diffusion.posterior import reshift, unshift
-from verdiff.files import VerdiffError
+from verdiff.files import VerdiffError, is_memory_short
 
 # %%
 #| code-fold: true
@@ -691,7 +693,16 @@ panel([[many.mean[0], masks.mean(0),
 # %% [markdown]
 # ## 6 · `sample`: all of it, with a real network
 #
-# All members of all images go in one batch, halved where a GPU's memory runs short.
+# All members of all images go in one batch, halved where memory runs short.
+
+# %%
+#| exports
+@lru_cache
+def say_size(size: int) -> None:
+    "A line on stderr, once a process; it leaves the bar whole."
+    tqdm.write(f"verdiff: note: memory runs short, going on with {size} "
+               f"sample{'s' * (size > 1)} at a time", file=sys.stderr)
+
 
 # %%
 #| exports
@@ -702,7 +713,7 @@ def in_batches(
     progress: bool = False,
     join: Callable[[list], Any] = torch.cat,  # of the parts
 ) -> Any:  # (rows, ...)
-    """Run over all rows; where CUDA's memory runs short, halve the batch.
+    """Run over all rows; where memory runs short, say so and halve the batch.
 
     VerdiffError where it does not hold one row.
     """
@@ -715,12 +726,15 @@ def in_batches(
                 bar.update(end - first)
                 first = end
                 continue
-            except torch.cuda.OutOfMemoryError as error:
-                if size == 1:
+            except (MemoryError, RuntimeError) as error:
+                if not is_memory_short(error):
+                    raise
+                if end - first == 1:
                     raise VerdiffError(
-                        "the GPU's memory does not hold even one sample; "
-                        "take a smaller size, or the CPU") from error
-                size = -(-min(size, rows - first) // 2)
+                        "the memory does not hold even one sample; take a "
+                        "smaller size, or another device") from error
+                size = -(-(end - first) // 2)
+                say_size(size)
             torch.cuda.empty_cache()  # here, where what the error held is gone
     return join(done)
 

@@ -55,6 +55,34 @@ class DataError(VerdiffError):
 
 
 # %% [markdown]
+# Two things that no input explains have names of their own in each library: memory that runs short, and a GPU that is gone.
+
+# %%
+#| export
+def is_memory_short(error: BaseException) -> bool:
+    "Whether the memory of the machine or of a GPU ran short, as Python, numpy or torch say it."
+    words = ("out of memory", "allocate memory", "not enough memory", "alloc_failed",
+             "insufficient shared memory", "killed by signal: killed")  # the last: of a worker
+    of_torch = isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or of_torch
+
+
+def is_device_lost(error: BaseException) -> bool:
+    "Whether a GPU stopped working; an assertion on it is a fault of ours, and is not meant."
+    words = str(error).lower()
+    told = any(w in words for w in ("cuda error", "hip error", "execution_failed", "device lost"))
+    of_device = type(error).__name__ == "AcceleratorError" or told
+    lost = isinstance(error, RuntimeError) and of_device and "assert" not in words
+    return lost and not is_memory_short(error)
+
+
+# %%
+assert is_memory_short(MemoryError()) and not is_memory_short(ValueError("out of memory"))
+assert is_device_lost(RuntimeError("CUDA error: unspecified launch failure"))
+assert not is_device_lost(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+# %% [markdown]
 # ## A file, whole or not at all
 
 # %%
@@ -100,6 +128,8 @@ def atomic_write(
     except Exception as error:
         if not _is_disk_trouble(error):
             raise
+        if "permission denied" in str(error).lower():
+            raise VerdiffError(f"could not save {path}: Permission denied; {kept}") from error
         raise VerdiffError(f"could not save {path}: writing broke off, probably because the disk "
                            f"is full ({error}); {kept}") from error
     finally:

@@ -164,7 +164,12 @@ def segment_files(
             if found[0].notes != notes:
                 notes = found[0].notes
                 say(f"note: {path}: {'; '.join(notes)}")
-            result = segment_picture(segmenter, *found, about)
+            try:
+                result = segment_picture(segmenter, *found, about)
+            except MemoryError:  # for pixels of its own; for one sample of any is a VerdiffError
+                count["could not be done"] += 1
+                say(f"error: {path}: not enough memory; give a smaller copy")
+                continue
             if result.warning:
                 count["with a warning"] += 1
                 say(f"warning: {path}: {result.warning}")
