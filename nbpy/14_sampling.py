@@ -19,10 +19,8 @@ if "google.colab" in sys.modules:
 #| exports
 #| code-fold: true
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,7 +32,7 @@ from tqdm import tqdm
 from verdiff.diffusion.forward import ShiftedDiffusion
 from verdiff.diffusion.posterior import predict_x_0, q_posterior
 from verdiff.diffusion.posterior import reshift, unshift
-from verdiff.files import VerdiffError, is_memory_short
+from verdiff.files import halved
 
 # %%
 #| code-fold: true
@@ -697,15 +695,6 @@ panel([[many.mean[0], masks.mean(0),
 
 # %%
 #| exports
-@lru_cache
-def say_size(size: int) -> None:
-    "A line on stderr, once a process; it leaves the bar whole."
-    tqdm.write(f"verdiff: note: memory runs short, going on with {size} "
-               f"sample{'s' * (size > 1)} at a time", file=sys.stderr)
-
-
-# %%
-#| exports
 def in_batches(
     run: Callable[[int, int], Any],  # first row, end -> of these rows
     rows: int,
@@ -727,14 +716,7 @@ def in_batches(
                 first = end
                 continue
             except (MemoryError, RuntimeError) as error:
-                if not is_memory_short(error):
-                    raise
-                if end - first == 1:
-                    raise VerdiffError(
-                        "the memory does not hold even one sample; take a "
-                        "smaller size, or another device") from error
-                size = -(-(end - first) // 2)
-                say_size(size)
+                size = halved(end - first, error)
             torch.cuda.empty_cache()  # here, where what the error held is gone
     return join(done)
 

@@ -26,6 +26,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -74,6 +75,39 @@ def is_device_lost(error: BaseException) -> bool:
     of_device = type(error).__name__ == "AcceleratorError" or told
     lost = isinstance(error, RuntimeError) and of_device and "assert" not in words
     return lost and not is_memory_short(error)
+
+
+# %%
+#| export
+def say(text: str) -> None:
+    "A line on stderr that leaves a bar whole."
+    from tqdm import tqdm  # late: the command line starts without it
+
+    tqdm.write(f"verdiff: {text}", file=sys.stderr)
+
+
+@lru_cache
+def say_once(text: str) -> None:
+    "The same, once a process."
+    say(text)
+
+
+def halved(
+    rows: int,  # that were tried at once
+    error: Exception,  # what came of it
+) -> int:
+    """How many to try next; the error again where it was not of memory.
+
+    VerdiffError where it was a single one.
+    """
+    if not is_memory_short(error):
+        raise error
+    if rows == 1:
+        raise VerdiffError("the memory does not hold even one sample; take a smaller size, or "
+                           "another device") from error
+    half = -(-rows // 2)
+    say_once(f"note: memory runs short, going on with {half} sample{'s' * (half > 1)} at a time")
+    return half
 
 
 # %%

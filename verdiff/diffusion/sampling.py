@@ -6,14 +6,12 @@ Docs: https://verdiff.github.io/verdiff/sampling.html.md"""
 
 # %% auto #0
 __all__ = ['Predictor', 'Noise', 'Callback', 'randn', 'ddpm_sample', 'ddpm_sample_printed', 'timestep_sequence', 'ddim_sample',
-           'dpm_solver_sample', 'SeededNoise', 'SegmentationSamples', 'say_size', 'in_batches', 'join_parts', 'sample']
+           'dpm_solver_sample', 'SeededNoise', 'SegmentationSamples', 'in_batches', 'join_parts', 'sample']
 
 # %% ../../nbs/14_sampling.ipynb #4a7208bb
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,7 @@ from tqdm import tqdm
 from .forward import ShiftedDiffusion
 from .posterior import predict_x_0, q_posterior
 from .posterior import reshift, unshift
-from ..files import VerdiffError, is_memory_short
+from ..files import halved
 
 # %% ../../nbs/14_sampling.ipynb #0b22a5bc
 # x_t (B, ...), t int64 (B,) -> what the network says, (B, ...)
@@ -214,13 +212,6 @@ class SegmentationSamples:
         return self.samples.std(0, correction=0)
 
 # %% ../../nbs/14_sampling.ipynb #9eae5a17
-@lru_cache
-def say_size(size: int) -> None:
-    "A line on stderr, once a process; it leaves the bar whole."
-    tqdm.write(f"verdiff: note: memory runs short, going on with {size} "
-               f"sample{'s' * (size > 1)} at a time", file=sys.stderr)
-
-# %% ../../nbs/14_sampling.ipynb #a677960a
 def in_batches(
     run: Callable[[int, int], Any],  # first row, end -> of these rows
     rows: int,
@@ -242,14 +233,7 @@ def in_batches(
                 first = end
                 continue
             except (MemoryError, RuntimeError) as error:
-                if not is_memory_short(error):
-                    raise
-                if end - first == 1:
-                    raise VerdiffError(
-                        "the memory does not hold even one sample; take a "
-                        "smaller size, or another device") from error
-                size = -(-(end - first) // 2)
-                say_size(size)
+                size = halved(end - first, error)
             torch.cuda.empty_cache()  # here, where what the error held is gone
     return join(done)
 
