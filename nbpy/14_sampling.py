@@ -32,7 +32,7 @@ from tqdm import tqdm
 from verdiff.diffusion.forward import ShiftedDiffusion
 from verdiff.diffusion.posterior import predict_x_0, q_posterior
 from verdiff.diffusion.posterior import reshift, unshift
-from verdiff.files import VerdiffError
+from verdiff.files import halved
 
 # %%
 #| code-fold: true
@@ -691,7 +691,7 @@ panel([[many.mean[0], masks.mean(0),
 # %% [markdown]
 # ## 6 · `sample`: all of it, with a real network
 #
-# All members of all images go in one batch, halved where a GPU's memory runs short.
+# All members of all images go in one batch, halved where memory runs short.
 
 # %%
 #| exports
@@ -702,7 +702,7 @@ def in_batches(
     progress: bool = False,
     join: Callable[[list], Any] = torch.cat,  # of the parts
 ) -> Any:  # (rows, ...)
-    """Run over all rows; where CUDA's memory runs short, halve the batch.
+    """Run over all rows; where memory runs short, say so and halve the batch.
 
     VerdiffError where it does not hold one row.
     """
@@ -715,12 +715,8 @@ def in_batches(
                 bar.update(end - first)
                 first = end
                 continue
-            except torch.cuda.OutOfMemoryError as error:
-                if size == 1:
-                    raise VerdiffError(
-                        "the GPU's memory does not hold even one sample; "
-                        "take a smaller size, or the CPU") from error
-                size = -(-min(size, rows - first) // 2)
+            except (MemoryError, RuntimeError) as error:
+                size = halved(end - first, error)
             torch.cuda.empty_cache()  # here, where what the error held is gone
     return join(done)
 

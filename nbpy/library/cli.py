@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import verdiff
-from verdiff.files import VerdiffError, output_folder
+from verdiff.files import VerdiffError, is_device_lost, is_memory_short, output_folder
 from verdiff.settings import load_settings
 from verdiff.words import natural, positive, seed_list, size_pair, steps_list, whole_number
 
@@ -453,7 +453,11 @@ def make_parser() -> Parser:
 
 # %%
 #| export
-def _sentence(error: Exception) -> str | None:
+SMALLER = "take a smaller batch or size, for example --set batch_size=2"
+GOES_ON = ("segment", "train", "demo", "ablate", "compare")  # when it is given again
+
+
+def _sentence(error: Exception, command: str) -> str | None:
     "What to tell of an error; None for a fault of ours, which keeps its traceback."
     if isinstance(error, VerdiffError):
         return str(error)
@@ -462,9 +466,13 @@ def _sentence(error: Exception) -> str | None:
         if error.errno == errno.ENOSPC:
             return f"{where}{error.strerror}; free some space and give the same command again"
         return f"{where}{error.strerror or error}"
-    words = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in words or "allocate memory" in words:
-        return "not enough memory; give smaller images, or --ensemble 1"  # torch has two ways
+    if is_memory_short(error):
+        trains = command in ("train", "demo", "ablate", "compare")
+        return f"not enough memory; {SMALLER if trains else 'give smaller images, or --ensemble 1'}"
+    if is_device_lost(error):
+        kept = "; what is done is kept, the same command again goes on"
+        return (f"the device stopped working ({str(error).splitlines()[0][:200]})"
+                f"{kept if command in GOES_ON else '; give the same command again'}")
     return None
 
 
@@ -479,13 +487,13 @@ def main(
     try:
         return args.run(args)
     except (VerdiffError, OSError, MemoryError, RuntimeError) as error:
-        if (sentence := _sentence(error)) is None:
+        if (sentence := _sentence(error, args.command)) is None:
             raise
         print(f"verdiff: error: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("verdiff: interrupted; the same command again goes on"
-              if args.command in ("segment", "train", "demo", "ablate", "compare")
+              if args.command in GOES_ON
               else "verdiff: interrupted", file=sys.stderr)
         return 130
 

@@ -26,6 +26,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -52,6 +53,67 @@ class VerdiffError(ValueError):
 
 class DataError(VerdiffError):
     "Something is wrong with a file or folder of data; the message names it."
+
+
+# %% [markdown]
+# Two things that no input explains have names of their own in each library: memory that runs short, and a GPU that is gone.
+
+# %%
+#| export
+def is_memory_short(error: BaseException) -> bool:
+    "Whether the memory of the machine or of a GPU ran short, as Python, numpy or torch say it."
+    words = ("out of memory", "allocate memory", "not enough memory", "alloc_failed",
+             "insufficient shared memory", "killed by signal: killed")  # the last: of a worker
+    of_torch = isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or of_torch
+
+
+def is_device_lost(error: BaseException) -> bool:
+    "Whether a GPU stopped working; an assertion on it is a fault of ours, and is not meant."
+    words = str(error).lower()
+    told = any(w in words for w in ("cuda error", "hip error", "execution_failed", "device lost"))
+    of_device = type(error).__name__ == "AcceleratorError" or told
+    lost = isinstance(error, RuntimeError) and of_device and "assert" not in words
+    return lost and not is_memory_short(error)
+
+
+# %%
+#| export
+def say(text: str) -> None:
+    "A line on stderr that leaves a bar whole."
+    from tqdm import tqdm  # late: the command line starts without it
+
+    tqdm.write(f"verdiff: {text}", file=sys.stderr)
+
+
+@lru_cache
+def say_once(text: str) -> None:
+    "The same, once a process."
+    say(text)
+
+
+def halved(
+    rows: int,  # that were tried at once
+    error: Exception,  # what came of it
+) -> int:
+    """How many to try next; the error again where it was not of memory.
+
+    VerdiffError where it was a single one.
+    """
+    if not is_memory_short(error):
+        raise error
+    if rows == 1:
+        raise VerdiffError("the memory does not hold even one sample; take a smaller size, or "
+                           "another device") from error
+    half = -(-rows // 2)
+    say_once(f"note: memory runs short, going on with {half} sample{'s' * (half > 1)} at a time")
+    return half
+
+
+# %%
+assert is_memory_short(MemoryError()) and not is_memory_short(ValueError("out of memory"))
+assert is_device_lost(RuntimeError("CUDA error: unspecified launch failure"))
+assert not is_device_lost(RuntimeError("CUDA error: device-side assert triggered"))
 
 
 # %% [markdown]
@@ -100,6 +162,8 @@ def atomic_write(
     except Exception as error:
         if not _is_disk_trouble(error):
             raise
+        if "permission denied" in str(error).lower():
+            raise VerdiffError(f"could not save {path}: Permission denied; {kept}") from error
         raise VerdiffError(f"could not save {path}: writing broke off, probably because the disk "
                            f"is full ({error}); {kept}") from error
     finally:

@@ -20,7 +20,6 @@ if "google.colab" in sys.modules:
 # %%
 #| export
 import hashlib
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import verdiff
-from verdiff.files import DataError, VerdiffError
+from verdiff.files import DataError, VerdiffError, say
 from verdiff.io.images import Picture, open_images, window_of
 from verdiff.io.masks import mask_bytes, medical_ending
 from verdiff.segmentation.results import (
@@ -42,11 +41,6 @@ from verdiff.segmentation.segmenter import Segmentation, Segmenter
 
 # %%
 #| export
-def say(text: str) -> None:
-    "A line on stderr that leaves the bar whole."
-    tqdm.write(f"verdiff: {text}", file=sys.stderr)
-
-
 def say_before(
     segmenter: Segmenter,
     sources: Sequence[str | Path],  # files and folders
@@ -164,7 +158,12 @@ def segment_files(
             if found[0].notes != notes:
                 notes = found[0].notes
                 say(f"note: {path}: {'; '.join(notes)}")
-            result = segment_picture(segmenter, *found, about)
+            try:
+                result = segment_picture(segmenter, *found, about)
+            except MemoryError:  # for pixels of its own; for one sample of any is a VerdiffError
+                count["could not be done"] += 1
+                say(f"error: {path}: not enough memory; give a smaller copy")
+                continue
             if result.warning:
                 count["with a warning"] += 1
                 say(f"warning: {path}: {result.warning}")

@@ -33,7 +33,7 @@ from tqdm import tqdm
 import verdiff
 from verdiff.data.packed import Packed, Streamed
 from verdiff.diffusion.sampling import sample
-from verdiff.files import VerdiffError, git_revision, run_lock, write_json
+from verdiff.files import VerdiffError, git_revision, is_memory_short, run_lock, write_json
 from verdiff.metrics import dice
 from verdiff.networks.config import VerdiffConfig
 from verdiff.networks.model import VerdiffNet
@@ -360,11 +360,20 @@ class Work(NamedTuple):
     asked: threading.Event  # to stop
 
 
+def smaller(settings: Settings) -> str:
+    "Settings that take less memory; the gradient is of as many images where that is possible."
+    s = settings
+    if s.batch_size > 1:
+        return f"batch_size={s.batch_size // 2} --set accumulate={2 * s.accumulate}"
+    return f"height={s.height // 2} --set width={s.width // 2}"
+
+
 @contextmanager
 def at_work(run: Run, progress: bool = True) -> Iterator[Work]:
     """Batches made ahead, a bar, an ear for signals; a checkpoint when the loop is interrupted.
 
-    What goes wrong inside is raised again once the batches have stopped.
+    What goes wrong inside is raised again once the batches have stopped; memory that runs short
+    becomes a VerdiffError, after a checkpoint.
     """
     s, acc = run.settings, run.accelerator
     stream = prefetch(batches(run.data, s, run.step * s.accumulate, acc.device,
@@ -374,9 +383,16 @@ def at_work(run: Run, progress: bool = True) -> Iterator[Work]:
     try:
         with polite_interrupt() as asked, closing(stream), bar:
             yield Work(stream, bar, asked)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, MemoryError, RuntimeError) as error:
+        short = is_memory_short(error)
+        if not (short or isinstance(error, KeyboardInterrupt)):
+            raise
         if run.main and run.clean and run.step:
             print(f"saved {save(run).name}; the same command goes on from there", file=sys.stderr)
+        if short:
+            raise VerdiffError(f"not enough memory for a batch of {s.batch_size} at {s.height}x"
+                               f"{s.width}; free some and give the same command again, or start "
+                               f"over with --fresh --set {smaller(s)}") from error
         raise
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .forward import ShiftedDiffusion
 from .posterior import predict_x_0, q_posterior
 from .posterior import reshift, unshift
-from ..files import VerdiffError
+from ..files import halved
 
 # %% ../../nbs/14_sampling.ipynb #0b22a5bc
 # x_t (B, ...), t int64 (B,) -> what the network says, (B, ...)
@@ -219,7 +219,7 @@ def in_batches(
     progress: bool = False,
     join: Callable[[list], Any] = torch.cat,  # of the parts
 ) -> Any:  # (rows, ...)
-    """Run over all rows; where CUDA's memory runs short, halve the batch.
+    """Run over all rows; where memory runs short, say so and halve the batch.
 
     VerdiffError where it does not hold one row.
     """
@@ -232,12 +232,8 @@ def in_batches(
                 bar.update(end - first)
                 first = end
                 continue
-            except torch.cuda.OutOfMemoryError as error:
-                if size == 1:
-                    raise VerdiffError(
-                        "the GPU's memory does not hold even one sample; "
-                        "take a smaller size, or the CPU") from error
-                size = -(-min(size, rows - first) // 2)
+            except (MemoryError, RuntimeError) as error:
+                size = halved(end - first, error)
             torch.cuda.empty_cache()  # here, where what the error held is gone
     return join(done)
 

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from ..data.canvas import Placement, fit_image
+from ..diffusion.sampling import in_batches
 from ..networks.model import VerdiffNet
 
 # %% ../../nbs/library/zoom.ipynb #002b25b3
@@ -82,13 +83,13 @@ def look(
     image: Image.Image,  # mode "L", the whole radiograph
     boxes: Sequence[Box],  # parts of it
 ) -> list[Look]:
-    "Ask the prior about each part, in one batch."
+    "Ask the prior about each part, in one batch if memory allows."
     canvases, places = zip(*(fit_image(b.cut(image), model.size, "letterbox") for b in boxes),
                            strict=True)
     batch = torch.from_numpy(np.stack([np.array(c, np.float32) / 255 for c in canvases]))[:, None]
-    prior = model.condition(batch.to(model.device)).prior  # b 1 h w, in [-1, 1]
-    return [weigh(Look(*at), p) for *at, p in zip(boxes, places, prior[:, 0].float().cpu().numpy(),
-                                                  strict=True)]
+    prior = in_batches(lambda a, b: model.condition(batch[a:b].to(model.device)).prior[:, 0],
+                       len(batch)).float().cpu().numpy()  # b h w, in [-1, 1]
+    return [weigh(Look(*at), p) for *at, p in zip(boxes, places, prior, strict=True)]
 
 
 def weigh(

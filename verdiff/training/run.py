@@ -6,7 +6,7 @@ Docs: https://verdiff.github.io/verdiff/library/run.html.md"""
 
 # %% auto #0
 __all__ = ['LEFT_BY_A_RUN', 'Run', 'group_timeout', 'prepare', 'snapshot', 'restore', 'save', 'resume_run', 'all_reduce',
-           'check_finite', 'validate', 'keep_best', 'report', 'polite_interrupt', 'Work', 'at_work', 'train',
+           'check_finite', 'validate', 'keep_best', 'report', 'polite_interrupt', 'Work', 'smaller', 'at_work', 'train',
            'finished_model']
 
 # %% ../../nbs/library/run.ipynb #35a8ad50
@@ -31,7 +31,7 @@ from tqdm import tqdm
 import verdiff
 from ..data.packed import Packed, Streamed
 from ..diffusion.sampling import sample
-from ..files import VerdiffError, git_revision, run_lock, write_json
+from ..files import VerdiffError, git_revision, is_memory_short, run_lock, write_json
 from ..metrics import dice
 from ..networks.config import VerdiffConfig
 from ..networks.model import VerdiffNet
@@ -303,11 +303,20 @@ class Work(NamedTuple):
     asked: threading.Event  # to stop
 
 
+def smaller(settings: Settings) -> str:
+    "Settings that take less memory; the gradient is of as many images where that is possible."
+    s = settings
+    if s.batch_size > 1:
+        return f"batch_size={s.batch_size // 2} --set accumulate={2 * s.accumulate}"
+    return f"height={s.height // 2} --set width={s.width // 2}"
+
+
 @contextmanager
 def at_work(run: Run, progress: bool = True) -> Iterator[Work]:
     """Batches made ahead, a bar, an ear for signals; a checkpoint when the loop is interrupted.
 
-    What goes wrong inside is raised again once the batches have stopped.
+    What goes wrong inside is raised again once the batches have stopped; memory that runs short
+    becomes a VerdiffError, after a checkpoint.
     """
     s, acc = run.settings, run.accelerator
     stream = prefetch(batches(run.data, s, run.step * s.accumulate, acc.device,
@@ -317,9 +326,16 @@ def at_work(run: Run, progress: bool = True) -> Iterator[Work]:
     try:
         with polite_interrupt() as asked, closing(stream), bar:
             yield Work(stream, bar, asked)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, MemoryError, RuntimeError) as error:
+        short = is_memory_short(error)
+        if not (short or isinstance(error, KeyboardInterrupt)):
+            raise
         if run.main and run.clean and run.step:
             print(f"saved {save(run).name}; the same command goes on from there", file=sys.stderr)
+        if short:
+            raise VerdiffError(f"not enough memory for a batch of {s.batch_size} at {s.height}x"
+                               f"{s.width}; free some and give the same command again, or start "
+                               f"over with --fresh --set {smaller(s)}") from error
         raise
 
 # %% ../../nbs/library/run.ipynb #359eb73d
