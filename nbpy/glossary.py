@@ -12,7 +12,7 @@
 # ## The process
 #
 # | paper | code | meaning | lesson |
-# |-----------|-------------|------------------------|----|
+# |---|---|---|---|
 # | $b$ | `image` | the radiograph, one channel, in $[0, 1]$ | [01](01_radiograph.ipynb) |
 # | $x_0$ | `x_0` | the mask, 1 where there is a vertebra and $-1$ elsewhere | [06](06_forward.ipynb) |
 # | $f$, $f(b)$ | `prior` | the conditional U-Net's first guess of the mask, on the same scale | [08](08_unet.ipynb) |
@@ -33,7 +33,7 @@
 # ## The networks
 #
 # | word | code | meaning | lesson |
-# |---------|--------------|------------------------|----|
+# |---|---|---|---|
 # | conditional U-Net | `ConditionalUNet` | sees the radiograph only and gives the prior | [08](08_unet.ipynb) |
 # | diffusion U-Net | `UNet` | sees $x_t$, the time and the image's features, and predicts | [08](08_unet.ipynb) |
 # | skip connection | `levels` | an encoder level handed to the decoder level of the same size | [08](08_unet.ipynb) |
@@ -45,7 +45,7 @@
 # ## Use and measure
 #
 # | word | code | meaning | lesson |
-# |---------|--------------|------------------------|----|
+# |---|---|---|---|
 # | Dice | `dice` | twice the overlap over the sum of both areas, 0 to 1 | [05](05_metrics.ipynb) |
 # | IoU | `iou` | overlap over union; for one image Dice / (2 − Dice) | [05](05_metrics.ipynb) |
 # | interval | `bootstrap_interval` | a range, so made that in 95 of 100 such studies it holds the true mean | [05](05_metrics.ipynb) |
@@ -60,7 +60,7 @@
 # ## Letters that the paper uses twice
 #
 # | letter | nearly everywhere | but |
-# |------|--------------------|--------------------------|
+# |---|---|---|
 # | $A, B, C$ | weights of $x_0$, $x_t$ and $f$ in the posterior ([07](07_posterior.ipynb)) | the three branches of the MSFM, $a, b, c$ their weights ([09](09_msfm.ipynb)); $C$ alone: number of channels |
 # | $f$, $F$ | the prior | $F$: the fine branch of the NSA ([10](10_nsa.ipynb)); `F` in code: `torch.nn.functional` |
 # | $T$ | number of steps | the gate of the NSA ([10](10_nsa.ipynb)) |

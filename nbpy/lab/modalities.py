@@ -25,6 +25,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import Markdown, display
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from verdiff.data.packed import Packed, pack
@@ -149,7 +150,7 @@ def tested(model, part, groups):
 
 def said(values):
     low, high = bootstrap_interval(values)
-    return f"{np.mean(values):.2f} ({low:.2f} to {high:.2f})"
+    return f"{np.mean(values):.2f}<br>[{low:.2f}, {high:.2f}]"
 
 
 # %%
@@ -160,11 +161,11 @@ table = {
     for name in sets
 }
 for k, measure in enumerate(("Dice", "IoU")):
-    print(f"{measure}, trained on      ",
-          *(f"tested on {name:14s}" for name in sets), sep="")
-    for trained in models:
-        print(f"{trained:21s}",
-              *(f"{said(table[trained, name][k]):24s}" for name in sets), sep="")
+    rows = [(f"{measure}, trained on", *(f"tested on {name}" for name in sets)),
+            ["---"] * (1 + len(sets))]
+    rows += [(trained, *(said(table[trained, name][k]) for name in sets))
+             for trained in models]
+    display(Markdown("\n".join(f"| {' | '.join(row)} |" for row in rows)))
 
 # %% [markdown]
 # What the table must show to be believed: a network is best, or nearly so, where it was trained.
@@ -189,7 +190,7 @@ for (i, j), value in np.ndenumerate(grid):
     axis.text(j, i, f"{value:.2f}", ha="center", va="center",
               color="w" if value < 0.6 else "k")
 axis.set(xticks=range(3), xticklabels=sets, yticks=range(4),
-         yticklabels=models, xlabel="tested on", ylabel="trained on")
+         yticklabels=models, xlabel="tested on", ylabel="trained on");
 
 # %% [markdown]
 # Networks that know radiographs or CT find nothing in T2. They have learned that a vertebra is bright; in T2 the canal and the fat of the back are. Radiographs and CT understand each other somewhat, though one is seen from the front and the other from the side. The network for all three knows that modalities differ, and is behind each specialist: in the same number of steps it has seen each modality a third as often. Whether three times the steps would close the gap is not answered here; change `max_steps` and see.
@@ -211,7 +212,8 @@ fig, axes = plt.subplots(3, 5, figsize=(8, 5), layout="constrained")
 for row, name in zip(axes, sets, strict=True):
     image = packed[name]["test"].images[4]
     row[0].imshow(packed[name]["test"].masks[4, 0], cmap="gray")
-    row[0].set(title="truth", ylabel=name)
+    row[0].set_title("truth", fontsize=8)
+    row[0].set_ylabel(name)
     for axis, (trained, model) in zip(row[1:], models.items(), strict=True):
         axis.imshow(image[0], cmap="gray")
         axis.imshow(np.ma.masked_equal(drawn(model, image), 0), cmap="autumn",
@@ -266,7 +268,7 @@ for name, held in real.items():
     phantoms, others = (
         f"{s.dice.mean():.2f} ({s.iou.mean():.2f})" for s in scores)
     print(f"{name:12s} {len(held)} slices, Dice (IoU): phantoms only "
-          f"{phantoms}, then the two other patients {others}")
+          f"{phantoms}, then two others {others}")
 
 # %%
 #| code-fold: true
@@ -306,4 +308,5 @@ for name, root in (("ct", os.environ["CTSPINE1K"]), ("mr", os.environ["SPIDER"])
     model = train(full, pack(slices["training"]), None,
                   f"runs/modalities-{name}")
     scores = tested(model, pack(slices["test"]), slices["test"].groups)
-    print(name, *map(said, scores), next(model.parameters()).device)
+    print(name, *(f"{np.mean(x):.3f} {bootstrap_interval(x)}" for x in scores),
+          next(model.parameters()).device)
