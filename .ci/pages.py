@@ -21,8 +21,8 @@ from docproc import documented  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = ("slow", "cuda", "notest")  # flags whose cells the checks do not run (`tst_flags` in pyproject.toml)
 BARE = re.compile(
-    r"\s*(\[?(Text|Line2D|BarContainer|PathCollection)\(|interactive\(children|[HV]Box\(children|\w+Slider\(|Output\(\)|"
-    r"\[?<(matplotlib|Figure|Axes|IPython|function|bound|generator|module|torch\.\w+\.\w+ object)|\(?array\(\[+<|\((array|<)|"
+    r"\s*(\[*(Text|Line2D|BarContainer|PathCollection)\(|interactive\(children|[HV]Box\(children|\w+Slider\(|Output\(\)|"
+    r"\[*<(matplotlib|Figure|Axes|IPython|function|bound|generator|module|torch\.\w+\.\w+ object)|\(?array\(\[+<|\((array|<)|"
     r"<[\w.]+ (object )?at 0x)")
 HOME = re.compile(r"/(?:root|home|work|tmp|Users)/[\w./-]+")
 URL = re.compile(r"https?://\S{30,}")

@@ -8,6 +8,7 @@ in Quarto; the style sheets are nbs/styles*.scss over Bootstrap, as in Quarto; t
 """
 import base64
 import html
+import io
 import json
 import os
 import re
@@ -313,7 +314,19 @@ MEASURE = """(async () => { await document.fonts.ready; await Promise.all([...do
     out: [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('pre, .katex-display, .katex-mathml')).slice(0, 3).map(e => e.tagName + '.' + e.className)} })()"""
 
 
-def photograph(pages, tall=16000):
+def picture(browser, width, height, piece=8000):
+    """The whole page as PNG, taken in pieces: Chromium paints no more than 16,384 pixels at once."""
+    from PIL import Image
+
+    whole = Image.new("RGB", (width, height))
+    for top in range(0, height, piece):
+        clip = dict(x=0, y=top, width=width, height=min(piece, height - top), scale=1)
+        data = browser("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]
+        whole.paste(Image.open(io.BytesIO(base64.b64decode(data))), (0, top))
+    return whole
+
+
+def photograph(pages):
     """A picture of each page at both widths, and what is wrong with it."""
     shots, browser, rows = OUT / "shots", Browser(), []
     try:
@@ -326,11 +339,9 @@ def photograph(pages, tall=16000):
                 while browser.value("document.readyState") != "complete" and time.time() < end:
                     time.sleep(0.05)
                 facts = browser.value(MEASURE)
-                clip = dict(x=0, y=0, width=width, height=min(facts["height"], tall), scale=1)
-                picture = browser("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]
                 name = page.replace(".html", f"-{width}{'-dark' if mode == 'dark' else ''}.png")
                 (shots / name).parent.mkdir(parents=True, exist_ok=True)
-                (shots / name).write_bytes(base64.b64decode(picture))
+                picture(browser, width, round(facts["height"])).save(shots / name)
                 wrong = [f"{facts['cut']} of {facts['blocks']} code blocks are cut off"] if facts["cut"] and width > 500 else []
                 wrong += [f"scrolls sideways ({facts['width']} px: {', '.join(facts['out'])})"] if facts["width"] > width else []
                 wrong += [f"{facts['noalt']} pictures without alt text"] if facts["noalt"] else []

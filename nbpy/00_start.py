@@ -83,7 +83,7 @@ for axis, (title, (x, colours, top)) in zip(axes, panels.items()):
 # first: [what each part is worth](lab/ablation.ipynb), [real radiographs](lab/xray.ipynb), [other methods](lab/comparison.ipynb).
 #
 # **Before you start** you should have trained some small network in PyTorch, know what a convolution is, and be able to add two normal distributions. No medicine, and no diffusion
-# models. **Hours:** we reckon half an hour to an hour a lesson with its exercises, hence ten to fifteen in all; in a hurry, read 01, 06, 07, 13 and 14.
+# models. **Hours:** we reckon half an hour to an hour a lesson with its exercises, hence ten to fifteen in all; in a hurry, read 01, 06, 07, 12, 13 and 14.
 #
 # ## 3 · How a page works
 #
@@ -185,7 +185,7 @@ other = load_settings("demo", ["seed=7", "nsa=false"])
 assert changed_answer(demo, other) == ["seed", "nsa"]
 
 # %% [markdown]
-# **3 · Diagnose.** A friend runs the course's training with `--profile paper` on a laptop, and after an hour it is still far from its end. Which three keys, compared with `laptop`, cost her most of
+# **3 · Diagnose (hard).** A friend runs the course's training with `--profile paper` on a laptop, and after an hour it is still far from its end. Which three keys, compared with `laptop`, cost her most of
 # the time? Guess a factor for each.
 
 # %%

@@ -405,7 +405,7 @@ print(f"exact {exact:.0f}, mask {mask.sum()} pixels")
 assert abs(mask.sum() / exact - 1) < 0.01
 
 # %% [markdown]
-# **3 · Diagnose.** A colleague fills the polygons with Pillow's `ImageDraw.polygon`, as `pillow_fill` does above, on a canvas of 192×64. On the training masks everything looks right, yet
+# **3 · Diagnose (hard).** A colleague fills the polygons with Pillow's `ImageDraw.polygon`, as `pillow_fill` does above, on a canvas of 192×64. On the training masks everything looks right, yet
 # the vertebrae that her network draws touch each other, and all her areas come out too large. Look at one corner of `better`, or measure: what does Pillow do, and why does it matter more
 # on a small canvas? Would a finer grid cure it?
 

@@ -510,7 +510,7 @@ marker_answer(marked, body, np.random.default_rng(0))
 assert marked.light.max() > 150 and not marked.light[100:].any()
 
 # %% [markdown]
-# **3 · Diagnose.** A colleague trains on phantoms drawn with `cobb=5` and is proud of her Dice. Then, by mistake, she gives her network a *black* picture, and it draws a spine
+# **3 · Diagnose (hard).** A colleague trains on phantoms drawn with `cobb=5` and is proud of her Dice. Then, by mistake, she gives her network a *black* picture, and it draws a spine
 # that overlaps the masks of her test phantoms by far more than chance. Her code is right. What did the network learn? Which number, to be
 # had before any training, would have warned her? Would other phantoms help?
 

@@ -432,7 +432,7 @@ rest = [sum(five[:f] + five[f + 1:], []) for f in range(5)]
 assert all(leak(r, f) == 0 for r, f in zip(rest, five))
 
 # %% [markdown]
-# **3 · Diagnose.** On the 16 test images with a twin a network reaches a far better Dice than on the other 112. "Memory!" says a colleague. "No," says another, "these sixteen are simply easy ones." Neither
+# **3 · Diagnose (hard).** On the 16 test images with a twin a network reaches a far better Dice than on the other 112. "Memory!" says a colleague. "No," says another, "these sixteen are simply easy ones." Neither
 # can be refuted by the two numbers. Which experiment decides, how many trainings does it take, and what would you compare?
 
 # %%

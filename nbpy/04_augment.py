@@ -3,7 +3,7 @@
 # > Section 3.2's four disturbances, for a batch at once, image and mask moved by one field
 
 # %% [markdown]
-# A few hundred radiographs with masks are few. Can one radiograph teach like many? *Augmentation* disturbs each training image anew whenever it is shown, so that a network never sees the same one twice. You will turn, shift and deform eight drawn spines and change their exposure, see the rotation that everybody writes first shear a square, and compose everything that moves pixels into one sampling field, so that an image and its mask can never part. Seconds on a laptop. Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/04_augment.ipynb).
+# How does one make much of little data ([03](03_xray_set.ipynb))? *Augmentation* disturbs each training image anew whenever it is shown, so that a network never sees the same one twice. You will turn, shift and deform eight drawn spines and change their exposure, see the rotation that everybody writes first shear a square, and compose everything that moves pixels into one sampling field, so that an image and its mask can never part. Seconds on a laptop. Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/04_augment.ipynb).
 
 # %%
 #| hide
@@ -365,11 +365,16 @@ def other_machine(
     return images
 
 
-def random_seeds(shape: tuple[int, ...], generator: Any) -> Tensor:
-    "Whole numbers, each the start of a generator of its own."
-    return torch.randint(2**31, shape, generator=generator)
+# %%
+#| fig-alt: "Eight drawn radiographs as another machine might give them: some blurred, some grainy, some paler or darker, some as they were."
+show(other_machine(images, 0.4, 0.02, 0.1, seeded(35)), masks)
 
 
+# %% [markdown]
+# A spine that leaves the image at an end: rows above and below are switched off, in image and mask.
+
+# %%
+#| exports
 def rows_kept(
     images: Tensor,  # (B, 1, H, W)
     cut: float,  # largest share of the height lost at either end
@@ -384,6 +389,16 @@ def rows_kept(
     return kept.to(images)
 
 
+# %%
+kept = rows_kept(images, 0.25, seeded(35))
+assert kept.mean((1, 2, 3)).min() >= 0.5 and kept.max() == 1
+
+
+# %% [markdown]
+# And a spine that is small in a wide image: zoomed out, a radiograph would stand between black bars. For half of the images the grey at its sides is drawn on instead, by looking no further out than its last column.
+
+# %%
+#| exports
 def widened(
     grid: Tensor,  # (B, H, W, 2), for `grid_sample`
     generator: Source = None,
@@ -395,15 +410,27 @@ def widened(
 
 
 # %%
-#| fig-alt: "Eight drawn radiographs as another machine might give them: some blurred, some grainy, some paler or darker, some as they were."
-show(other_machine(images, 0.4, 0.02, 0.1, seeded(35)), masks)
-kept = rows_kept(images, 0.25, seeded(35))
-assert kept.mean((1, 2, 3)).min() >= 0.5 and kept.max() == 1
+half_size = F.affine_grid(
+    2 * torch.eye(2, 3).expand(8, 2, 3), images.shape, align_corners=False)
+wide = widened(half_size, seeded(35))
+assert {bool((x.abs() > 1).any()) for x in wide[..., 0]} == {True, False}
+assert torch.equal(wide[..., 1], half_size[..., 1])
+
+
+# %%
+#| exports
+def random_seeds(shape: tuple[int, ...], generator: Any) -> Tensor:
+    "Whole numbers, each the start of a generator of its own."
+    return torch.randint(2**31, shape, generator=generator)
+
+
+# %%
+assert len(random_seeds((5,), seeded(0)).unique()) == 5
 
 # %% [markdown]
 # ## 6 · Training that meets the world
 #
-# Other hospitals' radiographs also hold things that no formula over a batch makes: metal, borders, letters. Some are stored inverted, many went through JPEG. These are drawn with Pillow, image by image; a library page has [the code](library/disturb.ipynb). Each has a probability, zero unless a profile says otherwise. Only a collimator hides mask, where its borders are; under metal and letters the vertebrae are where they were.
+# Other hospitals' radiographs also hold things that no formula over a batch makes: metal, borders, letters. Some are stored inverted, many went through JPEG. These are drawn with Pillow, image by image, each by a generator that starts from such a number; a library page has [the code](library/disturb.ipynb). Each has a probability, zero unless a profile says otherwise. Only a collimator hides mask, where its borders are; under metal and letters the vertebrae are where they were.
 
 # %%
 #| fig-alt: "One drawn radiograph six times, with the outline of its mask: plain, with drawn rods, inverted, with borders, with burnt-in letters, and with the blocks of JPEG."

@@ -676,7 +676,7 @@ def risk_coverage(
 
 
 # %% [markdown]
-# Risk against the share kept, for an uncertainty that knows the error, one that half knows it, and one that guesses; a smaller area under the curve is better:
+# Risk over the share kept, for an uncertainty that knows the error, half knows it, or guesses. The area under the curve, *AURC*, should be small:
 
 # %%
 error = rng.beta(2, 18, 200)  # of 200 images

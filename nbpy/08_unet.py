@@ -85,7 +85,7 @@ assert all(pixels == 2 * n + 1 for n, pixels in stacks.items())
 #
 # ## 2 · Telling the time
 #
-# Verdiff-Net has two U-Nets: the *conditional* one guesses the mask from the image (its guess is the *prior* $f$), the *diffusion* one, $\Phi$, answers the question above from a noisy mask $x_t$. The second must know how much noise there is, told by the step $t$. A bare number says it poorly: to a linear layer, 999 is just 999 times 1. Vaswani et al. (2017) wrote numbers like the hands of many clocks, each slower than the last:
+# Verdiff-Net has two U-Nets: the *conditional* one guesses the mask from the image (its guess is the *prior* $f$), the *diffusion* one, $\Phi$, says $\hat x_0$ from a noisy mask $x_t$. The second must know how much noise there is, told by the step $t$. A bare number says it poorly: to a linear layer, 999 is just 999 times 1. Vaswani et al. (2017) wrote numbers like the hands of many clocks, each slower than the last:
 #
 # $$e(t) = \bigl[\cos(\omega_1 t), \dots, \cos(\omega_{d/2} t), \sin(\omega_1 t), \dots, \sin(\omega_{d/2} t)\bigr], \qquad \omega_k = 10000^{-(k-1)/(d/2)} .$$
 #
@@ -695,7 +695,7 @@ assert bottom[0] > 2 and bottom[1] < 1.25 and top[0] < 1.1 and top[1] > 2
 # %% [markdown]
 # </details>
 #
-# **3 · Diagnose.** Somebody "tidied" `pad`. Every shape is right and at 96×32 the Dice is what it was. At 93×29 it is not. Find out what is wrong by experiments on `ill` alone, without reading its code.
+# **3 · Diagnose (hard).** Somebody "tidied" `pad`. Every shape is right and at 96×32 the Dice is what it was. At 93×29 it is not. Find out what is wrong by experiments on `ill` alone, without reading its code.
 
 # %%
 #| code-fold: true

@@ -398,7 +398,7 @@ plt.legend();
 #
 # ## 7 · Chest and lumbar spine, blurred and sharp
 #
-# A toy that has just been trained may not have learned to choose. So take the module of the network that travels with this package, trained on radiographs ([the laboratory](lab/xray.ipynb)). Where the X-ray set is at hand (SpineWeb set 16, AASCE 2019) it looks at eight of its test radiographs, else at phantoms; the output says which.
+# A module trained for a minute may not have learned to choose. So take the module of the network that travels with this package, trained on radiographs ([the laboratory](lab/xray.ipynb)). Where the X-ray set is at hand (SpineWeb set 16, AASCE 2019) it looks at eight of its test radiographs, else at phantoms; the output says which.
 
 # %%
 folder = Path(verdiff.__file__).parent / "weights" / "xray-384x128"
@@ -527,7 +527,7 @@ torch.testing.assert_close(F.conv2d(images[:1], kernel, bias, padding=3),
 # %% [markdown]
 # </details>
 #
-# **3 · Diagnose.** Somebody initialises the module "neutrally": the rows $A_n, B_n, C_n$ all zero, so that training starts from equal weights. After one backward pass, which parameters have no gradient at all? Does the module ever learn to choose?
+# **3 · Diagnose (hard).** Somebody initialises the module "neutrally": the rows $A_n, B_n, C_n$ all zero, so that training starts from equal weights. After one backward pass, which parameters have no gradient at all? Does the module ever learn to choose?
 
 # %%
 neutral = MultiScaleFusion(1, 8, 4)

@@ -628,7 +628,7 @@ axes[0].set_ylabel("mean gate, 4 images")
 axes[0].legend(fontsize=8);
 
 # %% [markdown]
-# So the trained gate does follow the anatomy. The fine branch is open nearly everywhere; the spatial one is more open in gaps and rim than on the bodies, and most of all far away. But compare the last two numbers with 1, the whole range of a sigmoid: it is a fine adjustment.
+# So the trained gate does follow the anatomy. The fine branch is open nearly everywhere; the spatial one is more open in gaps and rim than on the bodies, and most of all far away. But the last two numbers are small beside 1, the range of a sigmoid: a fine adjustment.
 
 # %%
 #| code-fold: true
@@ -735,7 +735,7 @@ assert torch.autograd.grad(w.sum(), p)[0].abs().sum() > 0
 # %% [markdown]
 # </details>
 #
-# **3 · Diagnose.** Somebody's adapter finds the column in every puzzle above and is called done. In a network that also gives it a prior it disappoints. The prior is good, every shape is right. Compare `kernel_choice` with what this one does to `edge`, and say what was mixed up.
+# **3 · Diagnose (hard).** Somebody's adapter finds the column in every puzzle above and is called done. In a network that also gives it a prior it disappoints. The prior is good, every shape is right. Compare `kernel_choice` with what this one does to `edge`, and say what was mixed up.
 
 # %%
 def their_choice(prior, threshold=0.25, window=5, sharpness=10.0):

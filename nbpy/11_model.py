@@ -697,7 +697,7 @@ assert moved == {"diffusion"}
 # %% [markdown]
 # </details>
 #
-# **3 · Diagnose.** Somebody's evaluation gives each image an ensemble of five. For one image the Dice is right; for eight at once it collapses, with no error and the right shapes. Where is the mistake, and why does one image not show it? (Here every member is the prior itself, so that no noise disturbs you.)
+# **3 · Diagnose (hard).** Somebody's evaluation gives each image an ensemble of five. For one image the Dice is right; for eight at once it collapses, with no error and the right shapes. Where is the mistake, and why does one image not show it? (Here every member is the prior itself, so that no noise disturbs you.)
 
 # %%
 def evaluate(images, masks, members=5):

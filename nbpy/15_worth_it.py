@@ -61,7 +61,7 @@ size = 96, 32
 # | ensemble, 5 steps × 20 samples | 0.928 ± 0.008 | 1.000 ± 0.000 | 0.018 ± 0.002 | 0.596 ± 0.030 |
 # | plain U-Net, as many parameters and seconds | **0.938 ± 0.010** | 1.000 ± 0.000 | 0.004 ± 0.003 | 0.390 ± 0.108 |
 #
-# **Is it worth it?** On these phantoms, at this size of training: no. The ensemble beats its own prior by little (the interval over phantoms excludes zero) and is the worst calibrated but one: too shy. The plain U-Net has the best means. Its steps are cheaper, so it gets more of them, and all its parameters work on one task.
+# **Is it worth it?** On these phantoms, at this size of training: no. The ensemble beats its own prior by little (the interval over phantoms excludes zero) and is the worst calibrated but one: underconfident. The plain U-Net has the best means. Its steps are cheaper, so it gets more of them, and all its parameters work on one task.
 #
 # **Steps** do not help: the mean Dice falls from one to fifty, with overlapping intervals. One step gives what the network takes for the *mean* of all masks that fit the image, which, cut at one half, suits Dice; a single sharp sample pays for every wrong choice. DPM-Solver++ buys nothing: what is left is the network's error, not the solver's.
 #
@@ -294,7 +294,7 @@ print(
 # %% [markdown]
 # ## 4 · Samples
 #
-# *Recorded run, as in section 1 (one CPU core, 2026-11-25, commit aa6ee5c).* On the right, twenty evaluations of the diffusion U-Net are spent in five ways. Two of the dotted lines coincide.
+# *Recorded run, as in section 1 (one CPU core, 2026-11-25, commit aa6ee5c).* On the right, twenty evaluations of the diffusion U-Net are spent in five ways.
 
 # %%
 #| slow
@@ -351,7 +351,7 @@ print(
 # %% [markdown]
 # ## 5 · Borders and calibration
 #
-# *Recorded run, as in section 1 (one CPU core, 2026-11-25, commit aa6ee5c).* Three more scores, lower is better: HD95 (borders), ECE (calibration), AURC (does the uncertainty point at errors?). "5 × 20": five steps, twenty samples.
+# *Recorded run, as in section 1 (one CPU core, 2026-11-25, commit aa6ee5c).* HD95 measures borders, ECE calibration, AURC whether the uncertainty points at errors. "5 × 20": five steps, twenty samples.
 
 # %%
 #| slow
@@ -599,7 +599,9 @@ axes[1].legend(fontsize=7);
 #
 # **The missing shift alone does not decide**: exact 0.399, Eq. (7) 0.651. The exact form stays nearer to Eq. (3), yet has the lower Dice for most seeds. **Clipping decides**: 0.850, best for every seed. Why? A network that says *noise* says the mask only through
 #
-# $$\hat x_0 = \frac{y_t - s_t\,\hat\varepsilon}{\sqrt{\bar\alpha_t}}, \qquad\text{so an error } \delta \text{ of } \hat\varepsilon \text{ is an error } \frac{s_t}{\sqrt{\bar\alpha_t}}\,\delta \text{ of } \hat x_0 .$$
+# $$\hat x_0 = \frac{y_t - s_t\,\hat\varepsilon}{\sqrt{\bar\alpha_t}},$$
+#
+# so an error $\delta$ of $\hat\varepsilon$ is an error $\delta\,s_t/\sqrt{\bar\alpha_t}$ of $\hat x_0$.
 
 # %%
 road = ShiftedDiffusion(linear_schedule(50, 2e-3, 0.4))
@@ -618,7 +620,7 @@ axis.axhline(1, color="k", lw=0.6, ls=":")
 axis.set(xlabel="t", ylabel="error of mask / error of noise");
 
 # %% [markdown]
-# At the start of a walk the guess of the mask is wrong by many times its size, in the exact form as in Eq. (7), and beside that a missing shift of at most 1 is a trifle. Which of the two ends better, five seeds do not settle (the interval of the difference includes zero). But masks lie in $[-1, 1]$: clipped, the guess can be wrong by 2 at most. Only the exact form can clip, since it computes $\hat x_0$; Eq. (7) has no place for it, because the shift must be taken off first. That is what the repair is worth. (Our default, a network that says the *mask*, never has the problem.)
+# At the start of a walk the guess of the mask is wrong by many times its size, in the exact form as in Eq. (7), and beside that a missing shift of at most 1 is a trifle. But masks lie in $[-1, 1]$: clipped, the guess can be wrong by 2 at most. Only the exact form can clip, since it computes $\hat x_0$; Eq. (7) has no place for it, because the shift must be taken off first. That is what the repair is worth. (Our default, a network that says the *mask*, never has the problem.)
 #
 # ## 8 · What a radiograph costs
 #

@@ -568,7 +568,7 @@ drawn = landmarks_to_mask(to_canvas_answer(wide.landmarks, placement), *size)
 assert mask_dice(drawn, np.asarray(truth_canvas) > 127) > 0.85
 
 # %% [markdown]
-# **3 · Diagnose.** A colleague segments radiographs of 2,000×2,000 pixels whose spine fills the middle third, and finds Dice
+# **3 · Diagnose (hard).** A colleague segments radiographs of 2,000×2,000 pixels whose spine fills the middle third, and finds Dice
 # far below yours with `zoom=False`, though the same images cropped to the spine do well. Nothing in the network is wrong. What happens,
 # and what would you measure to be sure?
 

@@ -3,7 +3,7 @@
 # > Every equation, both algorithms, every row of both tables, and the main numbers of the text, each with a verdict from this page
 
 # %% [markdown]
-# Every lesson so far built what the paper must mean. What does it say? **Three lines matter most: the kernel of Eq. (2), the prior's
+# What did all of this show about the paper itself? Every lesson so far built what it must mean; here is what it says. **Three lines matter most: the kernel of Eq. (2), the prior's
 # weight in Eq. (6), and the target of Eq. (9).** Whoever implements the first two as printed leaves the paper's own Eq. (3); the third
 # has no minimum. Most of the rest holds, or holds after a slip is mended. All of it stands in one table, [the verdicts](#the-verdicts).
 # Before it, each formula runs as printed, beside the form that works, and four small networks compete on phantoms; a minute on a laptop.
@@ -1135,7 +1135,7 @@ assert abs(x.item() - 1) > 0.05
 # %% [markdown]
 # </details>
 #
-# **3 · Implement.** How many images would be needed to tell Verdiff-Net's 88.74 from nnU-Net's 89.77 on X-rays, if the standard deviation of the *difference* per image were 5?
+# **3 · Diagnose (hard).** On X-rays Table 1 gives nnU-Net 89.77 ± 6.69 and Verdiff-Net 88.74 ± 7.04. "The ± overlap, so there is no difference", says one reader; "one point over 128 images is one", says another. Which number, not printed, decides? If it were 5, how many images would it take?
 
 # %%
 # your code here
@@ -1143,7 +1143,7 @@ assert abs(x.item() - 1) > 0.05
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# The standard error $5/\sqrt n$ must be below $1.03/1.96$: $n > (1.96 \cdot 5/1.03)^2 \approx 90.5$. That many find a true difference of 1.03 half of the time; for four times in five it takes $(2.8 \cdot 5/1.03)^2 \approx 185$. The 128 test images lie between, if they are paired, and if each number were not one training run.
+# Both methods saw the same images, so what counts is the standard deviation of the *difference* per image, not that of either score ([05](05_metrics.ipynb)). If it is 5, the standard error $5/\sqrt n$ must be below $1.03/1.96$: $n > (1.96 \cdot 5/1.03)^2 \approx 90.5$. That many find a true difference of 1.03 half of the time; for four times in five it takes $(2.8 \cdot 5/1.03)^2 \approx 185$. The 128 test images lie between, if they are paired, and if each number were not one training run.
 
 # %%
 #| code-fold: true

@@ -15,6 +15,7 @@ if "google.colab" in sys.modules:
 
 # %%
 #| code-fold: true
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -56,7 +57,7 @@ assert np.array_equal(ct.labels, mr.labels)
 ct.image.shape
 
 # %% [markdown]
-# A radiograph is a shadow. Each ray is weakened by everything on its way (Beer and Lambert): with $\mu$ the attenuation per millimetre, $I = I_0\, e^{-\sum \mu\,\Delta}$. CT numbers are attenuation in disguise: $\mathrm{HU} = 1000\,(\mu - \mu_\text{water}) / \mu_\text{water}$. So we can undo the disguise and shine through from front to back:
+# A radiograph is a shadow. Each ray is weakened by everything on its way (Beer and Lambert): with $\mu$ the attenuation per millimetre, $I = I_0\, e^{-\sum \mu\,\Delta}$. CT numbers (Hounsfield units, HU) are attenuation in disguise: $\mathrm{HU} = 1000\,(\mu - \mu_\text{water}) / \mu_\text{water}$. So we can undo the disguise and shine through from front to back:
 
 # %%
 mu = 0.02 * (ct.image + 1000).clip(0) / 1000  # water: 0.02 a millimetre
@@ -118,7 +119,6 @@ show(*(window(a[middle].T[::-1, ::-1], 0, np.percentile(a, 99.5))
      titles=("as stored", "slow brightness", "divided"))
 
 # %%
-marrow = (mr.labels > 0) & (mr.labels < 26)
 means = [[np.median(a[mr.labels == k]) for k in range(19, 25)]
          for a in (mr.image, even)]
 spread = [np.std(m) / np.mean(m) for m in means]
@@ -177,7 +177,8 @@ show(*(a[len(a) // 2].T for a in raw.values()),
 # The *affine*, a 4×4 matrix in the header, says where each voxel lies in the body. `read_volume` turns the axes to right, front, up by it; a file without one is refused, because a guess would be wrong half of the time.
 
 # %%
-read_volume(files["verse20"]).affine.round(2)
+affine = read_volume(files["verse20"]).affine
+print(np.array2string(affine, precision=2, suppress_small=True))
 
 # %% [markdown]
 # ## 6 · The third trap: what does 20 mean?
@@ -233,23 +234,24 @@ assert len({(c.patient, c.split) for c in cases}) == len(set(whole.groups))
 # | split | not told | published, else by patient | no patient on both sides |
 #
 # ## Exercises
-# **1 · Predict.** Which is brighter in T2, a disc or the rim of a vertebra? And in CT? Predict, then measure with `labels > 200`.
+# **1 · Predict.** Of the 48 ways to store three axes (section 5), how many show the body as in a mirror, left and right exchanged? Would you notice in a sagittal slice? Predict, then count.
 
 # %%
-disc = ct.labels > 200
 # your code here
 
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# In T2 the disc (water), in CT the rim (calcium).
+# Half: those whose matrix of axes has a negative determinant. In a sagittal slice nobody would notice; in a frontal one the heart lies on the wrong side. So a lost affine cannot be guessed from the picture of a spine.
 
 # %%
 #| code-fold: true
-for name, x in (("T2", mr.image), ("CT", ct.image)):
-    rim = np.percentile(x[marrow], 20 if name == "T2" else 80)  # the dense part
-    print(f"{name}: disc {np.median(x[disc]):.0f}, rim about {rim:.0f}")
-    assert (np.median(x[disc]) > rim) == (name == "T2")
+ways = [np.eye(3)[list(order)] * signs
+        for order in itertools.permutations(range(3))
+        for signs in itertools.product((1, -1), repeat=3)]
+mirrored = sum(np.linalg.det(way) < 0 for way in ways)
+print(f"{mirrored} of {len(ways)}")
+assert 2 * mirrored == len(ways)
 
 # %% [markdown]
 # </details>

@@ -73,7 +73,7 @@ def panels(x_t, x_0, title):
     return canvas
 
 
-def film(image, mask):
+def walk(image, mask):
     "A mask drowns in noise around the network's guess, and ten steps bring "
     "one back."
     model = segmenter.model
@@ -111,7 +111,7 @@ drawn = landmarks_to_mask(
 with torch.no_grad():
     image = torch.from_numpy(b)[None, None]
     f = segmenter.model.condition(image).prior[0, 0].numpy()
-    frames = film(image, torch.from_numpy(drawn).float()[None, None])
+    frames = walk(image, torch.from_numpy(drawn).float()[None, None])
 moving = io.BytesIO()
 frames[0].save(
     moving,
@@ -166,7 +166,8 @@ Picture(moving.getvalue(), format="png")
 # ## Does it help?
 #
 # On the official test radiographs of the public X-ray set, with the small network that travels in this package (Dice, mean ± sd,
-# 95 % interval; 8 of the 128 were known to have a twin in the training part, and we found 8 more):
+# 95 % interval; the *prior* is the first network's guess; 8 of the 128 were known to show a radiograph of the training part again, a *twin*,
+# and we found 8 more):
 
 # %%
 #| echo: false
@@ -178,10 +179,11 @@ rows = {
 }
 sets = {
     "all": "128, all",
-    "without duplicates": "120",
+    "without duplicates": "120, no known twin",
     "without any twin": "112, no twin",
 }
-ways = {0: "prior alone", 1: "1 step, mean of 5", 10: "10 steps, mean of 5"}
+ways = {0: "prior alone", 1: "1 step, mean of 5 samples",
+        10: "10 steps, mean of 5"}
 lines = [
     "| | " + " | ".join(sets.values()) + " |",
     "|---|" + "---|" * len(sets),
@@ -191,7 +193,7 @@ for steps, way in ways.items():
     lines.append(
         f"| {way} | "
         + " | ".join(
-            f"{r['dice']:.3f} ± {r['dice_sd']:.3f} [{r['dice_low']:.3f}, "
+            f"{r['dice']:.3f} ± {r['dice_sd']:.3f}<br>[{r['dice_low']:.3f}, "
             f"{r['dice_high']:.3f}]"
             for r in found
         )
@@ -219,12 +221,13 @@ Markdown("\n".join(lines))
 # pip install "verdiff @ git+https://github.com/verdiff/verdiff"
 # ```
 #
-# Python 3.10 or newer; `verdiff[notebooks]` instead of `verdiff` installs what the course needs as well. In Python three lines do:
+# Python 3.10 or newer; `verdiff[notebooks]` instead of `verdiff` installs what the course needs as well. In Python:
 
 # %%
-radiograph = draw_phantom(
-    seed=2024, image_size=(768, 256)
-).image  # or "my_xray.png"
+from verdiff import Segmenter, draw_phantom
+
+# %%
+radiograph = draw_phantom(2024, (768, 256)).image  # or "my_xray.png"
 result = Segmenter.from_pretrained().predict(radiograph)
 print("mask", result.mask.shape, "confidence", round(result.confidence, 2))
 
@@ -294,4 +297,4 @@ for axis, (picture, cmap, top, title) in zip(axes, shown):
 # hospital's images may fail on another's without saying so.
 #
 # Licence: Apache 2.0. The X-ray set (SpineWeb set 16, AASCE 2019) belongs to its authors and comes under their terms; no file of it is
-# in this repository, and the few radiographs that lessons show as figures are credited where they stand.
+# in this repository, and the few radiographs that pages show as figures are credited where they stand.

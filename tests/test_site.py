@@ -55,6 +55,7 @@ def test_the_version_is_the_same_everywhere():
 
 
 def test_what_quarto_needs_to_build_the_site():
+    assert read("nbs/_quarto.yml") == read("_quarto.yml")  # a link: nbdev and Quarto read the one in nbs/
     site = yaml.safe_load(read("_quarto.yml"))
     assert site["format"]["html"]["keep-md"] is True
     steps = yaml.safe_load(read(".github/workflows/docs.yml"))["jobs"]["build"]["steps"]

@@ -116,6 +116,7 @@ def check_minutes(minutes: float | None) -> None:
 
 # %%
 #| exports
+#| code-fold: true
 def share_done(
     run: FitState,
     settings: Settings,
@@ -177,6 +178,7 @@ def start_fit(
 
 # %%
 #| exports
+#| code-fold: true
 def fit(
     network: nn.Module,  # with `loss`
     settings: Settings,

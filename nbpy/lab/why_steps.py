@@ -3,7 +3,7 @@
 # > One frozen prior, four ways to train the diffusion beside it, Dice and likeness after 1 to 50 steps
 
 # %% [markdown]
-# Ten steps of the diffusion have a lower Dice than one. Here is what changes that, and what it costs. Every number is read by code from a stored result of `bench/why_steps.py`: tiny networks (96×32 pixels), a weak prior, validation radiographs only, so the page compares ways of training and says nothing about a large network.
+# Ten steps of the diffusion have a lower Dice than one. Here is what changes that, and what it costs: **less signal in training, or training on the network's own estimates, stops most of the loss and makes samples alike; no way gets above the prior.** Every number is read by code from a stored result of `bench/why_steps.py`: tiny networks (96×32 pixels), a weak prior, validation radiographs only, so the page compares ways of training and says nothing about a large network.
 #
 # Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/lab/why_steps.ipynb).
 

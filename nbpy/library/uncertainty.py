@@ -15,7 +15,7 @@
 # | apart | one minus the Dice of the prior's mask and that of the mean |
 #
 # A ridge regression from their logarithms to the logit of Dice is fitted on validation radiographs and copies of them that were disturbed (noise,
-# blur, ends cut off, a spine that is small on the film), so that low values occur. Each study is then predicted by the others; what those
+# blur, ends cut off, a spine that is small on the radiograph), so that low values occur. Each study is then predicted by the others; what those
 # predictions miss gives an interval that should hold nine Dice of ten, as long as new radiographs are like the old ones.
 #
 # Open this page [![in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/verdiff/verdiff/blob/main/nbs/library/uncertainty.ipynb).

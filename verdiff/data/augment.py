@@ -6,7 +6,7 @@ Docs: https://verdiff.github.io/verdiff/augment.html.md"""
 
 # %% auto #0
 __all__ = ['Source', 'affine_matrix', 'random_rows', 'elastic_field', 'change_contrast', 'half_none', 'gaussian_blur',
-           'other_machine', 'random_seeds', 'rows_kept', 'widened', 'Augment']
+           'other_machine', 'rows_kept', 'widened', 'random_seeds', 'Augment']
 
 # %% ../../nbs/04_augment.ipynb #dd56a0c7
 import math
@@ -134,12 +134,7 @@ def other_machine(
         images = (images + (strength * white).to(images)).clamp(0, 1)
     return images
 
-
-def random_seeds(shape: tuple[int, ...], generator: Any) -> Tensor:
-    "Whole numbers, each the start of a generator of its own."
-    return torch.randint(2**31, shape, generator=generator)
-
-
+# %% ../../nbs/04_augment.ipynb #94cdf822
 def rows_kept(
     images: Tensor,  # (B, 1, H, W)
     cut: float,  # largest share of the height lost at either end
@@ -153,7 +148,7 @@ def rows_kept(
     kept = (middle >= lost[:, 0]) & (middle <= 1 - lost[:, 1])
     return kept.to(images)
 
-
+# %% ../../nbs/04_augment.ipynb #f08708b2
 def widened(
     grid: Tensor,  # (B, H, W, 2), for `grid_sample`
     generator: Source = None,
@@ -162,6 +157,11 @@ def widened(
     beyond = half_none(len(grid), (1, 1, 1), generator).to(grid) > 0
     x, y = grid.split(1, -1)
     return torch.cat([torch.where(beyond, x.clamp(-0.98, 0.98), x), y], -1)
+
+# %% ../../nbs/04_augment.ipynb #68961d81
+def random_seeds(shape: tuple[int, ...], generator: Any) -> Tensor:
+    "Whole numbers, each the start of a generator of its own."
+    return torch.randint(2**31, shape, generator=generator)
 
 # %% ../../nbs/04_augment.ipynb #4944448e
 @dataclass(frozen=True)
