@@ -68,8 +68,8 @@ bench: .venv/dev  ## seconds and ratios against other libraries, measured in one
 fuzz: .venv/dev  ## thousands of damaged and hostile inputs through every reader and command (about 10 minutes)
 	$(BIN)/python tests/robustness/fuzz.py --json bench/results/robustness.json
 
-long: .venv/base  ## train for hours in the background, or go on with it (VERDIFF_XRAY, VERDIFF_LONG)
-	PYTHONPATH=. $(BIN)/python bench/long.py
+long: .venv/base  ## train for hours in the background, or go on with it (VERDIFF_XRAY, VERDIFF_LONG; LONG="--finish 400")
+	PYTHONPATH=. $(BIN)/python bench/long.py $(LONG)
 
 gpu: .venv/base  ## what only a GPU can do, resumable, a call within nine minutes (VERDIFF_XRAY; GPU="--parts roof")
 	PYTHONPATH=. $(BIN)/python bench/gpu.py $(GPU)

@@ -8,6 +8,8 @@ so that later commits do not change it, the run itself, log.txt and pid. A run t
 
 A new folder begins with the averaged weights of the longest run so far, results/long, or with those
 of the package where there is none; `--keep` puts a run's averaged weights and its notes there.
+`--finish 400` goes on from a run's averaged weights for 400 steps, in FOLDER/finish, at a rate that
+falls to zero: weights to be used, not to be trained on.
 """
 import json
 import os
@@ -24,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROFILE = "long"
 RELAY = "bench/results/long"
 BEGIN = (RELAY, "verdiff/weights/xray-384x128")  # with the first of these that is there
+FINISH = ("lr_schedule=cosine", "warmup_steps=10", "ema_decay=0.98", "recycle=0.7")
 
 
 def running(run: Path) -> bool:
@@ -40,12 +43,12 @@ def running(run: Path) -> bool:
         return True
 
 
-def start(folder: Path, data: str, *words: str) -> None:
+def start(folder: Path, data: str, *words: str, begin: Path | None = None) -> None:
     "Train in the background at the lowest priority, with the code that the run began with."
     code = folder / "code"
     if not code.exists():
         subprocess.run(["git", "clone", "-q", ROOT, code], check=True)
-    weights = [code / p for p in BEGIN if (code / p).exists()]
+    weights = [begin] if begin else [code / p for p in BEGIN if (code / p).exists()]
     new = (code / "verdiff" / "__main__.py").exists()  # older code had a module for each command
     command = ["-m", *(("verdiff", "train") if new else ("verdiff.training",)),
                "--data", data, "--profile", PROFILE,
@@ -72,29 +75,46 @@ def progress(run: Path) -> str:
     return said
 
 
-def keep(run: Path, home: Path) -> None:
+def keep(run: Path, home: Path, earlier: Path | None = None) -> None:
     "The averaged weights of the newest checkpoint, and how they came about, into a folder."
     if not checkpoints(run) or (state := read_checkpoint(checkpoints(run)[-1])) is None:
         sys.exit(f"{run}: no readable checkpoint; `make long` starts a run")
     model = VerdiffNet.from_pretrained(find_model(str(run / "model")))
     model.load_state_dict(state["average"])
-    before = json.loads((home / "runs.json").read_text()) if (home / "runs.json").exists() else []
+    notes = (earlier or home) / "runs.json"
+    before = json.loads(notes.read_text()) if notes.exists() else []
     about, history = (json.loads((run / f"{name}.json").read_text()) for name in ("run", "history"))
     about = {k: about[k] for k in ("commit", "device", "torch", "step", "cpu_seconds", "settings")}
     about["validated"] = [e for e in history if "prior_dice" in e]
     model.save_pretrained(home)
-    write_json(home / "runs.json", [*(r for r in before if r["commit"] != about["commit"]), about])
+    others = [r for r in before if any(r[k] != about[k] for k in ("commit", "settings"))]
+    write_json(home / "runs.json", [*others, about])
+
+
+def finish(folder: Path, data: str, steps: str) -> None:
+    "Start the stage whose rate falls, or go on with it."
+    end, words = folder / "finish", (f"max_steps={steps}", *FINISH)
+    if not checkpoints(end / "run"):
+        keep(folder / "run", end / "from", ROOT / RELAY)
+    if not running(end / "run"):
+        start(end, data, *(w for word in words for w in ("--set", word)), begin=end / "from")
+    print(f"{end}: {progress(end / 'run')}")
 
 
 def main() -> None:
     folder = Path(os.environ.get("VERDIFF_LONG", "~/verdiff-long")).expanduser().resolve()
     if sys.argv[1:] == ["--keep"]:
+        if checkpoints(folder / "finish" / "run"):
+            return keep(folder / "finish" / "run", ROOT / RELAY, folder / "finish" / "from")
         return keep(folder / "run", ROOT / RELAY)
     data, was = os.environ.get("VERDIFF_XRAY"), running(folder / "run")
     if not (was or data):
         sys.exit("set VERDIFF_XRAY to the zip or folder of the X-ray set (`verdiff data xray`)")
+    data = str(Path(data).resolve()) if data and Path(data).exists() else data
+    if sys.argv[1:2] == ["--finish"]:
+        return finish(folder, data, *sys.argv[2:])
     if not was:
-        start(folder, str(Path(data).resolve()) if Path(data).exists() else data, *sys.argv[1:])
+        start(folder, data, *sys.argv[1:])
     pid = (folder / "pid").read_text().strip()
     how = "running" if was else "started"
     print(f"{folder}: {how} as process {pid}, {progress(folder / 'run')}")

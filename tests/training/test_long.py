@@ -69,3 +69,23 @@ def test_starts_once_and_goes_on(long, tmp_path, monkeypatch, capsys):
     assert all(torch.equal(weights[k], v) for k, v in state["average"].items())
     assert [run["step"] for run in json.loads((kept / "runs.json").read_text())] == [state["step"]]
     assert (ROOT / long.RELAY / "model.safetensors").exists()  # what the next run begins with
+
+
+def test_the_last_stage_begins_with_the_run_and_ends(long, tmp_path, monkeypatch, capsys):
+    folder, data = tmp_path / "away", tmp_path / "films"
+    monkeypatch.setenv("VERDIFF_LONG", str(folder))
+    monkeypatch.setenv("VERDIFF_XRAY", str(data))
+    monkeypatch.setattr(long, "RELAY", "nothing there")
+    PhantomSet(data, n_training=6, n_test=2)
+    monkeypatch.setattr(sys, "argv", ["long.py", "--set", "max_steps=2", "--set", "recycle=0"])
+    long.main()
+    wait(lambda: long.checkpoints(folder / "run") and not long.running(folder / "run"))
+    monkeypatch.setattr(sys, "argv", ["long.py", "--finish", "3"])
+    long.main()
+    run = folder / "finish" / "run"
+    wait(lambda: long.checkpoints(run) and not long.running(run))
+    about = json.loads((run / "run.json").read_text())
+    assert about["step"] == 3 and about["settings"]["lr_schedule"] == "cosine"
+    long.keep(run, tmp_path / "kept", folder / "finish" / "from")
+    runs = json.loads((tmp_path / "kept" / "runs.json").read_text())
+    assert [r["step"] for r in runs] == [2, 3]
