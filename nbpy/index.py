@@ -212,8 +212,8 @@ lines += [
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# So the honest answer is: on this budget, hardly. Why, what the ceiling of the labels is, and what each part is worth:
-# [what we found](found.ipynb).
+# So the honest answer is: on this budget, hardly. [Why more steps lose](19_more_steps.ipynb), what the ceiling of the labels is, and what
+# each part is worth: [what we found](found.ipynb).
 #
 # ## Your own radiograph
 #
