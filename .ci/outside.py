@@ -17,16 +17,49 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from queue import Empty
 
 import nbformat
+from jupyter_client import AsyncKernelClient, AsyncKernelManager
+from jupyter_client.channels import AsyncZMQSocketChannel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal, DeadKernelError
+from traitlets import Type, default
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 LONG = ("lab/modalities",)  # three minutes; only when it is named, or with --all
 RECORDED = re.compile(r"^#\|\s*(slow|cuda)\b", re.M)
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+
+
+class Channel(AsyncZMQSocketChannel):
+    """A channel that looks again every few seconds.
+
+    Now and then a kernel's reply lies in the socket and zmq does not wake who waits for it (as in zeromq/pyzmq#2173);
+    the page would stand still until its cell's time is up.
+    """
+
+    EVERY = 5  # seconds
+
+    async def get_msg(self, timeout=None):
+        end = float("inf") if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                return await super().get_msg(max(0, min(self.EVERY, end - time.monotonic())))
+            except Empty:
+                if time.monotonic() >= end:
+                    raise
+
+
+class Client(AsyncKernelClient):
+    shell_channel_class = iopub_channel_class = control_channel_class = Type(Channel)
+
+
+class Manager(AsyncKernelManager):
+    @default("client_factory")
+    def _client_factory_default(self):
+        return Client
 
 
 def build(folder):
@@ -58,7 +91,7 @@ def execute(path, package, env):
     nb.cells.insert(0, nbformat.v4.new_code_cell(where))
     with tempfile.TemporaryDirectory(prefix="page-", ignore_cleanup_errors=True) as empty:
         quiet = ["--IPKernelApp.log_level=40"]  # it warns of its own sockets
-        client = NotebookClient(nb, timeout=600, kernel_name="python3", extra_arguments=quiet,
+        client = NotebookClient(nb, timeout=600, kernel_name="python3", extra_arguments=quiet, kernel_manager_class=Manager,
                                 resources={"metadata": {"path": empty}})
         try:
             client.execute(env=env)
