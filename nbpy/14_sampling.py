@@ -811,7 +811,7 @@ def sample(
 # %%
 torch.manual_seed(0)
 model = VerdiffNet(channels=(8, 16), height=48, width=16, timesteps=50).eval()
-nn.init.normal_(model.diffusion.out[-1].weight, std=0.3)  # it starts at zero
+nn.init.normal_(model.diffusion.out[-1].weight, std=0.3);  # it starts at zero
 
 # %%
 image = torch.rand(4, 1, 48, 16)

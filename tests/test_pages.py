@@ -87,7 +87,8 @@ BAD = {
         book(code("1", result(words))) for words in (
             "[Text(0.5, 0, 'x')]", "Text(0.5, 1.0, 'x')", "interactive(children=(IntSlider(value=0)))", "<Figure size 1x1>",
             "<matplotlib.legend.Legend at 0x7f>", "array([[<Axes: >]], dtype=object)", "(<Figure size 1x1>, <Axes: >)",
-            "[<matplotlib.lines.Line2D at 0x7f>]", "[[<matplotlib.axis.XTick at 0x7f>]]", "<function f at 0x7f>", "<verdiff.data.Packed object at 0x7fae>")
+            "[<matplotlib.lines.Line2D at 0x7f>]", "[[<matplotlib.axis.XTick at 0x7f>]]", "<function f at 0x7f>", "<verdiff.data.Packed object at 0x7fae>",
+            "Parameter containing:\ntensor([[0.1]])")
     ] + [book(code("print(x)", printed("made <verdiff.data.Packed object at 0x7fae>")))],
     "said_to_be_recorded": [
         book(md("## Long"), code("#| cuda\ntrain()", printed("Dice 0.85"))),
