@@ -286,8 +286,9 @@ def stop(t):
     plt.show()
 
 
-slider = IntSlider(700, 0, 999, 1, continuous_update=False)
-interact(stop, t=slider);
+if hasattr(get_ipython(), "kernel"):  # a slider needs a running notebook
+    slider = IntSlider(700, 0, 999, 1, continuous_update=False)
+    interact(stop, t=slider);
 
 # %% [markdown]
 # ## 3 · The printed algorithm, and why it hides its errors
