@@ -166,7 +166,8 @@ def held_out(net):
 #
 # **The average of the weights.** The last steps of a run jitter. An exponential moving average (EMA) is calmer; $d_k$ is small at first, so that the random start is forgotten.
 #
-# $$\bar\theta_{k+1}=d_k\,\bar\theta_k+(1-d_k)\,\theta_{k+1},\qquad d_k=\min\Bigl(d,\frac{1+k}{10+k}\Bigr).$$
+# $$\bar\theta_{k+1}=d_k\,\bar\theta_k+(1-d_k)\,\theta_{k+1},$$
+# $$d_k=\min\Bigl(d,\frac{1+k}{10+k}\Bigr).$$
 
 # %%
 #| exports

@@ -76,7 +76,8 @@ def panel(rows, titles, **look):
 #
 # To study *samplers* we want a faultless network. For a finite set of masks there is one: by Bayes' rule (all masks equally likely, each seen through the Gaussian of [06](06_forward.ipynb)) the mask $m_k$, scaled to $[-1, 1]$, has probability $w_k$ given $x_t$, and the guess of least squared error is
 #
-# $$\hat x_0(x_t) = \sum_k w_k\, m_k, \qquad w_k \propto \exp\Bigl(-\frac{\lVert y_t - \sqrt{\bar\alpha_t}\, m_k\rVert^2}{2 s_t^2}\Bigr), \qquad y_t = x_t - s_t f .$$
+# $$\hat x_0(x_t) = \sum_k w_k\, m_k,$$
+# $$w_k \propto \exp\Bigl(-\frac{\lVert y_t - \sqrt{\bar\alpha_t}\, m_k\rVert^2}{2 s_t^2}\Bigr), \qquad y_t = x_t - s_t f .$$
 #
 # Our set: one spine as eight "readers" might have drawn it; the prior $f$ is their average, blurred.
 
