@@ -3,7 +3,8 @@
 A cell with `#| exports` (the course) becomes a small heading that others can link to, and its source, whole. A cell with
 `#| export` (the library) becomes a heading, its signature as written in the source, and its docstring. nbdev itself shows the
 signature that Python reconstructs, where the page's own classes are called `__main__.Name` and an exception has `*args, **kwargs`.
-A cell of nothing but imports is folded. Links between pages become relative, so that the site works under any address.
+A cell of nothing but imports is folded. Printed tables get a class of their own, so that the style sheet does not wrap their lines.
+Links between pages become relative, so that the site works under any address.
 """
 import ast
 import functools
@@ -22,6 +23,8 @@ OURS = re.compile(r"^#\|\s*(exports|slow|cuda|notest)\b.*\n?", re.M)  # options 
 OPTIONS = re.compile(r"^#\|.*\n?", re.M)
 SHOWN = re.compile(r"^show_doc\((\w[\w.]*)", re.M)
 LINK = re.compile(r"\[(`[^`\]]+`)\]\(([^)\s]+)\)")
+TWICE = re.compile(r"\[\[(`[^`\]]+`)\]\([^)\s]+\)\](\([^)\s]+\))")  # nbdev puts its link on a name that is one already
+GAP = re.compile(r"\S {2,}(?=\S)")
 
 
 def text(x):
@@ -46,6 +49,13 @@ def only_setup(source):
     return bool(parts) and all(
         isinstance(p, (ast.Import, ast.ImportFrom))
         or isinstance(p, ast.Expr) and isinstance(p.value, ast.Call) and ast.unparse(p.value.func) in calls for p in parts)
+
+
+def printed_table(said):
+    """Whether printed text stands in columns: three lines or more, and half of all, have two wide gaps."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    rows = [line for line in lines if len(GAP.findall(line)) >= 2]
+    return len(rows) >= 3 and 2 * len(rows) >= len(lines)
 
 
 def documented(cells):
@@ -85,7 +95,7 @@ def relative_links(markdown, page, base, known):
                 return f"[{label}]({where}#{anchor})"
         return label
 
-    return LINK.sub(mend, markdown)
+    return LINK.sub(mend, TWICE.sub(r"[\1]\2", markdown))
 
 
 def header(source, node):
@@ -145,6 +155,10 @@ class Reference(Processor):
                 cell["source"] = OURS.sub("", cell.source)
                 if cell.cell_type == "code" and only_setup(cell.source) and not re.search(r"^#\|\s*(code-fold|echo):", cell.source, re.M):
                     cell["source"] = f'#| code-fold: true\n#| code-summary: "Imports"\n{cell.source}'
+                tables = [said for output in cell.get("outputs", []) if printed_table(said := text(output.get("text", "")))]
+                if tables:
+                    wide = " printed-wide" if max(map(len, "\n".join(tables).splitlines())) > 90 else ""
+                    cell["source"] = f"#| classes: printed-table{wide}\n{cell.source}"
             name = SHOWN.search(cell.source or "") if cell.cell_type == "code" else None
             if name and self.sources.get(name[1], (0, 0, False))[2]:
                 waiting.append((name[1], cell))  # its source stands right before or after it

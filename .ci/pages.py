@@ -23,7 +23,7 @@ RECORDED = ("slow", "cuda", "notest")  # flags whose cells the checks do not run
 BARE = re.compile(
     r"\s*(\[*(Text|Line2D|BarContainer|PathCollection)\(|interactive\(children|[HV]Box\(children|\w+Slider\(|Output\(\)|"
     r"\[*<(matplotlib|Figure|Axes|IPython|function|bound|generator|module|torch\.\w+\.\w+ object)|\(?array\(\[+<|\((array|<)|"
-    r"<[\w.]+ (object )?at 0x)")
+    r"<[\w.]+ (object )?at 0x|Parameter containing)")
 HOME = re.compile(r"/(?:root|home|work|tmp|Users)/[\w./-]+")
 URL = re.compile(r"https?://\S{30,}")
 CODE = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)", re.S)

@@ -106,7 +106,8 @@ def cell_markdown(cell, place, number):
         parts.append(said if markdown else f":::: {{.cell-output}}\n{said}\n::::")
     if chosen.get("fig-cap"):
         parts.append(f"*{chosen['fig-cap']}*")
-    return "::::: {.cell}\n" + "\n\n".join(parts) + "\n:::::" if parts else ""
+    classes = " ".join(f".{name}" for name in ("cell", *str(chosen.get("classes", "")).split()))
+    return f"::::: {{{classes}}}\n" + "\n\n".join(parts) + "\n:::::" if parts else ""
 
 
 def page_markdown(nb, place):
@@ -307,7 +308,7 @@ class Browser:
 
 
 MEASURE = """(async () => { await document.fonts.ready; await Promise.all([...document.images].map(i => i.complete ? 1 : new Promise(r => i.onload = i.onerror = r)));
-  const wide = [...document.querySelectorAll('main pre')].filter(p => p.scrollWidth > p.clientWidth + 1).length;
+  const wide = [...document.querySelectorAll('main pre')].filter(p => p.scrollWidth > p.clientWidth + 1 && !p.closest('.printed-table')).length;
   return {height: document.documentElement.scrollHeight, width: document.documentElement.scrollWidth, cut: wide,
     blocks: document.querySelectorAll('main pre').length, noalt: [...document.images].filter(i => !i.alt && i.closest('main')).length,
     broken: [...document.images].filter(i => !i.naturalWidth && !i.src.startsWith('http')).length,

@@ -277,7 +277,7 @@ assert seen["3×3, then it"].sum() == 21 ** 2  # no holes left
 #| fig-alt: "Five white footprints on black: a square 3 pixels wide, one 5 wide, a comb of 49 single dots 19 wide, and two solid squares 21 and 23 wide."
 fig, axes = plt.subplots(1, 5, figsize=(8, 2.1))
 for ax, (name, s) in zip(axes, seen.items()):
-    show(ax, s, f"{name}\n{reach(s)} wide, {int(s.sum())} pixels", cmap="gray")
+    show(ax, s, f"{name}\n{reach(s)} wide\n{int(s.sum())} pixels", cmap="gray")
 
 
 # %% [markdown]

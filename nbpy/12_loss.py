@@ -264,7 +264,7 @@ for axis, table, name in zip(axes, (detached, joined), ("on", "off")):
     axis.set_title(f"gradient, detach_prior {name}", fontsize=9)
 
 # %% [markdown]
-# So with `detach_prior`, our default, the terms share the work like this: the two of the mask teach the conditional U-Net, the squared error teaches the diffusion U-Net, and **the fusion module serves both**: it hears all three. Without it (right; the profile `paper`) the squared error also reaches the conditional U-Net through $f$, which may then become a code for its neighbour instead of a guess of the mask ([11](11_model.ipynb) measured that).
+# So with `detach_prior`, our default, the terms share the work like this: the two of the mask teach the conditional U-Net, the squared error teaches the diffusion U-Net, and **the fusion module serves both**: it hears all three. Without it (right; the profile `paper`) the squared error also reaches the conditional U-Net through $f$, which may then become a code for its neighbour instead of a guess of the mask ([11](11_model.ipynb) trained both ways).
 #
 # ## 5 · The loss as a module
 #

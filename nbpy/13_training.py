@@ -77,7 +77,7 @@ def roughness(values, last=10):
 # | | printed | repaired |
 # |---|---|---|
 # | 1 | $(b, x_0)\sim q(b, x_0)$ | the same: a radiograph and its mask |
-# | 2 | $T\sim\mathrm{Uniform}(\{1,\dots,T\})$ | $t\sim\mathrm{Uniform}(\{1,\dots,T\})$; $T$ is the number of steps |
+# | 2 | $T\sim\mathrm{Uniform}(\{1,\dots,T\})$ | $t$ instead; $T$ is the number of steps |
 # | 3 | $\varepsilon\sim\mathcal N(0, I)$ | the same |
 # | 4 | calculate Equation (5) | calculate Eq. (3), $x_t=\sqrt{\bar\alpha_t}\,x_0+s_t\,(f(b)+\varepsilon)$; Eq. (5) is only its end, $t=T$ |
 # | 5 | take a gradient step on $\nabla_\theta L_{\mathrm{total}}$ | the same, with Eq. (10) as in [12](12_loss.ipynb) |
@@ -166,7 +166,8 @@ def held_out(net):
 #
 # **The average of the weights.** The last steps of a run jitter. An exponential moving average (EMA) is calmer; $d_k$ is small at first, so that the random start is forgotten.
 #
-# $$\bar\theta_{k+1}=d_k\,\bar\theta_k+(1-d_k)\,\theta_{k+1},\qquad d_k=\min\Bigl(d,\frac{1+k}{10+k}\Bigr).$$
+# $$\bar\theta_{k+1}=d_k\,\bar\theta_k+(1-d_k)\,\theta_{k+1},$$
+# $$d_k=\min\Bigl(d,\frac{1+k}{10+k}\Bigr).$$
 
 # %%
 #| exports

@@ -76,7 +76,8 @@ def panel(rows, titles, **look):
 #
 # To study *samplers* we want a faultless network. For a finite set of masks there is one: by Bayes' rule (all masks equally likely, each seen through the Gaussian of [06](06_forward.ipynb)) the mask $m_k$, scaled to $[-1, 1]$, has probability $w_k$ given $x_t$, and the guess of least squared error is
 #
-# $$\hat x_0(x_t) = \sum_k w_k\, m_k, \qquad w_k \propto \exp\Bigl(-\frac{\lVert y_t - \sqrt{\bar\alpha_t}\, m_k\rVert^2}{2 s_t^2}\Bigr), \qquad y_t = x_t - s_t f .$$
+# $$\hat x_0(x_t) = \sum_k w_k\, m_k,$$
+# $$w_k \propto \exp\Bigl(-\frac{\lVert y_t - \sqrt{\bar\alpha_t}\, m_k\rVert^2}{2 s_t^2}\Bigr), \qquad y_t = x_t - s_t f .$$
 #
 # Our set: one spine as eight "readers" might have drawn it; the prior $f$ is their average, blurred.
 
@@ -286,8 +287,9 @@ def stop(t):
     plt.show()
 
 
-slider = IntSlider(700, 0, 999, 1, continuous_update=False)
-interact(stop, t=slider);
+if hasattr(get_ipython(), "kernel"):  # a slider needs a running notebook
+    slider = IntSlider(700, 0, 999, 1, continuous_update=False)
+    interact(stop, t=slider);
 
 # %% [markdown]
 # ## 3 · The printed algorithm, and why it hides its errors
@@ -807,7 +809,7 @@ def sample(
 # %%
 torch.manual_seed(0)
 model = VerdiffNet(channels=(8, 16), height=48, width=16, timesteps=50).eval()
-nn.init.normal_(model.diffusion.out[-1].weight, std=0.3)  # it starts at zero
+nn.init.normal_(model.diffusion.out[-1].weight, std=0.3);  # it starts at zero
 
 # %%
 image = torch.rand(4, 1, 48, 16)

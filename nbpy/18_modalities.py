@@ -200,7 +200,7 @@ for scheme in (VERSE, SPIDER, TOTAL_2):
 slices = SliceOptions(slices=3, step=6)
 data = VolumeSlices(root / "verse20", size=(192, 128), options=slices)
 image, mask, where = data.arrays(1)
-data.names
+print(*data.names, sep="\n")
 
 # %%
 #| code-fold: true

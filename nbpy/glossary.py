@@ -39,6 +39,9 @@
 # | skip connection | `levels` | an encoder level handed to the decoder level of the same size | [08](08_unet.ipynb) |
 # | MSFM | `MultiScaleFusion` | multi-scale fusion module: kernels of 3, 5 and 7 that compete, Eq. (11)–(14) | [09](09_msfm.ipynb) |
 # | NSA | `NoiseSemanticAdapter` | noise semantic adapter: large-kernel attention that looks at the mask, Eq. (15)–(16) | [10](10_nsa.ipynb) |
+# | stem | `stem` | neighbouring pixels as the channels of one, to save work at full size | [08](08_unet.ipynb) |
+# | detached prior | `detach_prior` | the diffusion loss does not train the conditional U-Net | [11](11_model.ipynb) |
+# | recycling | `first_estimate` | training on $x_t$ made of the network's own estimate | [12](12_loss.ipynb) |
 # | EMA | `ema_update` | exponential moving average of the weights; what is saved and used | [13](13_training.ipynb) |
 
 # %% [markdown]
@@ -48,6 +51,9 @@
 # |---|---|---|---|
 # | Dice | `dice` | twice the overlap over the sum of both areas, 0 to 1 | [05](05_metrics.ipynb) |
 # | IoU | `iou` | overlap over union; for one image Dice / (2 − Dice) | [05](05_metrics.ipynb) |
+# | HD95 | `hd95` | distance within which 95 % of the borders lie, in pixels | [05](05_metrics.ipynb) |
+# | ECE | `expected_calibration_error` | mean gap between probability and frequency | [05](05_metrics.ipynb) |
+# | AURC | `risk_coverage` | mean error as the least certain are left out: small where the uncertainty knows | [05](05_metrics.ipynb) |
 # | interval | `bootstrap_interval` | a range, so made that in 95 of 100 such studies it holds the true mean | [05](05_metrics.ipynb) |
 # | DDIM | `sampler="ddim"` | a sampler without new noise, which may leave steps out | [14](14_sampling.ipynb) |
 # | ensemble | `ensemble` | several samples of one radiograph; their mean is the probability | [14](14_sampling.ipynb) |

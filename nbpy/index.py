@@ -297,4 +297,4 @@ for axis, (picture, cmap, top, title) in zip(axes, shown):
 # hospital's images may fail on another's without saying so.
 #
 # Licence: Apache 2.0. The X-ray set (SpineWeb set 16, AASCE 2019) belongs to its authors and comes under their terms; no file of it is
-# in this repository, and the few radiographs that pages show as figures are credited where they stand.
+# in this repository, and the few radiographs, and one CT slice, that pages show as figures are credited where they stand.

@@ -87,7 +87,8 @@ BAD = {
         book(code("1", result(words))) for words in (
             "[Text(0.5, 0, 'x')]", "Text(0.5, 1.0, 'x')", "interactive(children=(IntSlider(value=0)))", "<Figure size 1x1>",
             "<matplotlib.legend.Legend at 0x7f>", "array([[<Axes: >]], dtype=object)", "(<Figure size 1x1>, <Axes: >)",
-            "[<matplotlib.lines.Line2D at 0x7f>]", "[[<matplotlib.axis.XTick at 0x7f>]]", "<function f at 0x7f>", "<verdiff.data.Packed object at 0x7fae>")
+            "[<matplotlib.lines.Line2D at 0x7f>]", "[[<matplotlib.axis.XTick at 0x7f>]]", "<function f at 0x7f>", "<verdiff.data.Packed object at 0x7fae>",
+            "Parameter containing:\ntensor([[0.1]])")
     ] + [book(code("print(x)", printed("made <verdiff.data.Packed object at 0x7fae>")))],
     "said_to_be_recorded": [
         book(md("## Long"), code("#| cuda\ntrain()", printed("Dice 0.85"))),
@@ -240,6 +241,18 @@ def test_links_become_relative_and_none_is_dead():
         "[`load`](library/images.html#load) [`UNet.forward`](unet.html#unet) `_f`")
     assert docproc.relative_links(text, "library/images.html", "https://a.org/b", known) == (
         "[`load`](#load) [`UNet.forward`](../unet.html#unet) `_f`")
+    assert docproc.relative_links("[[`load`](https://a.org/b/library/images.html#load)](images.ipynb), a", "x.html", "https://a.org/b", known) == (
+        "[`load`](images.ipynb), a")
+
+
+@pytest.mark.parametrize("said, table", [
+    ("row     Dice    IoU\nprior   0.84    0.74\nours    0.85    0.75", True),
+    ("3 images, all\nprior   0.84    0.74\nours    0.85    0.75\nother   0.80    0.70", True),
+    ("one sentence.\nanother one.\nand a third.", False),
+    ("seed 0: Dice 0.84  0.74\nseed 1: Dice 0.85  0.75\nseed 2: Dice 0.86  0.76", False), ("", False),
+])
+def test_which_outputs_are_printed_tables(said, table):
+    assert docproc.printed_table(said) is table
 
 
 def test_what_nbdev_and_the_processor_make_of_a_page(monkeypatch):
@@ -254,7 +267,8 @@ def test_what_nbdev_and_the_processor_make_of_a_page(monkeypatch):
              code("#| exports\ndef join(pair: Pair) -> str:\n    \"Both.\"\n    return f'{pair}'\n\ndef _part(): pass"),
              code("#| export\ndef make() -> Pair:  # a pair\n    \"Two.\"\n    return Pair(1)"),
              code("import math\nfrom pathlib import Path"), code("#| echo: false\nimport json"),
-             code("#| fig-alt: \"nothing\"\n#| slow\njoin(make())", result("Pair(one=1)"))]
+             code("#| fig-alt: \"nothing\"\n#| slow\njoin(make())", result("Pair(one=1)")), code("tell()", printed("a   1   2\nb   3   4\nc   5   6")),
+             code("say()", printed("a   1   2\nb   3   4\n" + "c   5   6" * 20))]
     cells = [c | {"id": f"c{i}", "metadata": {}} | ({"execution_count": None} if c["cell_type"] == "code" else {}) for i, c in enumerate(lines)]
     nb = dict2nb(dict(cells=cells, metadata=dict(kernelspec=dict(name="python3", language="python", display_name="python3")),
                       nbformat=4, nbformat_minor=5))
@@ -270,6 +284,8 @@ def test_what_nbdev_and_the_processor_make_of_a_page(monkeypatch):
     assert shown[head][0] == "markdown" and shown[head + 1][1].startswith("def join(pair: Pair)")  # the course: its source
     assert "exports" not in shown[head + 1][1] and '#| fig-alt: "nothing"' in whole and "slow" not in whole
     assert any(source == '#| code-fold: true\n#| code-summary: "Imports"\nimport math\nfrom pathlib import Path' for _, source, _ in shown)
+    assert any(source == "#| classes: printed-table\ntell()" for _, source, _ in shown) and whole.count("printed-table") == 2
+    assert any(source == "#| classes: printed-table printed-wide\nsay()" for _, source, _ in shown)
     assert whole.count("code-fold") == 1  # what says `echo: false` has no need of it
 
 

@@ -36,7 +36,7 @@ def steps_list(text: str) -> list[int]:
 # %% ../nbs/library/words.ipynb #87249c1d
 def size_pair(text: str) -> tuple[int, int]:
     "Turn 768x256 into (height, width), for argparse. ArgumentTypeError for anything else."
-    numbers = [positive(word) for word in text.lower().split("x")]
-    if len(numbers) != 2:
+    words = text.lower().split("x")
+    if len(words) != 2 or not all(words):
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 768x256")
-    return numbers[0], numbers[1]
+    return positive(words[0]), positive(words[1])

@@ -56,7 +56,7 @@ def said(values, sign="+"):
 
 # %% [markdown]
 # ## Results
-# Dice minus the prior's, image by image, mean over seeds; the 95 % interval is a bootstrap of the images and does not hold the spread between seeds. 50 steps were walked on every third image only, so that column is of other images than the rest.
+# Dice minus the prior's, image by image, mean over seeds; the 95 % interval is a bootstrap of the images and does not hold the spread between seeds. 50 steps were walked on every third image only, so that row is of other images than the rest.
 
 # %%
 #| code-fold: true
@@ -125,7 +125,7 @@ if stored:
 # So steps can stop hurting; that they help is not shown, and the price is diversity: with both remedies the diffusion draws nearly the same mask every time. These diffusion networks are trained for few steps, and even one step of them stays below the prior. The gap between ten steps and one differs from seed to seed, and the interval does not hold that.
 #
 # ## Why: what the network sees
-# In training x_t holds the truth; in sampling it holds what the network said before. The Dice of the network's word at time t, given each:
+# In training $x_t$ holds the truth; in sampling it holds what the network said before. The Dice of the network's word at time $t$, given each:
 
 # %%
 #| code-fold: true
@@ -144,7 +144,7 @@ if stored:
 
 # %% [markdown]
 # ## What was done
-# The prior (features and conditional U-Net) is trained once a seed and frozen. Beside it each way trains its diffusion U-Net from the same first weights on the same batches; `scale` multiplies the mask by 0.2 before noise is added, so the signal-to-noise ratio is 0.2² of the plain one ([Chen 2023](https://arxiv.org/abs/2301.10972)), `recycle` makes x_t of 70 % of the rows from the network's own estimate ([Fu et al. 2023](https://arxiv.org/abs/2308.16355)), `both` does both. Five samples an image. No test radiograph was opened.
+# The prior (features and conditional U-Net) is trained once a seed and frozen. Beside it each way trains its diffusion U-Net from the same first weights on the same batches; `scale` multiplies the mask by 0.2 before noise is added, so the signal-to-noise ratio is 0.2² of the plain one ([Chen 2023](https://arxiv.org/abs/2301.10972)), `recycle` makes $x_t$ of 70 % of the rows from the network's own estimate ([Fu et al. 2023](https://arxiv.org/abs/2308.16355)), `both` does both. Five samples an image. No test radiograph was opened.
 
 # %%
 #| code-fold: true

@@ -49,14 +49,14 @@ def steps_list(text: str) -> list[int]:
 #| export
 def size_pair(text: str) -> tuple[int, int]:
     "Turn 768x256 into (height, width), for argparse. ArgumentTypeError for anything else."
-    numbers = [positive(word) for word in text.lower().split("x")]
-    if len(numbers) != 2:
+    words = text.lower().split("x")
+    if len(words) != 2 or not all(words):
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 768x256")
-    return numbers[0], numbers[1]
+    return positive(words[0]), positive(words[1])
 
 # %%
 assert steps_list("1,5,10") == [1, 5, 10] and size_pair("768x256") == (768, 256)
-for wrong in ("-1", "768x", "1e3"):
+for wrong in ("768", "768x", "768x-1", "1e3x256"):
     try:
         size_pair(wrong)
     except argparse.ArgumentTypeError as error:
