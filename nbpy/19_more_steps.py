@@ -133,7 +133,7 @@ assert seen_through(768, 500) > seen_through(96, 500) + 0.2
 # %%
 packed = {
     part: pack(PhantomSet(split=part, size=(96, 32), n_training=48,
-                          n_test=24), progress=False)
+                          n_test=16), progress=False)
     for part in ("training", "test")
 }
 augment = Augment(rotation=5, elastic=0.01, contrast=0.1)
@@ -239,7 +239,7 @@ for name in nets:
 assert lost["plain"] < min(lost["recycling"], lost["scale 0.2"])
 
 # %% [markdown]
-# Steps stop hurting. The samples also stop differing: a network that does not listen to $x_t$ says the same whatever the noise was, and then one step would have done. One seed and tiny networks; on [real radiographs with three seeds](lab/why_steps.ipynb) it comes out the same way, and with both mends two samples are nearly one mask. A walk whose steps do not hurt *and* whose samples mean something is the open question of this course. For *how sure are you?* [several measures together](library/uncertainty.ipynb) serve better than a second sample.
+# Steps nearly stop hurting. The samples also stop differing: a network that does not listen to $x_t$ says the same whatever the noise was, and then one step would have done. One seed and tiny networks; on [real radiographs with three seeds](lab/why_steps.ipynb) it comes out the same way, and with both mends two samples are nearly one mask. A walk whose steps do not hurt *and* whose samples mean something is the open question of this course. For *how sure are you?* [several measures together](library/uncertainty.ipynb) serve better than a second sample.
 #
 # So: **draw one step and the mean of several samples** (the default of `verdiff segment`), switch on a mend if you must walk, and do not read the spread as knowledge.
 
