@@ -1,20 +1,26 @@
 "What neighbouring projects' users reported, as it should be here."
+import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
+import torch
 from PIL import Image
 
+import verdiff
+from verdiff.cli import main
 from verdiff.data.phantom_set import PhantomSet
 from verdiff.data.volume_layouts import volumes_below
 from verdiff.data.xray import XRaySet
-from verdiff.files import VerdiffError, files_below, read_json
+from verdiff.files import VerdiffError, files_below, read_json, say_once
 from verdiff.io.archive import Store
 from verdiff.io.images import read_image
 from verdiff.lab.methods import make_network
 from verdiff.segmentation.results import refuse_another
+from verdiff.segmentation.segmenter import Segmenter
 from verdiff.settings import load_settings
 
 
@@ -96,6 +102,27 @@ def test_many_pixels_in_few_bytes_are_no_radiograph(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 5000), np.uint8)
     Image.fromarray(np.tile(noise, (4096 // 64, 1))).save(path)
     assert Path(path).stat().st_size > 200_000 and np.asarray(read_image(path)).shape == (4096, 5000)
+
+
+@pytest.mark.parametrize("made", [{"Pillow": "9.9", "numpy": np.__version__}, None, ["9.9"], {"Pillow": ["9.9\n"]}])
+def test_versions_that_matter_are_written_and_compared(tmp_path, capsys, made):
+    film = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 20), np.uint8))
+    film.save(tmp_path / "a.png")
+    words = ["segment", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--ensemble", "1", "-q"]
+    assert main(words) == 0
+    path = tmp_path / "out/a.json"
+    said = read_json(path)
+    assert said["versions"] == {"torch": torch.__version__, "numpy": np.__version__, "Pillow": PIL.__version__}
+    assert said["verdiff"] == verdiff.__version__ and said["fingerprint"] == Segmenter.from_pretrained().fingerprint()
+    assert main(words) == 0 and "versions" not in capsys.readouterr().err
+    path.write_text(json.dumps(said | {"versions": made}))
+    say_once.cache_clear()
+    assert main(words) == 0
+    read = capsys.readouterr()
+    assert "1 there already" in read.out and path.read_text() == json.dumps(said | {"versions": made})
+    told = f"was made with Pillow 9.9 (here {PIL.__version__});" in read.err
+    assert told == (isinstance(made, dict) and made["Pillow"] == "9.9"), read.err
+    assert main([*words, "--fresh"]) == 0 and read_json(path) == said
 
 
 def rows(change):
