@@ -23,7 +23,7 @@ from verdiff.data.datasets import open_dataset
 from verdiff.data.packed import pack, read_cache
 from verdiff.data.phantom_set import write_phantoms
 from verdiff.data.xray import XRaySet
-from verdiff.files import VerdiffError, say_once, write_csv, write_json
+from verdiff.files import VerdiffError, tell_once, write_csv, write_json
 from verdiff.networks.config import VerdiffConfig
 from verdiff.networks.model import VerdiffNet
 from verdiff.segmentation import folder
@@ -173,7 +173,7 @@ def room(monkeypatch):
                 raise error()
             return real(net, x, *more)
         monkeypatch.setattr(VerdiffNet, "denoise", denoise)
-        say_once.cache_clear()
+        tell_once.cache_clear()
         return tried
     return make
 

@@ -25,7 +25,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from verdiff.files import (
-    VerdiffError, atomic_write, files_below, read_json, say_once, write_json,
+    VerdiffError, atomic_write, files_below, read_json, tell_once, write_json,
 )
 from ..io.images import SUFFIXES, Picture, is_image_file, without_suffix
 from .segmenter import Segmentation, overlay
@@ -156,7 +156,7 @@ def say_other_versions(
     other = [f"{name} {made[name]!s:.30} (here {here})" for name, here in versions().items()
              if made.get(name, here) != here]
     if other:
-        say_once(f"note: what is there already was made with {', '.join(other)}; results may "
+        tell_once(f"note: what is there already was made with {', '.join(other)}; results may "
                  "differ in the last digits, --fresh makes them again")
 
 # %% ../../nbs/library/results.ipynb #df1dbf17
