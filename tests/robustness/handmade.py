@@ -11,7 +11,17 @@ import numpy as np
 import tifffile
 from formats import dataset, dicom, phantom, tiff
 from PIL import Image
-from robustness.inputs import images, meta, model, nifti, pairs, pillow, published, radiographs, zipped
+from robustness.inputs import (
+    images,
+    meta,
+    model,
+    nifti,
+    pairs,
+    pillow,
+    published,
+    radiographs,
+    zipped,
+)
 
 
 def chunk(kind, data):
