@@ -451,7 +451,10 @@ def make_parser() -> Parser:
 
 # %%
 #| export
-SMALLER = "take a smaller batch or size, for example --set batch_size=2"
+LESS = {"data": "close other programs",  # what takes less memory
+        "train": "take a smaller batch or size, for example --set batch_size=2",
+        **dict.fromkeys(("segment", "evaluate", "calibrate"),
+                        "give smaller images, or --ensemble 1")}
 GOES_ON = ("segment", "train", "demo", "ablate", "compare")  # when it is given again
 
 
@@ -465,8 +468,7 @@ def _sentence(error: Exception, command: str) -> str | None:
             return f"{where}{error.strerror}; free some space and give the same command again"
         return f"{where}{error.strerror or error}"
     if is_memory_short(error):
-        trains = command in ("train", "demo", "ablate", "compare")
-        return f"not enough memory; {SMALLER if trains else 'give smaller images, or --ensemble 1'}"
+        return f"not enough memory; {LESS.get(command, LESS['train'])}"
     if is_device_lost(error):
         kept = "; what is done is kept, the same command again goes on"
         return (f"the device stopped working ({str(error).splitlines()[0][:200]})"

@@ -14,6 +14,7 @@ from PIL import Image
 from robustness.inputs import TINY
 
 import verdiff
+from verdiff import cli
 from verdiff.cli import COMMANDS, main, make_parser
 from verdiff.networks.model import VerdiffNet
 from verdiff.settings import Settings, profiles
@@ -64,6 +65,19 @@ def test_options_belong_to_a_command_that_says_so(folder, commands):
     known = OTHERS.union(*(OPTIONS[c] for c in commands))
     named = [n for n in found(r"(?<![\w/-])(--[a-z][a-z-]*)") if n[0].startswith(folder)]
     assert named and [n for n in named if n[1] not in known] == []
+
+
+@pytest.mark.parametrize("command", PARSERS)
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: unspecified launch failure")])
+def test_what_a_fault_proposes_is_an_option_of_the_command(command, error, monkeypatch, capsys):
+    def fail(args):
+        raise error
+    monkeypatch.setattr(cli, "COMMANDS", [c._replace(run=fail) for c in COMMANDS if c.name == command])
+    words = {"segment": ["x", "-o", "y"], "data": ["phantom"], "calibrate": ["--data", "x"]}
+    assert main([command, *words.get(command, ["--data", "x"] if "--data" in OPTIONS[command] else [])]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("verdiff: error: ") and said.count("\n") == 1
+    assert set(re.findall(r"--[a-z-]+", said)) <= OPTIONS[command], said
 
 
 WORDS = r"(?:[^`;,(\n]|,(?=\S))*"  # to the end of the line or of a part of the sentence
