@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from verdiff.cli import main
-from verdiff.data.datasets import held_for_test
+from verdiff.data.datasets import held_for_test, tell_held
 from verdiff.data.phantom_set import write_phantoms
 from verdiff.data.splits import drawn_split
 from verdiff.io.images import open_images
@@ -466,10 +466,10 @@ def test_films_held_back_for_the_test_are_counted(tmp_path, capsys):
         for i in range(20):
             Image.new("L", (9, 20), 255).save(tmp_path / "own" / part / f"film{i}.png")
     count = sum(drawn_split(f"film{i}") == "test" for i in range(20))
-    assert held_for_test(str(tmp_path / "own")).startswith(f", {count} held back") and count
+    assert held_for_test(str(tmp_path / "own")) == count and tell_held(count).startswith(f", {count} held back") and count
     (tmp_path / "apart").mkdir()
     (tmp_path / "own").rename(tmp_path / "apart/training")
-    assert held_for_test(str(tmp_path / "apart")) == held_for_test("phantom") == ""
+    assert held_for_test(str(tmp_path / "apart")) is held_for_test("phantom") is None and tell_held(None) == ""
 
 
 def test_scores_at_another_shape_are_refused_before_the_work(fails, tmp_path):

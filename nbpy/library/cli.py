@@ -32,7 +32,9 @@ from typing import NamedTuple, NoReturn
 import verdiff
 from verdiff.files import VerdiffError, is_device_lost, is_memory_short, output_folder
 from verdiff.settings import load_settings
-from verdiff.words import natural, positive, seed_list, size_pair, steps_list, whole_number
+from verdiff.words import (
+    natural, next_commands, positive, seed_list, size_pair, steps_list, whole_number,
+)
 
 # %%
 import os
@@ -146,7 +148,7 @@ def run_train(args: argparse.Namespace) -> int:
     out = output_folder(args.out or f"runs/{args.profile}")
     from accelerate import Accelerator
 
-    from verdiff.data.datasets import held_for_test, training_data
+    from verdiff.data.datasets import held_for_test, tell_held, training_data
     from verdiff.networks.model import VerdiffNet
     from verdiff.segmentation.models import find_model
     from verdiff.training.run import group_timeout, train
@@ -157,18 +159,14 @@ def run_train(args: argparse.Namespace) -> int:
     accelerator = Accelerator(kwargs_handlers=[group_timeout()])
     with accelerator.main_process_first():  # the others find the images decoded
         train_data, val_data = training_data(args.data, settings, out / "images.npz")
+    held = held_for_test(args.data)
     accelerator.print(
         f"{len(train_data)} images to train on, {len(val_data)} to validate on"
-        f"{held_for_test(args.data)}; profile {args.profile}, {settings.height}x{settings.width}, "
+        f"{tell_held(held)}; profile {args.profile}, {settings.height}x{settings.width}, "
         f"{settings.max_steps} steps")
     train(settings, train_data, val_data, out, resume=not args.fresh, trained=trained)
-    data, run = shlex.quote(args.data), shlex.quote(str(out))
-    labels = f" --labels {shlex.quote(settings.labels)}" if settings.labels != "auto" else ""
-    accelerator.print(
-        f"the model is in {out / 'model'}; next:\n"
-        f"  verdiff evaluate --data {data} --model {run}{labels}\n"
-        f"  verdiff segment IMAGE -o DIR --model {run}\n"
-        f"  verdiff calibrate --data {data} --model {run}   (a confidence for each mask)")
+    after = next_commands(args.data, str(out), settings.labels, held, len(val_data))
+    accelerator.print(f"the model is in {out / 'model'}; next:\n{after}")
     return 0
 
 
@@ -453,7 +451,10 @@ def make_parser() -> Parser:
 
 # %%
 #| export
-SMALLER = "take a smaller batch or size, for example --set batch_size=2"
+LESS = {"data": "close other programs",  # what takes less memory
+        "train": "take a smaller batch or size, for example --set batch_size=2",
+        **dict.fromkeys(("segment", "evaluate", "calibrate"),
+                        "give smaller images, or --ensemble 1")}
 GOES_ON = ("segment", "train", "demo", "ablate", "compare")  # when it is given again
 
 
@@ -467,8 +468,7 @@ def _sentence(error: Exception, command: str) -> str | None:
             return f"{where}{error.strerror}; free some space and give the same command again"
         return f"{where}{error.strerror or error}"
     if is_memory_short(error):
-        trains = command in ("train", "demo", "ablate", "compare")
-        return f"not enough memory; {SMALLER if trains else 'give smaller images, or --ensemble 1'}"
+        return f"not enough memory; {LESS.get(command, LESS['train'])}"
     if is_device_lost(error):
         kept = "; what is done is kept, the same command again goes on"
         return (f"the device stopped working ({str(error).splitlines()[0][:200]})"

@@ -170,16 +170,25 @@ def training_data(
 #| export
 def held_for_test(
     data: str,  # as for --data
-) -> str:
-    "What to tell of own pairs that no folder of their own keeps for the test."
+) -> int | None:
+    "How many own pairs are drawn for the test; None where a folder of their own keeps it."
     if (Path(data) / "training").is_dir() or not Path(data).is_dir() or are_volumes(Path(data)):
-        return ""
+        return None
     every = open_dataset(data, "all")
     if not isinstance(every, MaskFolder):
+        return None
+    return len(every) - len(open_dataset(data, "training"))
+
+
+def tell_held(
+    count: int | None,  # by `held_for_test`
+) -> str:
+    "In words."
+    if count is None:
         return ""
-    count = len(every) - len(open_dataset(data, "training"))
-    return (f", {count} held back for `verdiff evaluate` (drawn by name; if a patient has several "
-            "films, make folders training/ and test/ instead)")
+    held = f"{count} held back for `verdiff evaluate`" if count else "none held back for a test"
+    return (f", {held} (drawn by name; if a patient has several films, make folders training/ and "
+            "test/ instead)")
 
 
 # %% [markdown]

@@ -87,7 +87,7 @@ def say(text: str) -> None:
 
 
 @lru_cache
-def say_once(text: str) -> None:
+def tell_once(text: str) -> None:
     "The same, once a process."
     say(text)
 
@@ -106,7 +106,7 @@ def halved(
         raise VerdiffError("the memory does not hold even one sample; take a smaller size, or "
                            "another device") from error
     half = -(-rows // 2)
-    say_once(f"note: memory runs short, going on with {half} sample{'s' * (half > 1)} at a time")
+    tell_once(f"note: memory runs short, going on with {half} sample{'s' * (half > 1)} at a time")
     return half
 
 

@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from scipy.io import savemat
 from tqdm import tqdm
@@ -37,7 +38,6 @@ from verdiff.files import DataError, fresh_folder
 import shutil
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from verdiff.data.landmarks import landmarks_to_mask
@@ -46,6 +46,18 @@ from verdiff.data.landmarks import landmarks_to_mask
 # %%
 #| code-fold: true
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})
+
+
+# %%
+#| export
+def write_mat(
+    path: Path,
+    **arrays: np.ndarray,
+) -> None:
+    "Arrays as a .mat file of version 5, whose header does not tell the time: the same each time."
+    savemat(path, arrays)
+    with open(path, "r+b") as file:
+        file.write(b"MATLAB 5.0 MAT-file, written by verdiff".ljust(116))
 
 
 # %%
@@ -66,7 +78,7 @@ def write_split(
     for number, seed in enumerate(bar, first):
         film, name = draw_phantom(seed, image_size), f"phantom-{number:04d}.jpg"
         Image.fromarray(film.image).save(data / name, quality=92)
-        savemat(labels / f"{name}.mat", {"p2": film.landmarks})
+        write_mat(labels / f"{name}.mat", p2=film.landmarks)
         shares = (film.landmarks / image_size[::-1]).T.reshape(-1)  # 68 x, then 68 y
         tables["filenames"].append(name)
         tables["landmarks"].append(",".join(f"{v:.7f}" for v in shares))

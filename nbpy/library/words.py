@@ -19,6 +19,7 @@ if "google.colab" in sys.modules:
 # %%
 #| export
 import argparse
+import shlex
 from functools import partial
 
 # %%
@@ -54,7 +55,33 @@ def size_pair(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 768x256")
     return positive(words[0]), positive(words[1])
 
+# %% [markdown]
+# And the other way round: what to type next. A command that would be refused is not proposed.
+
 # %%
+#| export
+def next_commands(
+    data: str,  # that a network was trained on
+    run: str,  # the folder of the run
+    labels: str,  # the setting
+    held: int | None,  # pairs that are held back for the test; None: data with a test of their own
+    validated: int,  # images
+) -> str:  # a line each
+    "What to type after training."
+    data, run = shlex.quote(data), shlex.quote(run)
+    more = f" --labels {shlex.quote(labels)}" if labels != "auto" else ""
+    lines = [f"verdiff evaluate --data {data} --model {run}{more}"] if held != 0 else []
+    lines.append(f"verdiff segment IMAGE -o DIR --model {run}")
+    lines.append(f"verdiff calibrate --data {data} --model {run}   (a confidence for each mask)"
+                 if validated >= 8 else f"verdiff calibrate --images DIR --model {run}   "
+                 "(a confidence for each mask, from 8 usual radiographs or more)")
+    return "\n".join(f"  {line}" for line in lines)
+
+# %%
+print(next_commands("own", "runs/own", "auto", 0, 5))
+
+# %%
+assert "evaluate" not in next_commands("own", "runs/own", "auto", 0, 5)
 assert steps_list("1,5,10") == [1, 5, 10] and size_pair("768x256") == (768, 256)
 for wrong in ("768", "768x", "768x-1", "1e3x256"):
     try:

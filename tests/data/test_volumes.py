@@ -217,7 +217,7 @@ def test_patient_on_both_sides_stays_held_out(tmp_path, capsys):
 def test_the_word_data_takes_every_layout(tmp_path, layout):
     write_volume_set(tmp_path / "set", layout, 4, 1, **SMALL)
     test = open_dataset(tmp_path / "set", "test", (64, 64))
-    assert isinstance(test, VolumeSlices) and len(set(test.groups)) == 1 and held_for_test(tmp_path / "set") == ""
+    assert isinstance(test, VolumeSlices) and len(set(test.groups)) == 1 and held_for_test(tmp_path / "set") is None
     for stream in ("true", "false"):
         settings = load_settings("smoke", ["val_fraction=0.3", f"stream={stream}"])
         parts = training_data(tmp_path / "set", settings, tmp_path / "images.npz")

@@ -11,7 +11,17 @@ import numpy as np
 import tifffile
 from formats import dataset, dicom, phantom, tiff
 from PIL import Image
-from robustness.inputs import images, meta, model, nifti, pairs, pillow, published, zipped
+from robustness.inputs import (
+    images,
+    meta,
+    model,
+    nifti,
+    pairs,
+    pillow,
+    published,
+    radiographs,
+    zipped,
+)
 
 
 def chunk(kind, data):
@@ -213,7 +223,8 @@ def tables():
 @cache
 def cases():
     "name -> (what is tried, files, more words)."
-    found = {"sound set": ("set", published(), []), "sound pairs": ("set", pairs(), []), "sound model": ("model", model(), [])}
+    found = {"sound set": ("set", published(), []), "sound pairs": ("set", pairs(), []), "sound model": ("model", model(), []),
+             "sound radiographs": ("calibrate", radiographs(), [])}
     for name, data in pictures().items():
         found[f"image {name}"] = "image", {name: data}, []
         if len(data) < 100_000 or "bomb" in name:

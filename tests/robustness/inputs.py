@@ -74,6 +74,18 @@ def images():
 
 
 @cache
+def radiographs():
+    "Ten sound radiographs, each another one, in every kind of file: name -> bytes."
+    films = [phantom(i)[0] for i in range(10)]
+    flat = [f.T[..., None].copy() for f in films]
+    data = [pillow(Image.fromarray(films[0]), "PNG"), pillow(Image.fromarray(deeper(films[1], "uint16")), "PNG"),
+            pillow_file(films[2], "JPEG"), pillow_file(films[3], "JPEG", 6), tiff(films[4]), tiff(deeper(films[5], "uint16"), 1, True),
+            tiff(deeper(films[6], "float32")), dicom(deeper(films[7], "uint16")), nifti(flat[8]), meta(flat[9])]
+    ends = ("png", "png", "jpg", "jpg", "tif", "tif", "tif", "dcm", "nii", "mha")
+    return {f"{i}.{end}": d for i, (end, d) in enumerate(zip(ends, data, strict=True))}
+
+
+@cache
 def masks():
     "Sound masks and label maps: (ending, bytes)."
     _, mask = phantom()
@@ -111,7 +123,9 @@ def model():
     "A sound, very small model: name -> bytes."
     config = VerdiffConfig.from_settings(load_settings("smoke", TINY))
     torch.manual_seed(0)
-    weights = {k: v.contiguous() for k, v in VerdiffNet(config).state_dict().items()}
+    net = VerdiffNet(config)
+    torch.nn.init.normal_(net.diffusion.out[-1].weight, std=0.3)  # an untrained one says nothing
+    weights = {k: v.contiguous() for k, v in net.state_dict().items()}
     data = safe_bytes(weights)
     limits = {name: [-1, 0, 1] for name in TRAITS}
     return {"config.json": json.dumps(config.to_dict()).encode(), "model.safetensors": data,
@@ -210,6 +224,18 @@ def change_files(files, rng, table=0.7):
     return files
 
 
+def change_radiographs(rng):
+    "Up to three of them changed, gone, or under another's ending."
+    files = dict(radiographs())
+    for name in rng.choice(list(files), int(rng.integers(1, 4)), replace=False):
+        data, how = files.pop(str(name)), rng.random()
+        if how < 0.8:
+            files[str(name)] = change(data, rng)
+        elif how < 0.9:
+            files[f"other{pick(rng, ['.png', '.dcm', '.nii.gz', '.mha', '.tif'])}"] = data
+    return files
+
+
 def random_image(rng):
     "A picture: changed, or sound with a wrong ending."
     ending, data = pick(rng, images() + masks())
@@ -248,5 +274,5 @@ def random_case(number):
     if kind == "model":
         return kind, change_files(model(), rng, 0.5), []
     if kind == "calibrate":
-        return kind, {f"{i}{end}": change(data, rng) if i == 3 else data for i, (end, data) in enumerate(images()[:9])}, []
+        return kind, change_radiographs(rng), []
     return kind, {}, [number]  # checkpoint, cache, results: made by the worker, then changed

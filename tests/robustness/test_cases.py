@@ -1,20 +1,30 @@
 "What neighbouring projects' users reported, as it should be here."
+import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw
+from robustness.inputs import TINY
 
+import verdiff
+from verdiff.cli import main
+from verdiff.data.datasets import open_dataset
 from verdiff.data.phantom_set import PhantomSet
+from verdiff.data.phantoms import draw_phantom
 from verdiff.data.volume_layouts import volumes_below
 from verdiff.data.xray import XRaySet
-from verdiff.files import VerdiffError, files_below, read_json
+from verdiff.files import VerdiffError, files_below, read_json, tell_once
+from verdiff.io import masks
 from verdiff.io.archive import Store
 from verdiff.io.images import read_image
 from verdiff.lab.methods import make_network
 from verdiff.segmentation.results import refuse_another
+from verdiff.segmentation.segmenter import Segmenter
 from verdiff.settings import load_settings
 
 
@@ -96,6 +106,66 @@ def test_many_pixels_in_few_bytes_are_no_radiograph(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 5000), np.uint8)
     Image.fromarray(np.tile(noise, (4096 // 64, 1))).save(path)
     assert Path(path).stat().st_size > 200_000 and np.asarray(read_image(path)).shape == (4096, 5000)
+
+
+def labelled(seed, size):
+    "A radiograph and its label map: vertebrae 1 to 17, and between them discs 201 to 216."
+    drawn = draw_phantom(seed, image_size=size)
+    corners, labels = drawn.landmarks.reshape(17, 4, 2), Image.new("L", size[::-1])
+    draw = ImageDraw.Draw(labels)
+    for i in range(16):  # the lower corners of one, the upper of the next
+        a, b, c, d = *corners[i, 2:], *corners[i + 1, :2]
+        draw.polygon([tuple(p) for p in (a, b, d, c)], 201 + i)
+    for i, (a, b, c, d) in enumerate(corners):
+        draw.polygon([tuple(p) for p in (a, b, d, c)], i + 1)
+    return Image.fromarray(drawn.image), labels
+
+
+@pytest.mark.parametrize("size", [(384, 128), (451, 147)])
+def test_case_06_labels_of_more_than_32_are_no_probability(tmp_path, capsys, size):
+    kinds = {"images": 0, "masks": 1}
+    for i in range(3):
+        both = labelled(i, size)
+        for kind, k in kinds.items():
+            (tmp_path / "own" / kind).mkdir(parents=True, exist_ok=True)
+            both[k].save(tmp_path / f"own/{kind}/{i}.png")
+    values = np.asarray(both[1])
+    bone, disc = (values > 0) & (values < 100), values > 200
+    assert len(np.unique(values)) == 34 and bone.sum() > 3 * disc.sum() > 99
+    masks._said.clear()
+    for labels, of_disc in (("auto", 1), ("1-17", 0), ("verse", 0)):
+        got = [open_dataset(tmp_path / "own", "all", size, labels=labels).arrays(i)[1] > 0 for i in range(3)][2]
+        assert got.shape == values.shape
+        assert (got[bone].mean(), got[disc].mean(), got[values == 0].mean()) == (1, of_disc, 0), labels
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "labels 1-17, 201-216: each of them counts as vertebra; --labels chooses" in said
+    masks._said.clear()
+    words = ["train", "--data", str(tmp_path / "own"), "--profile", "smoke", *(w for t in TINY for w in ("--set", t)), "--out"]
+    assert main([*words, str(tmp_path / "a")]) == 0 and "labels 1-17, 201-216" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "b"), "--labels", "1-17"]) == 0 and "--labels 1-17" not in capsys.readouterr().err
+    whole, chosen = (np.load(tmp_path / run / "images.npz") for run in "ab")
+    assert np.sum(whole["masks"] > 0) > np.sum(chosen["masks"] > 0) > 0
+
+
+@pytest.mark.parametrize("made", [{"Pillow": "9.9", "numpy": np.__version__}, None, ["9.9"], {"Pillow": ["9.9\n"]}])
+def test_versions_that_matter_are_written_and_compared(tmp_path, capsys, made):
+    film = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 20), np.uint8))
+    film.save(tmp_path / "a.png")
+    words = ["segment", str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--ensemble", "1", "-q"]
+    assert main(words) == 0
+    path = tmp_path / "out/a.json"
+    said = read_json(path)
+    assert said["versions"] == {"torch": torch.__version__, "numpy": np.__version__, "Pillow": PIL.__version__}
+    assert said["verdiff"] == verdiff.__version__ and said["fingerprint"] == Segmenter.from_pretrained().fingerprint()
+    assert main(words) == 0 and "versions" not in capsys.readouterr().err
+    path.write_text(json.dumps(said | {"versions": made}))
+    tell_once.cache_clear()
+    assert main(words) == 0
+    read = capsys.readouterr()
+    assert "1 there already" in read.out and path.read_text() == json.dumps(said | {"versions": made})
+    told = f"was made with Pillow 9.9 (here {PIL.__version__});" in read.err
+    assert told == (isinstance(made, dict) and made["Pillow"] == "9.9"), read.err
+    assert main([*words, "--fresh"]) == 0 and read_json(path) == said
 
 
 def rows(change):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from formats import phantom
 from PIL import Image
 from robustness.inputs import TINY, pairs
 from robustness.worker import write
@@ -23,11 +24,12 @@ from verdiff.data.datasets import open_dataset
 from verdiff.data.packed import pack, read_cache
 from verdiff.data.phantom_set import write_phantoms
 from verdiff.data.xray import XRaySet
-from verdiff.files import VerdiffError, say_once, write_csv, write_json
+from verdiff.files import VerdiffError, tell_once, write_csv, write_json
 from verdiff.networks.config import VerdiffConfig
 from verdiff.networks.model import VerdiffNet
 from verdiff.segmentation import folder
 from verdiff.segmentation.segmenter import Segmenter
+from verdiff.segmentation.zoom import find_spine
 from verdiff.settings import load_settings
 from verdiff.training import loss
 from verdiff.training.checkpoint import checkpoints
@@ -173,7 +175,7 @@ def room(monkeypatch):
                 raise error()
             return real(net, x, *more)
         monkeypatch.setattr(VerdiffNet, "denoise", denoise)
-        say_once.cache_clear()
+        tell_once.cache_clear()
         return tried
     return make
 
@@ -198,6 +200,21 @@ def test_no_room_for_one_row_is_one_sentence(films, room, kind, fails):
     tried = room(0, SHORT[kind])
     fails(*films, words=["memory does not hold even one sample"])
     assert tried == [5, 3, 2, 1]
+
+
+def test_the_search_for_the_spine_too_is_halved(monkeypatch):
+    segmenter = Segmenter.from_pretrained(device="cpu")
+    wide = np.pad(phantom(0, (192, 64))[0], ((0, 0), (400, 290)))
+    box, real, tried = find_spine(segmenter.model, Image.fromarray(wide)), VerdiffNet.condition, []
+
+    def condition(net, image):
+        tried.append(len(image))
+        if len(image) > 3:
+            raise MemoryError
+        return real(net, image)
+    monkeypatch.setattr(VerdiffNet, "condition", condition)
+    assert box is not None and find_spine(segmenter.model, Image.fromarray(wide)) == box
+    assert max(tried) > 3 and sum(n for n in tried if n <= 3) >= max(tried)
 
 
 def test_one_image_too_large_for_the_memory_stops_no_other(films, monkeypatch, capsys, tmp_path):

@@ -16,6 +16,7 @@ def test_each_input_gives_a_result_or_a_sentence(tmp_path):
         found = list(try_all(range(100), worker, lambda name: not ("bomb" in name and name.startswith("segment"))))
         assert not (bad := [f"{f['name']}: {f['fault']}" for f in found if f["fault"]]), "\n".join(bad)
         told = summary(found)
+        assert told["by_kind"]["calibrate"]["refused"] < told["by_kind"]["calibrate"]["inputs"]  # the radiographs that are changed are sound
         assert told["inputs"] > 220 and 120 < told["refused_in_one_sentence"] < told["inputs"] - 50
         for name, fault in PLANTED.items():  # a search that sees nothing is worth nothing
             assert fault in str(worker.attempt(f"planted {name}", 2 if name == "hang" else 60)["fault"]), name

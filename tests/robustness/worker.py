@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -204,6 +205,7 @@ def attempt(name, work):
     "What became of one input; seconds are the processor's, so that a busy machine makes no fault."
     case = Case(name, work)
     os.environ.update(TMPDIR=str(case.root / "tmp"), HOME=str(case.root / "home"))
+    tempfile.tempdir = None  # it remembers that of the input before
     os.chdir(case.root / "cwd")
     before, out, err, fault = tree(work), io.StringIO(), io.StringIO(), None
     with open("/proc/self/clear_refs", "w") as file:

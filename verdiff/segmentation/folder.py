@@ -23,7 +23,7 @@ from ..io.images import Picture, open_images, window_of
 from ..io.masks import mask_bytes, medical_ending
 from verdiff.segmentation.results import (
     is_done, list_images, medical_facts, passed_over, refuse_another, result_paths,
-    save_segmentation,
+    save_segmentation, say_other_versions,
 )
 from .segmenter import Segmentation, Segmenter
 
@@ -71,6 +71,7 @@ def facts_to_do(
     ending = medical_ending(picture, about["nifti"])
     paths = result_paths(place.parent, place.name, ending)
     if not fresh and is_done(paths, about):
+        say_other_versions(paths[-1])
         return None
     refuse_another(paths[-1], about, fresh)
     return about

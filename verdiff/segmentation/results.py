@@ -6,8 +6,8 @@ Docs: https://verdiff.github.io/verdiff/library/results.html.md"""
 
 # %% auto #0
 __all__ = ['KINDS', 'MEDICAL', 'to_16_bit', 'signature', 'png_info', 'is_recorded', 'is_ours', 'result_paths',
-           'save_segmentation', 'medical_facts', 'is_done', 'is_output', 'refuse_another', 'distinct', 'list_images',
-           'passed_over']
+           'save_segmentation', 'versions', 'say_other_versions', 'medical_facts', 'is_done', 'is_output',
+           'refuse_another', 'distinct', 'list_images', 'passed_over']
 
 # %% ../../nbs/library/results.ipynb #75f1358a
 import hashlib
@@ -19,10 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..files import VerdiffError, atomic_write, files_below, read_json, write_json
+from verdiff.files import (
+    VerdiffError, atomic_write, files_below, read_json, tell_once, write_json,
+)
 from ..io.images import SUFFIXES, Picture, is_image_file, without_suffix
 from .segmenter import Segmentation, overlay
 
@@ -125,7 +129,7 @@ def save_segmentation(
     for path, picture in zip(paths[:4], pictures, strict=True):
         with atomic_write(path) as temporary:
             picture.save(temporary, format="PNG", pnginfo=png_info(about))
-    record = about | segmentation.record()
+    record = about | {"versions": versions()} | segmentation.record()
     if spacing := about.get("spacing_mm"):
         record["bone_mm2"] = round(float(segmentation.mask.sum()) * spacing[0] * spacing[1], 1)
     if medical:  # the JSON first, which tells whose the mask is
@@ -136,6 +140,24 @@ def save_segmentation(
         with atomic_write(paths[4]) as temporary:
             temporary.write_bytes(medical[1])
     return paths
+
+# %% ../../nbs/library/results.ipynb #19c358a7
+def versions() -> dict[str, str]:
+    "Of what decides the last digits of a mask, beside verdiff and the model."
+    return {"torch": torch.__version__, "numpy": np.__version__, "Pillow": PIL.__version__}
+
+
+def say_other_versions(
+    path: Path,  # STEM.json of a result that is there already
+) -> None:
+    "A line, once a process, where other versions made it."
+    made = read_json(path).get("versions")
+    made = made if isinstance(made, dict) else {}
+    other = [f"{name} {made[name]!s:.30} (here {here})" for name, here in versions().items()
+             if made.get(name, here) != here]
+    if other:
+        tell_once(f"note: what is there already was made with {', '.join(other)}; results may "
+                 "differ in the last digits, --fresh makes them again")
 
 # %% ../../nbs/library/results.ipynb #df1dbf17
 def medical_facts(

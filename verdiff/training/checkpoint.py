@@ -12,6 +12,7 @@ __all__ = ['MAY_CHANGE', 'MUST_MATCH', 'checkpoints', 'save_checkpoint', 'read_c
 import hashlib
 import pickle
 import re
+import shlex
 import sys
 import zipfile
 import zlib
@@ -88,7 +89,9 @@ def check_same_run(
     every = [*mine, *(k for k in theirs if k not in mine)]  # the last: of a newer verdiff
     if differ := [k for k in every if k not in MAY_CHANGE and theirs.get(k) != mine.get(k)]:
         said = ", ".join(f"{k} (there {theirs.get(k)!r}, here {mine.get(k)!r})" for k in differ)
-        raise VerdiffError(f"{path} belongs to a run with other settings: {said}; {away}")
+        on = (f"; to train it further, add --start-from {shlex.quote(str(path.parent))} and "
+              "another --out") if differ == ["max_steps"] else ""
+        raise VerdiffError(f"{path} belongs to a run with other settings: {said}; {away}{on}")
     (names, _, pixels), (our_names, _, our_pixels) = (
         key.partition(":") for key in (state["data"], data_key))
     if names != our_names or (pixels and our_pixels and pixels != our_pixels):
