@@ -20,7 +20,6 @@ if "google.colab" in sys.modules:
 # %%
 #| export
 import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from verdiff.files import DataError, atomic_write
+from verdiff.files import DataError, atomic_write, say
 from verdiff.io.dicom_seg import IDENTITY, segmentation_bytes
 from verdiff.io.grey import Raw, one_sentence
 from verdiff.io.images import How, Picture, name_of, read_raw
@@ -49,7 +48,7 @@ def say_once(
     "A note on stderr, unless all that it speaks of was spoken of before in this process."
     if not about <= _said:
         _said.update(about)
-        print(f"verdiff: note: {text}", file=sys.stderr)
+        say(f"note: {text}")
 
 
 # %%

@@ -10,7 +10,6 @@ __all__ = ['say_once', 'ranges', 'is_soft', 'mask_values', 'cut_mask', 'read_mas
 
 # %% ../../nbs/library/masks.ipynb #0df648aa
 import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..files import DataError, atomic_write
+from ..files import DataError, atomic_write, say
 from .dicom_seg import IDENTITY, segmentation_bytes
 from .grey import Raw, one_sentence
 from .images import How, Picture, name_of, read_raw
@@ -35,7 +34,7 @@ def say_once(
     "A note on stderr, unless all that it speaks of was spoken of before in this process."
     if not about <= _said:
         _said.update(about)
-        print(f"verdiff: note: {text}", file=sys.stderr)
+        say(f"note: {text}")
 
 # %% ../../nbs/library/masks.ipynb #29fa0525
 def ranges(
