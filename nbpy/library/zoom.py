@@ -269,5 +269,10 @@ for row in stored["rows"]:
 Markdown("\n".join(lines) if stored["rows"] else "The results lie in `bench/results` of a clone.")
 
 # %% [markdown]
-# Padded or in a frame, a radiograph keeps its Dice within 0.01. Three of these 24 are zoomed as they are, too, which gains nothing, and where a third is
-# cut off the zoom does not win back what is lost.
+# Wherever the whole spine is in view, zooming keeps the mean Dice within 0.02 of the radiograph as it is (checked below). Some are zoomed that need no
+# zoom, which costs a little, and where a third is cut off the zoom does not win back what is lost.
+
+# %%
+#| echo: false
+for row in stored["rows"]:
+    assert "two thirds" in row["variant"] or row["zoom"]["lost"] > -0.02
