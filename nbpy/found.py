@@ -226,10 +226,11 @@ answers = [
         f"Less well. Padded to a square their Dice changes by {whole}, by "
         f"{zoomed} where the spine is [zoomed to](library/zoom.ipynb) "
         f"(128 test radiographs). On validation radiographs noise of 0.05 "
-        f"changes it by {noise}, a blur of four pixels by {blur}. Further training gives "
-        f"{gained} of the noise's cost back but changes clean radiographs by "
-        f"{price}; weights between the two networks give {both[0]} back and "
-        f"change clean ones by {both[1]}. They are to be shipped next.",
+        f"changes it by {noise}, a blur of four pixels by {blur}. Further "
+        f"training gives {gained} of the noise's cost back but changes clean "
+        f"radiographs by {price}; weights between the two networks give "
+        f"{both[0]} back and change clean ones by {both[1]}. They are to be "
+        f"shipped next.",
         "lab/disturbed",
     ),
     (
