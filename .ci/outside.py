@@ -28,7 +28,6 @@ from traitlets import Type, default
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
-LONG = ("lab/modalities",)  # three minutes; only when it is named, or with --all
 RECORDED = re.compile(r"^#\|\s*(slow|cuda)\b", re.M)
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
@@ -118,12 +117,9 @@ def main():
     ask.add_argument("names", nargs="*")
     ask.add_argument("--wheel", type=Path, help="else it is built")
     ask.add_argument("--data", action="store_true", help="let VERDIFF_XRAY and its like through")
-    ask.add_argument("--all", action="store_true", help=f"also the longest: {', '.join(LONG)}")
     said = ask.parse_args()
     paths = [NBS / f"{name}.ipynb" for name in said.names]
     paths = paths or sorted(p for p in NBS.rglob("*.ipynb") if not any(q.startswith((".", "_")) for q in p.parts[len(NBS.parts):]))
-    if not (said.names or said.all):
-        paths = [p for p in paths if p.relative_to(NBS).with_suffix("").as_posix() not in LONG]
     if missing := [str(p) for p in paths if not p.exists()]:
         ask.error(f"no such page: {', '.join(missing)}")
     with tempfile.TemporaryDirectory(prefix="verdiff-") as tmp:

@@ -107,7 +107,7 @@ for row, (name, part) in zip(axes, packed.items(), strict=True):
 # %%
 #| code-fold: true
 settings = load_settings("ablation", [
-    "height=96", "width=96", "eval_height=96", "eval_width=96", "max_steps=90",
+    "height=96", "width=96", "eval_height=96", "eval_width=96", "max_steps=60",
     "batch_size=4", "checkpoint_every=1000"])
 
 
@@ -257,7 +257,7 @@ else:
 few = load_settings("ablation", [
     "height=96", "width=96", "eval_height=96", "eval_width=96", "max_steps=40",
     "batch_size=4", "checkpoint_every=1000"])
-left = {}
+left, helped = {}, []
 for name, held in real.items():
     others = together([part for other, part in real.items() if other != name])
     out = folder / f"real-{len(left)}"
@@ -269,6 +269,9 @@ for name, held in real.items():
         f"{s.dice.mean():.2f} ({s.iou.mean():.2f})" for s in scores)
     print(f"{name:12s} {len(held)} slices, Dice (IoU): phantoms only "
           f"{phantoms}, then two others {others}")
+    helped += [name] if scores[1].dice.mean() > scores[0].dice.mean() else []
+if real:
+    print("helped by the two others:", ", ".join(helped) or "none of the three")
 
 # %%
 #| code-fold: true

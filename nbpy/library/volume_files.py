@@ -301,6 +301,8 @@ def open_volume(
 ) -> VolumeFile:
     "The header of a volume; DataError in one sentence where it is none, or damaged."
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; expected the file of a volume")
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
     try:
