@@ -273,7 +273,7 @@ class Browser:
         program = next((p for p in ("chromium", "chromium-browser", "google-chrome") if shutil.which(p)), None)
         if not program:
             sys.exit("screenshots need Chromium (apt-get install chromium)")
-        self.home = tempfile.TemporaryDirectory()
+        self.home = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.process = subprocess.Popen(
             [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-port=0",
              f"--user-data-dir={self.home.name}", "--remote-allow-origins=*", "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

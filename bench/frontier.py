@@ -37,7 +37,7 @@ SHARED = ["lr_schedule=constant", "warmup_steps=20", "ema_decay=0.98", "sample_s
 # name: method, what it is, its settings
 CANDIDATES = {
     "half": ("prior", "the shipped body at 384x128", "height=384 width=128 channels=16,32,64,128"),
-    "quarter": ("prior", "the same at 192x64", "height=192 width=64 channels=16,32,64,128"),
+    "quarter": ("prior", "the shipped body at 192x64", "height=192 width=64 channels=16,32,64,128"),
     "stem4": ("prior", "stem of 4, as in profile long",
               "height=768 width=256 stem=4 channels=32,64,96,128,128"),
     "stem2": ("prior", "stem of 2", "height=768 width=256 stem=2 channels=16,32,64,128,128"),
