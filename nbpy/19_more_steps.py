@@ -136,6 +136,8 @@ packed = {
                           n_test=16), progress=False)
     for part in ("training", "test")
 }
+
+# %%
 augment = Augment(rotation=5, elastic=0.01, contrast=0.1)
 
 
